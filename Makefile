@@ -1,0 +1,50 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs, in .venv.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+# The first interpreter that is new enough; `make PYTHON=/path/to/python demo` names another.
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,\
+	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(p))))
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test test-all lint format typecheck check clean
+
+help:
+	@echo 'make demo      the example pipelines on real files, against an embedded server'
+	@echo 'make test      the test suite'
+	@echo 'make test-all  the test suite on every Python (3.11, 3.12, 3.13) this machine has'
+	@echo 'make check     ruff (lint and format) and pyright strict'
+
+$(READY): pyproject.toml
+	@if [ -z '$(PYTHON)' ]; then echo 'Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3 ...' >&2; exit 1; fi
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m rx_client.examples files
+	$(BIN)/python -m rx_client.examples parallel
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+test-all:
+	@.ci/test-all
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(READY)
+	$(BIN)/pyright
+
+check: lint typecheck
+
+clean:
+	rm -rf .venv .venvs .pytest_cache .ruff_cache .hypothesis dist build

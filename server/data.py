@@ -1,0 +1,33 @@
+"""What the server serves, and the tutorial's way to name a file in a request."""
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+
+from rsocket.extensions.composite_metadata import CompositeMetadata
+
+from shared.metadata import MetadataItem
+from shared.wire import chat_filename_mimetype, parse_name
+
+__all__ = ["ChatData", "get_file_name"]
+
+
+@dataclass(frozen=True)
+class ChatData:
+    """The state that all connections share.
+
+    Attributes:
+        files: Each file's content by name, in memory. What the server stores there is `bytes` of its own.
+    """
+
+    files: MutableMapping[str, bytes] = field(default_factory=dict[str, bytes])
+
+
+def get_file_name(composite_metadata: CompositeMetadata) -> str:
+    """The file that a request is about: its one `chat/file-name` item.
+
+    Raises:
+        InvalidRequest: There is none, or more than one.
+        InvalidName: It is empty, over 1,024 bytes, not UTF-8, or has NUL or control characters.
+    """
+    found = composite_metadata.find_by_mimetype(chat_filename_mimetype)
+    return parse_name([MetadataItem(chat_filename_mimetype, bytes(item.content or b"")) for item in found])

@@ -1,0 +1,136 @@
+"""Where files live: the Protocol that the routes speak to. Its implementations are in modules of their own.
+
+Every method is a coroutine that may wait for a disk but never holds the event loop for more than about a millisecond.
+Names have passed `shared.wire.check_name`; a store takes any such name and gives it back as it was. All errors are
+`shared.errors.TransferError`; anything else is a defect and becomes `internal` on the wire.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from shared.wire import FileInfo
+
+__all__ = ["Reader", "Store", "Upload"]
+
+
+class Reader(Protocol):
+    """One file as it was when it was opened: an overwrite or a delete doesn't change what it reads."""
+
+    @property
+    def info(self) -> FileInfo:
+        """The file's; its digest is None where the store doesn't know it without reading the content."""
+        ...
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset`; fewer only at the end of the file.
+
+        Raises:
+            Changed: The file was cut short behind the store's back.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Frees what it holds; closing twice is fine."""
+        ...
+
+
+class Upload(Protocol):
+    """An unfinished upload that this process has open. One owner at a time; calls don't overlap."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes that survive this process: the next one belongs here."""
+        ...
+
+    async def append(self, chunks: Sequence[bytes]) -> int:
+        """Adds to the end and to the running digest, and returns the new offset: the bytes are durable then.
+
+        Raises:
+            StorageFull: No room; what was durable before still is, and `offset` says how much.
+            TooLarge: More than the size that `begin` was told.
+        """
+        ...
+
+    async def commit(self, digest: str | None) -> FileInfo:
+        """Verifies, makes durable (fsync of file and folder where there is a disk) and publishes, in this order.
+
+        Args:
+            digest: The whole content's, as `algorithm:hex`; None if the sender didn't compute one.
+
+        Raises:
+            IntegrityError: The digest or the size isn't what was announced. The part is dropped, nothing is published.
+            AlreadyExists: `overwrite` was False and the name has come into use. The part is kept.
+        """
+        ...
+
+    async def suspend(self) -> None:
+        """Closes it, and keeps the durable part for a later `begin` with the same id. Fine after `commit`, too."""
+        ...
+
+    async def abort(self) -> None:
+        """Closes it, and drops the durable part. Fine after `commit`, too."""
+        ...
+
+
+class Store(Protocol):
+    """Files by name."""
+
+    async def stat(self, name: str) -> FileInfo:
+        """What is known of a file.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        ...
+
+    async def list(self, prefix: str = "") -> Sequence[FileInfo]:
+        """The files at this moment whose name starts with `prefix`; unfinished uploads aren't files."""
+        ...
+
+    async def open(self, name: str) -> Reader:
+        """A snapshot of the file to read from.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        ...
+
+    async def begin(
+        self, upload_id: str, name: str, *, size: int | None, algorithm: str, overwrite: bool = True
+    ) -> Upload:
+        """Starts the upload `upload_id`, or opens it where it stopped.
+
+        Args:
+            upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; the caller has checked.
+            name: What the file will be called.
+            size: The content's length in bytes, if the sender knows it.
+            algorithm: Of the digest that `commit` will get; see `shared.digest`.
+            overwrite: Whether a file of that name may be replaced.
+
+        Raises:
+            InvalidRequest: There is such an upload, of another name, size or algorithm.
+            AlreadyExists: `overwrite` is False and there is such a file.
+            TooLarge: `size` is over the store's limit.
+        """
+        ...
+
+    async def uploaded(self, upload_id: str, name: str) -> int:
+        """The durable bytes of an unfinished upload.
+
+        Raises:
+            NotFound: There is none of that id, or it is of another name.
+        """
+        ...
+
+    async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
+        """Removes a file, and says what it was.
+
+        Raises:
+            NotFound: There is none of that name.
+            Changed: Its etag isn't `if_match`.
+        """
+        ...
+
+    async def sweep(self, max_age_seconds: float) -> int:
+        """Drops the unfinished uploads that nobody has added to for that long; how many there were."""
+        ...

@@ -1,0 +1,140 @@
+"""A reactive-streams publisher that is pulled: one item for each one requested, and none that can't be sent yet."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Final
+
+from reactivestreams.publisher import Publisher
+from reactivestreams.subscriber import Subscriber
+from reactivestreams.subscription import Subscription
+from rsocket.disposable import Disposable
+from rsocket.payload import Payload
+
+from shared.errors import InvalidRequest, to_protocol_error
+
+__all__ = ["PullStream", "SendWindow"]
+
+_MAX_REQUEST_N: Final = 0x7FFFFFFF
+
+
+class SendWindow:
+    """How much one connection's streams may have waiting in rsocket's send queue, which itself has no limit.
+
+    A peer can ask for two billion items and read none of them; with this, its server holds `limit_bytes` of them.
+
+    Args:
+        limit_bytes: Above this nobody may add; an item is added whole, so the queue can be one item longer.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._queued_bytes = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+
+    def add(self, nbytes: int) -> None:
+        """Notes that an item went into the queue."""
+        self._queued_bytes += nbytes
+
+    def remove(self, nbytes: int) -> None:
+        """Notes that an item left the queue; the stream that has waited longest goes on."""
+        self._queued_bytes -= nbytes
+        if self._queued_bytes < self._limit_bytes:
+            while self._waiters:
+                waiter = self._waiters.popleft()
+                if not waiter.done():
+                    waiter.set_result(None)
+                    break
+
+    async def ready(self) -> None:
+        """Returns when there is room for another item."""
+        if self._queued_bytes < self._limit_bytes:
+            # A turn for the loop: a stream whose items cost nothing to make must not hold the connection.
+            await asyncio.sleep(0)
+            if self._queued_bytes < self._limit_bytes:
+                return
+        while self._queued_bytes >= self._limit_bytes:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter.done() and not waiter.cancelled():
+                    self.remove(0)  # the turn was this stream's; the next one takes it
+                raise
+
+
+class PullStream(Publisher, Subscription, Disposable):
+    """Publishes what an async generator yields, an item a credit.
+
+    The generator is started by the first request, runs in one task, and is closed when the stream completes, fails, is
+    cancelled, or its connection ends. Its exceptions reach the peer as typed errors.
+
+    Args:
+        items: Pairs of a payload, which may not be empty in both data and metadata (rsocket would drop it), and
+            whether it is the last, so that no credit is needed to say that the stream is complete.
+        window: The connection's send window.
+        on_done: Called once with the exception that ended it; None after completion, CancelledError after a cancel.
+    """
+
+    def __init__(
+        self,
+        items: AsyncGenerator[tuple[Payload, bool], None],
+        window: SendWindow,
+        on_done: Callable[[BaseException | None], None] | None = None,
+    ) -> None:
+        self._items = items
+        self._window = window
+        self._on_done = on_done
+        self._credit = 0
+        self._wake: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._refusal: InvalidRequest | None = None
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(subscriber))
+        self._task.add_done_callback(lambda task: self._finish(task, subscriber))
+        subscriber.on_subscribe(self)
+
+    def request(self, n: int) -> None:
+        if n <= 0:
+            self._refusal = InvalidRequest(f"request-n must be 1 or more, not {n}")
+            self.cancel()
+            return
+        self._credit = min(self._credit + n, _MAX_REQUEST_N)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def dispose(self) -> None:
+        self.cancel()
+
+    async def _run(self, subscriber: Subscriber) -> None:
+        async with aclosing(self._items) as items:
+            is_last = False
+            while not is_last:
+                while not self._credit:
+                    self._wake = asyncio.get_running_loop().create_future()
+                    await self._wake
+                await self._window.ready()
+                try:
+                    payload, is_last = await anext(items)
+                except StopAsyncIteration:
+                    break
+                assert payload.data or payload.metadata, "an item that is empty in both vanishes in rsocket"
+                self._credit -= 1
+                subscriber.on_next(payload)
+        subscriber.on_complete()
+
+    def _finish(self, task: asyncio.Task[None], subscriber: Subscriber) -> None:
+        # Here rather than in `_run`, which doesn't run at all if it is cancelled before its first turn.
+        outcome = asyncio.CancelledError() if task.cancelled() else task.exception()
+        error = self._refusal or outcome
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            subscriber.on_error(to_protocol_error(error))
+        if self._on_done is not None:
+            self._on_done(error)

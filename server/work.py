@@ -1,0 +1,91 @@
+"""What a server has under way: its tasks, and how its operations end."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+__all__ = ["Operation", "Work"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Work:
+    """Counts the operations of one server and owns the tasks that do them.
+
+    Attributes:
+        started: Requests that were taken on.
+        completed: Those whose answer was handed to the connection as a whole.
+        failed: Those that ended with an error.
+        cancelled: Those that the client cancelled, or whose connection ended, before that.
+    """
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.completed = 0
+        self.failed = 0
+        self.cancelled = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def active(self) -> int:
+        """Operations under way."""
+        return self.started - self.completed - self.failed - self.cancelled
+
+    def begin(self) -> "Operation":
+        """Counts an operation as started."""
+        self.started += 1
+        self._idle.clear()
+        return Operation(self)
+
+    def spawn(
+        self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Task[T]:
+        """Runs `function(*args, **kwargs)` in a task that `settle` waits for."""
+        task = asyncio.get_running_loop().create_task(function(*args, **kwargs))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def check_idle(self) -> None:
+        """Wakes `drain` if nothing is under way."""
+        if not self.active:
+            self._idle.set()
+
+    async def drain(self, seconds: float) -> None:
+        """Waits until nothing is under way, `seconds` at the most."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
+
+    async def settle(self) -> None:
+        """Cancels the tasks that are left and waits for their end."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+class Operation:
+    """One request under way; the first call of `end` counts."""
+
+    def __init__(self, work: Work) -> None:
+        self._work: Work | None = work
+
+    def end(self, outcome: BaseException | None) -> None:
+        """Counts the operation as completed (None), cancelled (CancelledError) or failed (anything else)."""
+        work, self._work = self._work, None
+        if work is None:
+            return
+        if outcome is None:
+            work.completed += 1
+        elif isinstance(outcome, asyncio.CancelledError):
+            work.cancelled += 1
+        else:
+            work.failed += 1
+        work.check_idle()
