@@ -33,7 +33,7 @@ MAX_REQUEST_N: Final = 0x7FFFFFFF
 class ColdReactiveXClient(ReactiveXClient):
     """A `ReactiveXClient` whose requests are cold observables.
 
-    Each subscription makes a request of its own; disposing it sends CANCEL, takes back what isn't sent yet and leaves no
+    Each subscription makes a request of its own; disposing it sends CANCEL, takes back what isn't sent, and leaves no
     stream behind. Errors arrive as `shared.errors.TransferError`. An observer that raises cancels its request, gets its
     own exception through `on_error`, and the server hears nothing of it. Subscribe in the event loop's thread; dispose
     from any.

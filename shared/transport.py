@@ -3,7 +3,7 @@
 Unlike rsocket's `TransportTCP` it reads 64 KiB at a time, receives a large frame straight into its own buffer, joins
 fragments itself (see `shared.frames`), stops reading while frames wait to be handled, and answers bytes that are no
 frame with an ERROR and the end of the connection. What is in memory for one connection: one receive buffer, one large
-frame, frames up to `_QUEUE_HIGH_BYTES`, the payloads under reassembly, and asyncio's write buffer (64 KiB over one frame).
+frame, frames up to `_QUEUE_HIGH_BYTES`, the payloads under reassembly, and asyncio's write buffer (one frame and 64 KiB).
 """
 
 import asyncio
