@@ -1,0 +1,90 @@
+"""`python -m server`, as a process."""
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import pytest
+from reactivex import operators as ops
+
+from rx_client import FileClient
+from shared import ConnectionLost
+from tests.support import REQUEST_RESPONSE, name_item, raw_peer, request, route_item
+
+
+@asynccontextmanager
+async def server_process(*arguments: str) -> AsyncGenerator[tuple[asyncio.subprocess.Process, str], None]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "server", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(20):
+            line = (await process.stdout.readline()).decode()
+        yield process, line
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
+    async with asyncio.timeout(5):
+        _, stderr = await process.communicate()
+    return process.returncode, stderr.decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_it_serves_until_a_signal_and_exits_0_with_clients_connected(number: signal.Signals) -> None:
+    async with server_process("--port", "0") as (process, line):
+        assert line.startswith("listening on tcp://127.0.0.1:")
+        async with FileClient.connect(line.split()[-1]) as files:
+            await files.upload("a", b"x" * 5_000_000)
+            assert await files.list_files().pipe(ops.to_list()) == ["a"]
+            process.send_signal(number)
+            assert await ended(process) == (0, "")
+            with pytest.raises(ConnectionLost):
+                await files.download("a")
+
+
+async def test_it_exits_in_time_with_a_reader_that_stopped() -> None:
+    async with server_process("--port", "0") as (process, line):
+        uri = line.split()[-1]
+        async with FileClient.connect(uri) as files:
+            await files.upload("large", bytes(100_000_000))
+            async with raw_peer(uri) as peer:
+                await peer.send(request(1, REQUEST_RESPONSE, route_item("file.download") + name_item(b"large")))
+                await peer.receive()
+                process.send_signal(signal.SIGTERM)
+                assert await ended(process) == (0, "")
+
+
+async def test_a_port_in_use_is_said_in_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        async with server_process("--port", str(port)) as (process, line):
+            assert line == ""
+            code, stderr = await ended(process)
+    assert code == 1
+    assert stderr.startswith(f"can't listen on 127.0.0.1:{port}: ")
+    assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--port", "x"], ["--port", "70000"], ["--nope"]])
+async def test_bad_arguments_exit_2(arguments: list[str]) -> None:
+    async with server_process(*arguments) as (process, _):
+        code, stderr = await ended(process)
+    assert code == 2
+    assert "usage" in stderr
+
+
+async def test_the_address_can_be_chosen() -> None:
+    async with server_process("--host", "127.0.0.2", "--port", "0") as (process, line):
+        assert line.startswith("listening on tcp://127.0.0.2:")
+        process.send_signal(signal.SIGTERM)
+        assert await ended(process) == (0, "")
