@@ -76,7 +76,7 @@ async def run(context: Context) -> None:
         down = await all_of(download_and_compare, "downloaded and compared")
 
     check(up == down and down.files == len(paths), f"{len(paths)} files: {up} went up, {down} came down")
-    context.say(f"every byte of {down.files:,} files is as on the disk")
+    context.say(f"every byte is as on the disk: {down.files:,} files, {down.nbytes:,} bytes")
 
 
 def _show(context: Context, verb: str, total: int) -> Callable[[Observable[_Done]], Observable[_Done]]:
