@@ -24,7 +24,7 @@ from rx_client.examples.context import Context, WrongResult
 from rx_client.examples.slow_link import slow_link
 from rx_client.requests import _ResponseRequest
 from server import ChatData, serve
-from shared import ServerError
+from shared import ServerError, StorageFull
 from tests.support import raw_server
 
 ROOT = Path(__file__).parents[1]
@@ -287,6 +287,15 @@ async def test_a_server_that_hangs_up() -> None:
     assert status == 1
     assert len(stderr.splitlines()) == 1
     assert stderr.startswith("files: failed: ")
+
+
+async def test_a_server_that_refuses() -> None:
+    class Full(dict[str, bytes]):
+        def __setitem__(self, name: str, content: bytes) -> None:
+            raise StorageFull("no room")
+
+    async with serve(data=ChatData(Full())) as server:
+        assert await run_examples("files", "--uri", server.uri) == (1, "", "files: failed: no room\n")
 
 
 # What the pipelines promise

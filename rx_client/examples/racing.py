@@ -1,7 +1,8 @@
 """The same file from two servers: the first one to deliver wins, and the other one stops working on it.
 
 `amb` subscribes to both, passes on whoever speaks first (here with the whole content), and disposes the other, which
-reaches that server as a CANCEL. The second server stands behind a slow link, and its own counters show what it did.
+reaches that server as a CANCEL. The second server stands behind a slow link, and its own counters show what it did. The
+file is of several megabytes, so that the slow server can't be rid of it before: a link's sockets hold some, too.
 """
 
 import asyncio
