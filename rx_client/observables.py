@@ -6,7 +6,7 @@ RxPY's time-based operators run on a thread of their own when the subscription n
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from reactivex import Observable, abc
 from reactivex.scheduler.eventloop import AsyncIOScheduler
@@ -38,7 +38,7 @@ class LoopObservable(Observable[T]):
     def pipe(self, *operators: Callable[[Any], Any]) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         result: Any = super().pipe(*operators)
         # Exactly `Observable`: a subclass (connectable, grouped) has an interface that a wrapper would hide.
-        return on_loop(result) if type(result) is Observable else result
+        return on_loop(cast("Observable[Any]", result)) if type(result) is Observable else result
 
 
 def on_loop(source: Observable[T]) -> LoopObservable[T]:
