@@ -160,7 +160,7 @@ class _ResponseRequest(_Request):
 
     def _on_payload(self, frame: PayloadFrame) -> None:
         self._end()
-        self._observer.on_next(Payload(frame.data or b"", frame.metadata or b""))
+        self._observer.on_next(Payload(bytes(frame.data or b""), frame.metadata or b""))
         self._observer.on_completed()
 
 
@@ -181,7 +181,7 @@ class _StreamRequest(_Request):
         if frame.flags_next:
             # A server that ignores request-n is ahead of its credit; its items are passed on as they come.
             self._credit = max(self._credit - 1, 0)
-            self._observer.on_next(Payload(frame.data or b"", frame.metadata or b""))
+            self._observer.on_next(Payload(bytes(frame.data or b""), frame.metadata or b""))
         if frame.flags_complete:
             self._observer.on_completed()
         elif not self._is_done and self._credit <= self._request_limit // 2:

@@ -134,8 +134,8 @@ class _Partial:
 
     def __init__(self, first: FragmentableFrame) -> None:
         self.first = first
-        self.metadata: list[bytes] = []
-        self.data: list[bytes | memoryview] = []
+        self.metadata: list[bytes | bytearray] = []
+        self.data: list[bytes | bytearray | memoryview] = []
 
     def add(self, fragment: FragmentableFrame) -> None:
         if fragment.metadata:
