@@ -1,6 +1,7 @@
 """Opens the socket and the RSocket connection behind a `FileClient`."""
 
 import asyncio
+import os
 from datetime import timedelta
 from typing import Final
 from urllib.parse import urlsplit
@@ -28,6 +29,8 @@ _CONNECT_SECONDS: Final = 10.0
 class _ClientHandler(BaseRequestHandler):
     """What the server may do to a client: nothing, but tell it that the connection is over."""
 
+    _closing: asyncio.Task[None] | None = None
+
     async def on_error(self, error_code: ErrorCode, payload: Payload) -> None:
         """An ERROR on stream 0, after which the server closes: the requests under way end with the connection."""
 
@@ -36,7 +39,8 @@ class _ClientHandler(BaseRequestHandler):
             ErrorCode.CONNECTION_ERROR,
             f"the server was silent for {time_since_last_keepalive.total_seconds():.0f} s".encode(),
         )
-        await rsocket.close()
+        # In a task of its own: this one is among those that `close` cancels and waits for.
+        self._closing = asyncio.get_running_loop().create_task(rsocket.close())
 
 
 def parse_uri(uri: str) -> tuple[str, int]:
@@ -70,8 +74,9 @@ async def open_connection(uri: str) -> RSocketClient:
             _, transport = await loop.create_connection(FrameTransport, host, port)
     except TimeoutError:
         raise ConnectionFailed(f"no connection to {uri}: not answered within {_CONNECT_SECONDS:.0f} s") from None
-    except OSError as error:
-        raise ConnectionFailed(f"no connection to {uri}: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, ConnectionError) and error.errno else str(error)
+        raise ConnectionFailed(f"no connection to {uri}: {reason}") from error
     rsocket = RSocketClient(
         single_transport_provider(transport),
         handler_factory=_ClientHandler,

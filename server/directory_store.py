@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike, close, fspath, fstat
 from typing import Final, ParamSpec, TypeVar
+from uuid import uuid4
 
+from shared.blocking import run_blocking
+from shared.digest import DEFAULT_ALGORITHM
 from shared.errors import Changed, NotFound
 from shared.wire import FileInfo
 
 from . import disk
-from .blocking import run_blocking
 from .folder import Folder, PartFile
 from .names import fingerprint
 from .uploads import KeyedLocks, Part, PartUpload, UploadSpec, already_exists
@@ -120,6 +122,17 @@ class DirectoryStore:
             else:
                 part = await self._open_part(key, spec)
             return PartUpload(part, lock, overwrite=overwrite, max_bytes=self._max_file_bytes)
+
+    async def put(self, name: str, content: bytes) -> None:
+        upload = await self.begin(uuid4().hex, name, size=len(content), algorithm=DEFAULT_ALGORITHM)
+        try:
+            await upload.append([content])
+            await upload.commit(None)
+        finally:
+            await upload.abort()
+
+    async def published(self, upload_id: str, name: str) -> FileInfo | None:
+        return await self.run(self._folder.published, upload_id, name)
 
     async def uploaded(self, upload_id: str, name: str) -> int:
         key = fingerprint(upload_id)

@@ -158,7 +158,7 @@ class Folder:
         if not overwrite and self.exists(name):
             raise already_exists(name)
         status = os.lstat(path)
-        self._write_digest(name, _signature(status), digest)
+        self._write_digest(name, _signature(status), digest, spec.upload_id)
         target = self._target(name)
         if overwrite:
             os.replace(path, target)
@@ -169,6 +169,15 @@ class Folder:
                 raise already_exists(name) from None
         disk.sync_folder(os.path.dirname(target))
         return self._info(name, status)
+
+    def published(self, upload_id: str, name: str) -> FileInfo | None:
+        """The file, if it is the one that this upload published."""
+        try:
+            _, status = self._find(name)
+        except NotFound:
+            return None
+        by = self._record_of(name, "published").get(_signature(status))
+        return self._info(name, status) if by == upload_id else None
 
     # Unfinished uploads
 
@@ -240,17 +249,16 @@ class Folder:
             case _:
                 return None
 
-    def _read_digests(self, name: str) -> Mapping[str, str]:
-        record = disk.read_record(self._record_path(name))
-        digests = record.get("digests")
-        if record.get("name") != name or not isinstance(digests, dict):
-            return {}
-        return cast("dict[str, str]", digests)
-
     def _read_digest(self, name: str, signature: str) -> str | None:
-        return self._read_digests(name).get(signature)
+        return self._record_of(name, "digests").get(signature)
 
-    def _write_digest(self, name: str, signature: str, digest: str) -> None:
+    def _record_of(self, name: str, kind: str) -> Mapping[str, str]:
+        """What the name's record says of each content that has been there, by signature."""
+        record = disk.read_record(self._record_path(name))
+        said = record.get(kind)
+        return cast("dict[str, str]", said) if record.get("name") == name and isinstance(said, dict) else {}
+
+    def _write_digest(self, name: str, signature: str, digest: str, upload_id: str) -> None:
         digests = {signature: digest}
         try:
             old = _signature(self._find(name)[1])
@@ -259,7 +267,7 @@ class Folder:
         else:
             if (old_digest := self._digest_of(name, old)) is not None:
                 digests[old] = old_digest
-        record = {"name": name, "digests": digests}
+        record = {"name": name, "digests": digests, "published": {signature: upload_id}}
         disk.write_record(self._record_path(name), record, temporary=self._temporary(), durable=True)
 
     def _info(self, name: str, status: os.stat_result) -> FileInfo:

@@ -7,11 +7,11 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from shared.blocking import run_blocking
 from shared.digest import Digest
 from shared.errors import Changed, NotFound, StorageFull
 from shared.wire import FileInfo
 
-from .blocking import run_blocking
 from .uploads import KeyedLocks, Part, PartUpload, UploadSpec, already_exists
 
 __all__ = ["MemoryStore"]
@@ -83,6 +83,16 @@ class MemoryStore:
                 part = self._parts[upload_id] = _MemoryPart(spec, self)
             return PartUpload(part, lock, overwrite=overwrite)
 
+    async def put(self, name: str, content: bytes) -> None:
+        self.check_room(len(content) - len(self._files.get(name, b"")), name)
+        self._files[name] = content
+
+    async def published(self, upload_id: str, name: str) -> FileInfo | None:
+        known = self._known.get(name)
+        if known is None or known.upload_id != upload_id or self._files.get(name) is not known.content:
+            return None
+        return known.info
+
     async def uploaded(self, upload_id: str, name: str) -> int:
         part = self._parts.get(upload_id)
         if part is None or part.spec.name != name:
@@ -139,7 +149,7 @@ class MemoryStore:
             raise already_exists(name)
         self.forget(part)
         self._files[name] = content
-        known = self._known[name] = _Known.of(name, content, part.digest.text())
+        known = self._known[name] = _Known.of(name, content, part.digest.text(), part.spec.upload_id)
         return known.info
 
     async def _look(self, name: str) -> "_Known":
@@ -177,10 +187,11 @@ class _Known:
 
     content: bytes
     info: FileInfo
+    upload_id: str | None
 
     @classmethod
-    def of(cls, name: str, content: bytes, digest: str) -> "_Known":
-        return cls(content, FileInfo(name, len(content), digest, time.time(), digest))
+    def of(cls, name: str, content: bytes, digest: str, upload_id: str | None = None) -> "_Known":
+        return cls(content, FileInfo(name, len(content), digest, time.time(), digest), upload_id)
 
 
 class _MemoryPart(Part):

@@ -140,6 +140,22 @@ class Store(Protocol):
         """
         ...
 
+    async def put(self, name: str, content: bytes) -> None:
+        """Publishes a whole file in one step, in place of what has that name.
+
+        Raises:
+            StorageFull: There is no room.
+            TooLarge: It is over the store's limit.
+        """
+        ...
+
+    async def published(self, upload_id: str, name: str) -> FileInfo | None:
+        """The file of that name, if it is the one that this upload published; else None.
+
+        For a client that sent everything and lost the connection before it heard what became of it.
+        """
+        ...
+
     async def uploaded(self, upload_id: str, name: str) -> int:
         """The durable bytes of an unfinished upload.
 

@@ -22,6 +22,7 @@ The tree (`*` marks the retryable ones: the same request may succeed later, unch
     ├── RemoteError               (an error text that is none of the above, from a foreign server)
     ├── ProtocolError             (the peer answered something that the protocol doesn't allow)
     ├── Stalled *                 (also a TimeoutError; no progress within the time allowed)
+    ├── SourceExhausted           (a source can't be read again from where the upload has to go on)
     ├── BackpressureOverflow      (a source that can't be slowed down outran its buffer)
     └── ConnectionFailed *        (also a ConnectionError; no connection could be made)
         └── ConnectionLost *      (the connection ended while the operation was under way)
@@ -53,6 +54,7 @@ __all__ = [
     "RequestRefused",
     "ServerError",
     "ServerFull",
+    "SourceExhausted",
     "Stalled",
     "StorageFull",
     "Superseded",
@@ -203,6 +205,10 @@ class RemoteError(TransferError):
 
 class ProtocolError(TransferError):
     """The peer answered something that the protocol doesn't allow."""
+
+
+class SourceExhausted(TransferError):
+    """A source can't be read again from where the upload has to go on, or ended before that."""
 
 
 class BackpressureOverflow(TransferError):

@@ -1,4 +1,4 @@
-"""Blocking work, in threads: the one door through which the stores leave the event loop."""
+"""Blocking work, in threads."""
 
 import asyncio
 from collections.abc import Callable
