@@ -29,11 +29,11 @@ from shared.transfer import DEFAULT_WINDOW
 from shared.wire import FileInfo, Route, decode_name, request_metadata
 
 from .chunks import Chunk
-from .connection import open_connection
+from .connection import Connection, ConnectionState, ConnectOptions, Connector, GivenConnection
 from .downloading import ChunkRequest, ask_info, download_into
 from .events import TransferEvent
 from .observables import on_loop
-from .requests import MAX_REQUEST_N, ColdReactiveXClient, cold
+from .requests import MAX_REQUEST_N, ask, ask_stream, cold
 from .sinks import AsyncWriter, PathSink, Sink, WriterSink
 from .sources import SourceLike, to_source
 from .tasks import from_coroutine
@@ -61,22 +61,35 @@ class FileClient:
         rsocket: A connected rsocket with composite metadata; it stays the caller's to close. See also `connect`.
     """
 
-    def __init__(self, rsocket: RSocketBase) -> None:
-        self._requests = ColdReactiveXClient(rsocket)
+    def __init__(self, rsocket: RSocketBase | Connection) -> None:
+        self._connector: Connector = rsocket if isinstance(rsocket, Connection) else GivenConnection(rsocket)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @staticmethod
-    def connect(uri: str) -> "AbstractAsyncContextManager[FileClient]":
+    def connect(uri: str, *, options: ConnectOptions | None = None) -> "AbstractAsyncContextManager[FileClient]":
         """A client with a connection of its own: `async with FileClient.connect("tcp://localhost:6565") as files:`.
+
+        If the connection is lost, everything under way fails with ConnectionLost, and the next subscription makes a
+        new one: so `retry` resumes. At the block's end, what is under way fails with ClientClosed.
 
         Args:
             uri: `tcp://HOST[:PORT]`; the port is 6565 if it isn't given.
+            options: See `ConnectOptions`.
 
         Raises (on entering the block):
             ValueError: `uri` is something else.
             ConnectionFailed: The connection is refused, the host unknown, or nobody answers.
         """
-        return _connected(uri)
+        return _connected(uri, options if options is not None else ConnectOptions())
+
+    def connection_state(self) -> Observable[ConnectionState]:
+        """Tells whether there is a connection.
+
+        Returns:
+            Emits Connecting, Connected or Disconnected(cause), as it is now and whenever it changes; completes when the
+            client is closed. Of a connection that is the caller's own, it emits what it is now, and completes.
+        """
+        return self._connector.states()
 
     async def settle(self) -> None:
         """Returns when nothing of this client runs any more: a disposed transfer still has to close its file, say."""
@@ -159,7 +172,7 @@ class FileClient:
             metadata = transfer_request(Route.FILES, None, ListRequest(details, prefix))
         else:
             metadata = request_metadata(Route.FILES)
-        items = self._requests.request_stream(Payload(b"", metadata), request_n)
+        items = ask_stream(self._connector, Payload(b"", metadata), request_n)
         if details:
             return items.pipe(ops.map(_listed_info))
         # A tutorial's server doesn't know prefixes, and sends every name.
@@ -236,7 +249,7 @@ class FileClient:
             algorithm=digest,
             upload_id=upload_id,
         )
-        return self._transfer(name, lambda emit: transfer.attempt(self._requests.base, emit))
+        return self._transfer(name, lambda emit: transfer.attempt(self._connector, emit))
 
     def download_to(
         self,
@@ -294,7 +307,7 @@ class FileClient:
         return self._transfer(
             name,
             lambda emit: download_into(
-                self._requests, name, into, algorithm=digest, digest_from=offset, window=window, emit=emit
+                self._connector, name, into, algorithm=digest, digest_from=offset, window=window, emit=emit
             ),
         )
 
@@ -344,11 +357,11 @@ class FileClient:
         _check_digest(digest)
         request = DownloadRequest(offset, length, if_match, digest)
 
-        def make(observer: abc.ObserverBase[Chunk]) -> ChunkRequest:
+        def make(rsocket: RSocketBase, observer: abc.ObserverBase[Chunk]) -> ChunkRequest:
             running = None if digest is None else Digest(digest)
-            return ChunkRequest(self._requests.base, name, request, window, observer, running)
+            return ChunkRequest(self._connector, rsocket, name, request, window, observer, running)
 
-        return _naming(name, cold(make))
+        return _naming(name, cold(self._connector, make))
 
     def stat(self, name: str) -> Observable[FileInfo]:
         """Asks what is known of a file.
@@ -390,7 +403,7 @@ class FileClient:
         return self._ask_info(Route.DELETE, name, FileRequest(if_match))
 
     def _ask_info(self, route: str, name: str, request: FileRequest) -> Observable[FileInfo]:
-        return _naming(name, reactivex.defer(lambda _: ask_info(self._requests, route, name, request)))
+        return _naming(name, reactivex.defer(lambda _: ask_info(self._connector, route, name, request)))
 
     def _transfer(
         self, name: str, attempt: Callable[[Callable[[TransferEvent], None]], Awaitable[None]]
@@ -404,21 +417,22 @@ class FileClient:
         return from_coroutine(named, self._tasks)
 
     def _ask(self, route: str, name: str, data: bytes | None, convert: Callable[[Payload], T]) -> Observable[T]:
-        def ask(_: object) -> Observable[T]:
+        def make(_: object) -> Observable[T]:
             request = Payload(data, request_metadata(route, name))
-            return self._requests.request_response(request).pipe(ops.map(convert))
+            return ask(self._connector, request).pipe(ops.map(convert))
 
-        return _naming(name, reactivex.defer(ask))
+        return _naming(name, reactivex.defer(make))
 
 
 @asynccontextmanager
-async def _connected(uri: str) -> AsyncGenerator[FileClient, None]:
-    rsocket = await open_connection(uri)
-    client = FileClient(rsocket)
+async def _connected(uri: str, options: ConnectOptions) -> AsyncGenerator[FileClient, None]:
+    connection = Connection(uri, options)
+    client = FileClient(connection)
     try:
+        await connection.open()
         yield client
     finally:
-        await rsocket.close()
+        await connection.close()
         await client.settle()
 
 

@@ -19,8 +19,9 @@ from shared.transfer import Demand, RangeReceiver
 from shared.wire import FileInfo, Route
 
 from .chunks import Chunk
+from .connection import Connector
 from .events import Completed, Progress, Started, TransferEvent
-from .requests import ColdReactiveXClient, Request
+from .requests import Request, ask
 from .sinks import PathSink, Sink
 
 __all__ = ["ChunkRequest", "ask_info", "download_into"]
@@ -36,6 +37,7 @@ class ChunkRequest(Request):
     """One request-stream of a file's chunks; each one's credit is returned when it is released.
 
     Args:
+        connector: Who gave the connection.
         socket: The connection.
         name: The file.
         request: The range.
@@ -46,6 +48,7 @@ class ChunkRequest(Request):
 
     def __init__(
         self,
+        connector: Connector,
         socket: RSocketBase,
         name: str,
         request: DownloadRequest,
@@ -53,7 +56,8 @@ class ChunkRequest(Request):
         listener: _ChunkListener,
         digest: Digest | None,
     ) -> None:
-        super().__init__(socket, Payload(b"", transfer_request(Route.DOWNLOAD, name, request)), listener.on_error)
+        payload = Payload(b"", transfer_request(Route.DOWNLOAD, name, request))
+        super().__init__(connector, socket, payload, listener.on_error)
         self.receiver = RangeReceiver(name, request)
         self._demand = Demand(window)
         self._listener = listener
@@ -112,7 +116,7 @@ class _Inbox:
 
 
 async def download_into(
-    requests: ColdReactiveXClient,
+    connector: Connector,
     name: str,
     sink: Sink,
     *,
@@ -124,13 +128,13 @@ async def download_into(
     """Downloads what `sink` doesn't have yet, and emits Started, Progress as bytes are written, Completed."""
     try:
         if isinstance(sink, PathSink) and await sink.has_parts():
-            await sink.find_part(await ask_info(requests, Route.STAT, name, FileRequest()))
+            await sink.find_part(await ask_info(connector, Route.STAT, name, FileRequest()))
         while True:
             if sink.offset > digest_from and sink.etag is None:
                 await sink.restart()  # nobody can tell whether the rest would be of the same file
             request = DownloadRequest(sink.offset, None, sink.etag, algorithm, digest_from if algorithm else None)
             try:
-                info = await _receive(requests.base, name, request, sink, window, emit)
+                info = await _receive(connector, name, request, sink, window, emit)
             except Changed:
                 if sink.etag is None:
                     raise
@@ -147,14 +151,14 @@ async def download_into(
     emit(Completed(info))
 
 
-def ask_info(requests: ColdReactiveXClient, route: str, name: str, request: FileRequest) -> Observable[FileInfo]:
+def ask_info(connector: Connector, route: str, name: str, request: FileRequest) -> Observable[FileInfo]:
     """Asks one of the routes that answer with a FileInfo."""
     payload = Payload(b"", transfer_request(route, name, request))
-    return requests.request_response(payload).pipe(ops.map(lambda answer: parse_info(bytes(answer.metadata or b""))))
+    return ask(connector, payload).pipe(ops.map(lambda answer: parse_info(bytes(answer.metadata or b""))))
 
 
 async def _receive(
-    rsocket: RSocketBase,
+    connector: Connector,
     name: str,
     request: DownloadRequest,
     sink: Sink,
@@ -162,7 +166,7 @@ async def _receive(
     emit: Callable[[TransferEvent], None],
 ) -> FileInfo:
     inbox = _Inbox()
-    stream = ChunkRequest(rsocket, name, request, window, inbox, None)
+    stream = ChunkRequest(connector, await connector.connect(), name, request, window, inbox, None)
     try:
         stream.send()
         is_begun = False

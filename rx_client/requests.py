@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
 
 from reactivex import Observable, abc
-from reactivex.disposable import Disposable
 from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketProtocolError
 from rsocket.frame import CancelFrame, ErrorFrame, FragmentableFrame, Frame, PayloadFrame, RequestNFrame
@@ -27,15 +26,25 @@ from rsocket.reactivex.reactivex_client import ReactiveXClient
 from rsocket.rsocket_base import RSocketBase
 from rsocket.streams.stream_handler import StreamHandler
 
-from shared.errors import ConnectionLost, ProtocolError, TransferError, from_error_frame
+from shared.errors import ClientClosed, ConnectionFailed, ProtocolError, from_error_frame
 from shared.outgoing import OutgoingFrame
 from shared.transfer import Demand
 from shared.transport import SkippedFrame
 from shared.wire import FRAGMENT_SIZE_BYTES
 
+from .connection import Connector, GivenConnection
 from .observables import LoopObservable, disposable_on
 
-__all__ = ["MAX_REQUEST_N", "ChannelListener", "ChannelRequest", "ColdReactiveXClient", "Request", "cold"]
+__all__ = [
+    "MAX_REQUEST_N",
+    "ChannelListener",
+    "ChannelRequest",
+    "ColdReactiveXClient",
+    "Request",
+    "ask",
+    "ask_stream",
+    "cold",
+]
 
 MAX_REQUEST_N: Final = 0x7FFFFFFF
 """The most items that one request-n can ask for."""
@@ -54,12 +63,7 @@ class ColdReactiveXClient(ReactiveXClient):
 
     def __init__(self, rsocket: RSocketBase) -> None:
         super().__init__(rsocket)
-        self._base = rsocket
-
-    @property
-    def base(self) -> RSocketBase:
-        """The rsocket that the requests go to."""
-        return self._base
+        self._connector = GivenConnection(rsocket)
 
     def request_response(self, request: Payload) -> Observable[Payload]:
         """Emits the one answer, also an empty one, and completes.
@@ -67,7 +71,7 @@ class ColdReactiveXClient(ReactiveXClient):
         Raises (through `on_error`):
             TransferError: The server answered with an error, or the connection was lost.
         """
-        return cold(lambda observer: _ResponseRequest(self._base, request, observer))
+        return ask(self._connector, request)
 
     def request_stream(self, request: Payload, request_limit: int = MAX_REQUEST_N) -> Observable[Payload]:
         """Emits the stream's items and completes with it; may complete without an item.
@@ -79,23 +83,53 @@ class ColdReactiveXClient(ReactiveXClient):
         Raises (through `on_error`):
             TransferError: The server answered with an error, or the connection was lost.
         """
-        if not 1 <= request_limit <= MAX_REQUEST_N:
-            raise ValueError(f"the request limit is 1 to {MAX_REQUEST_N}, not {request_limit}")
-        return cold(lambda observer: _StreamRequest(self._base, request, observer, request_limit))
+        return ask_stream(self._connector, request, request_limit)
 
 
-def cold(make: "Callable[[abc.ObserverBase[T]], Request]") -> Observable[T]:
-    """An observable that makes a request of its own for each subscription, and cancels it on dispose."""
+def ask(connector: Connector, request: Payload) -> Observable[Payload]:
+    """One request-response for each subscription; see `ColdReactiveXClient.request_response`."""
+    return cold(connector, lambda socket, observer: _ResponseRequest(connector, socket, request, observer))
+
+
+def ask_stream(connector: Connector, request: Payload, request_limit: int) -> Observable[Payload]:
+    """One request-stream for each subscription; see `ColdReactiveXClient.request_stream`."""
+    if not 1 <= request_limit <= MAX_REQUEST_N:
+        raise ValueError(f"the request limit is 1 to {MAX_REQUEST_N}, not {request_limit}")
+    return cold(connector, lambda socket, observer: _StreamRequest(connector, socket, request, observer, request_limit))
+
+
+def cold(connector: Connector, make: "Callable[[RSocketBase, abc.ObserverBase[T]], Request]") -> Observable[T]:
+    """An observable that makes a request of its own for each subscription, and cancels it on dispose.
+
+    The request is sent before `subscribe` returns if there is a connection, else as soon as there is one.
+    """
 
     def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
         loop = asyncio.get_running_loop()
-        request = make(observer)
-        try:
+        rsocket = connector.current()
+        if rsocket is not None:
+            request = make(rsocket, observer)
             request.send()
-        except TransferError as error:
-            observer.on_error(error)
-            return Disposable()
-        return disposable_on(loop, request.cancel)
+            return disposable_on(loop, request.cancel)
+
+        later: Request | None = None
+
+        async def connect() -> None:
+            nonlocal later
+            try:
+                later = make(await connector.connect(), observer)
+                later.send()
+            except Exception as error:
+                observer.on_error(error)
+
+        task = loop.create_task(connect())
+
+        def dispose() -> None:
+            task.cancel()
+            if later is not None:
+                later.cancel()
+
+        return disposable_on(loop, dispose)
 
     return LoopObservable(subscribe)
 
@@ -104,13 +138,17 @@ class Request(StreamHandler, Requester):
     """One request: rsocket's frames in, calls out.
 
     Args:
+        connector: Who gave the connection.
         socket: The connection.
         payload: What is sent.
         on_error: Gets the one error that ends the request, typed.
     """
 
-    def __init__(self, socket: RSocketBase, payload: Payload, on_error: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, connector: Connector, socket: RSocketBase, payload: Payload, on_error: Callable[[Exception], None]
+    ) -> None:
         super().__init__(socket)
+        self._connector = connector
         self._base = socket
         self._payload = payload
         self._on_error = on_error
@@ -127,14 +165,7 @@ class Request(StreamHandler, Requester):
         raise NotImplementedError
 
     def send(self) -> None:
-        """Registers the stream and queues the request.
-
-        Raises:
-            ConnectionLost: The connection is closed.
-        """
-        # rsocket's own flag: with it set, its sender has stopped, and a request would wait for ever.
-        if self._base._is_closing:
-            raise ConnectionLost("the connection is closed; connect again")
+        """Registers the stream and queues the request."""
         self._base.register_new_stream(self)
         frame = self._frame(self._id(), self._fragment_size())
         self._outgoing = OutgoingFrame(frame, replacement=to_cancel_frame(self._id()))
@@ -158,7 +189,9 @@ class Request(StreamHandler, Requester):
                 self._on_payload(frame)
             elif isinstance(frame, ErrorFrame):
                 self._end()
-                self._on_error(from_error_frame(frame.error_code, frame.data or b""))
+                error = from_error_frame(frame.error_code, frame.data or b"")
+                is_ours = self._connector.is_closed and isinstance(error, ConnectionFailed)
+                self._on_error(ClientClosed("the client was closed") if is_ours else error)
             else:
                 self._on_other(frame)
         except Exception as error:
@@ -187,8 +220,10 @@ class Request(StreamHandler, Requester):
 
 
 class _ResponseRequest(Request):
-    def __init__(self, socket: RSocketBase, payload: Payload, observer: abc.ObserverBase[Payload]) -> None:
-        super().__init__(socket, payload, observer.on_error)
+    def __init__(
+        self, connector: Connector, socket: RSocketBase, payload: Payload, observer: abc.ObserverBase[Payload]
+    ) -> None:
+        super().__init__(connector, socket, payload, observer.on_error)
         self._observer = observer
 
     def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
@@ -202,9 +237,14 @@ class _ResponseRequest(Request):
 
 class _StreamRequest(Request):
     def __init__(
-        self, socket: RSocketBase, payload: Payload, observer: abc.ObserverBase[Payload], request_limit: int
+        self,
+        connector: Connector,
+        socket: RSocketBase,
+        payload: Payload,
+        observer: abc.ObserverBase[Payload],
+        request_limit: int,
     ) -> None:
-        super().__init__(socket, payload, observer.on_error)
+        super().__init__(connector, socket, payload, observer.on_error)
         self._observer = observer
         self._demand = Demand(request_limit)
 
@@ -246,13 +286,14 @@ class ChannelRequest(Request):
     """One request-channel whose items are sent by hand, each in one frame.
 
     Args:
+        connector: Who gave the connection.
         socket: The connection.
         payload: What the request itself carries.
         listener: Hears what the server does.
     """
 
-    def __init__(self, socket: RSocketBase, payload: Payload, listener: ChannelListener) -> None:
-        super().__init__(socket, payload, listener.on_ended)
+    def __init__(self, connector: Connector, socket: RSocketBase, payload: Payload, listener: ChannelListener) -> None:
+        super().__init__(connector, socket, payload, listener.on_ended)
         self._listener = listener
         self._has_sent_all = False
         self._items: deque[OutgoingFrame] = deque()

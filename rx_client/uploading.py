@@ -16,6 +16,7 @@ from shared.messages import Receipt, UploadEnd, UploadRequest, find_transfer, tr
 from shared.transfer import UploadSender
 from shared.wire import FileInfo, Route
 
+from .connection import Connector
 from .events import Completed, Progress, Started, TransferEvent
 from .requests import ChannelRequest
 from .sources import Source
@@ -61,7 +62,7 @@ class UploadTransfer:
         self._digests: deque[Digest] = deque()
         self._has_sent_all = False
 
-    async def attempt(self, rsocket: RSocketBase, emit: Callable[[TransferEvent], None]) -> None:
+    async def attempt(self, connector: Connector, emit: Callable[[TransferEvent], None]) -> None:
         """Uploads what the server doesn't have yet, and emits Started, Progress as bytes become durable, Completed."""
         known = await self._source.size()
         if self._size is not None and known is not None and known != self._size:
@@ -69,7 +70,8 @@ class UploadTransfer:
         total = known if self._size is None else self._size
         request = UploadRequest(self._upload_id, total, self._algorithm, self._overwrite, self._has_sent_all)
         payload = Payload(b"", transfer_request(Route.UPLOAD, self._name, request))
-        channel = _Channel(rsocket, payload, self._window, emit, Started(self._upload_id, total, resumed_from=0))
+        started = Started(self._upload_id, total, resumed_from=0)
+        channel = _Channel(connector, await connector.connect(), payload, self._window, emit, started)
         try:
             start = await channel.start()
             if channel.info is None:
@@ -130,13 +132,14 @@ class _Channel:
 
     def __init__(
         self,
+        connector: Connector,
         rsocket: RSocketBase,
         payload: Payload,
         window: int,
         emit: Callable[[TransferEvent], None],
         started: Started,
     ) -> None:
-        self.request = ChannelRequest(rsocket, payload, self)
+        self.request = ChannelRequest(connector, rsocket, payload, self)
         self.info: FileInfo | None = None
         self._sender = UploadSender(window)
         self._emit = emit

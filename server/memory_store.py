@@ -56,7 +56,8 @@ class MemoryStore:
     async def list(self, prefix: str = "") -> Sequence[FileInfo]:
         self._forget_replaced()
         found: list[FileInfo] = []
-        for index, (name, content) in enumerate(list(self._files.items())):
+        names = list(self._files)
+        for index, (name, content) in enumerate([(name, self._files[name]) for name in names]):
             if name.startswith(prefix):
                 found.append((await self._know(name, content)).info)
             if not index % _FILES_A_TURN:
