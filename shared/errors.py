@@ -290,7 +290,7 @@ def from_error_frame(error_code: int, data: bytes | bytearray | memoryview, name
     text = _one_line(bytes(data).decode("utf-8", errors="replace"))
     code, separator, message = text.partition(": ")
     known = _BY_CODE.get(code) if separator else None
-    if known is not None and error_code not in _CONNECTION_ERRORS | _SETUP_ERRORS:
+    if known is not None and error_code not in _CONNECTION_ERRORS:
         return known(message, name=name)
     if error_code in _CONNECTION_ERRORS:
         return ConnectionLost(text or "the connection to the server was lost", name=name)
