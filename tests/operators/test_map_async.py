@@ -408,8 +408,9 @@ class Interleaving:
         self.calls = Calls()
         self.released: list[int] = []
         self.emitted = 0
-        self.is_source_done = False
+        self._is_source_done = False
         self._expected = 0
+        self._has_raised = False
         self.seen: list[Chunk] = []
         self.ends: list[object] = []
         self.is_disposed = False
@@ -436,6 +437,7 @@ class Interleaving:
             self._retained.append(chunk)
         match self._at.get(chunk.offset):
             case "raise":
+                self._has_raised = True
                 raise ZeroDivisionError
             case str(name):
                 getattr(self, name)(0)
@@ -457,7 +459,7 @@ class Interleaving:
     def emit(self, _: int) -> None:
         number = self.emitted
         self.emitted += 1
-        self._expected += not self.is_source_done
+        self._expected += not self._is_source_done
         chunk = Chunk(number, b"bytes", lambda: self.released.append(number))
         self._source.on_next(chunk)
         chunk.release()
@@ -475,7 +477,7 @@ class Interleaving:
             future.cancel()
 
     def complete(self, _: int) -> None:
-        self.is_source_done = True
+        self._is_source_done = True
         self._source.on_completed()
 
     def fail(self, _: int) -> None:
@@ -496,26 +498,32 @@ class Interleaving:
     async def finish(self) -> None:
         """Lets everything end, and checks that nothing was forgotten."""
         await ticks()
+        if self.ends or self.is_disposed:
+            assert not self.calls.under_way, "the calls are cancelled"
+            assert not self._source.observers, "the source is disposed of"
         while self.calls.under_way:
             self.call_returns(0)
             await ticks()
         if not self.is_disposed:
             self.complete(0)
             assert len(self.ends) == 1, "it does end"
+            assert isinstance(self.ends[0], ZeroDivisionError) == self._has_raised
         while self._retained:
             self.downstream_is_done(0)
         self.check()
         assert sorted(self.released) == list(range(self.emitted)), "all credit came back"
 
 
-FREQUENT = ["emit", "call_returns", "ticks"]
-RARE = ["call_raises", "call_is_cancelled", "complete", "fail", "dispose", "downstream_is_done"]
+# What goes on, and what ends it: apart, so that most runs get somewhere before they end.
+GOING_ON = ["emit", "emit", "call_returns", "call_returns", "ticks", "ticks", "downstream_is_done"]
+ENDS = ["call_raises", "call_is_cancelled", "complete", "fail", "dispose"]
 
 
 @settings(max_examples=200, deadline=None)
 @given(
     # Without a least size the lists are short: five on average.
-    steps=st.lists(st.tuples(st.sampled_from(FREQUENT * 4 + RARE), st.integers(0, 4)), min_size=15, max_size=60),
+    steps=st.lists(st.tuples(st.sampled_from(GOING_ON), st.integers(0, 4)), min_size=20, max_size=60),
+    ends=st.dictionaries(st.integers(0, 40), st.tuples(st.sampled_from(ENDS), st.integers(0, 4)), max_size=2),
     concurrency=st.integers(1, 4),
     retains=st.booleans(),
     at=st.dictionaries(
@@ -523,9 +531,11 @@ RARE = ["call_raises", "call_is_cancelled", "complete", "fail", "dispose", "down
     ),
 )
 async def test_any_interleaving(
-    steps: list[tuple[str, int]], concurrency: int, retains: bool, at: dict[int, str]
+    steps: list[tuple[str, int]], ends: dict[int, tuple[str, int]], concurrency: int, retains: bool, at: dict[int, str]
 ) -> None:
     run = Interleaving(concurrency, retains=retains, at=at)
+    for position in sorted(ends, reverse=True):
+        steps.insert(position, ends[position])
     for name, index in steps:
         if name == "ticks":
             await ticks(index)
