@@ -119,8 +119,6 @@ class _Mapping(Generic[T, U]):
         self._observer.on_error(error)
 
     def stop(self) -> None:
-        if self._is_ended:
-            return
         self._is_ended = True
         self.upstream.dispose()
         unfinished = [*(call.item for call in self._calls), *self._waiting]

@@ -85,16 +85,10 @@ def stall_timeout(
                         allow(seconds)
                 observer.on_next(item)
 
-            def on_error(error: Exception) -> None:
-                timer.dispose()
-                observer.on_error(error)
-
-            def on_completed() -> None:
-                timer.dispose()
-                observer.on_completed()
-
             allow(seconds)
-            upstream.disposable = source.subscribe(on_next, on_error, on_completed, scheduler=scheduler_)
+            upstream.disposable = source.subscribe(
+                on_next, observer.on_error, observer.on_completed, scheduler=scheduler_
+            )
             return CompositeDisposable(upstream, timer)
 
         return like(source, subscribe)

@@ -69,7 +69,7 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
                     active += 1
                     run(waiting.popleft())
                 is_starting = False
-                if is_source_done and not active and not waiting:
+                if is_source_done and not active:
                     observer.on_completed()
 
             def run(transfer: Observable[T]) -> None:

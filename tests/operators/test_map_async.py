@@ -231,6 +231,20 @@ async def test_a_dispose_inside_on_next() -> None:
     assert source.held == 0
 
 
+async def test_a_source_that_completes_inside_on_next_while_others_wait() -> None:
+    source, got, ends = Subject[int](), list[int](), list[str]()
+
+    def on_next(number: int) -> None:
+        got.append(number)
+        source.on_completed()
+
+    source.pipe(map_async(double)).subscribe(on_next, on_completed=lambda: ends.append("completed"))
+    for number in range(3):
+        source.on_next(number)
+    await eventually(lambda: ends)
+    assert got == [0, 2, 4]
+
+
 async def test_a_dispose_inside_the_function() -> None:
     source, seen = ChunkSource(window=4), Seen()
 
@@ -280,6 +294,17 @@ async def test_a_call_that_somebody_else_cancels_is_an_error_and_not_a_hang() ->
     assert [type(end) for end in seen.ends] == [RuntimeError]
 
 
+async def test_a_call_that_is_cancelled_in_the_tick_in_which_another_returns() -> None:
+    calls, seen = Calls(), Seen()
+    at_once("a", "b").pipe(map_async(calls, 2)).subscribe(seen)
+    await ticks()
+    calls.under_way["a"].set_result("A")
+    calls.under_way["b"].cancel()
+    await ticks()
+    assert seen.items == ["A"]
+    assert [type(end) for end in seen.ends] == [RuntimeError]
+
+
 async def test_an_observer_that_raises_gets_its_own_error() -> None:
     source, errors = ChunkSource(window=4), list[Exception]()
 
@@ -310,6 +335,16 @@ async def test_items_without_credit_overflow() -> None:
 async def test_an_overflow_while_the_source_is_subscribed_to() -> None:
     with pytest.raises(BackpressureOverflow):
         await at_once(*range(100)).pipe(map_async(double, max_pending=10))
+
+
+async def test_what_comes_after_the_end_is_not_kept() -> None:
+    released: list[str] = []
+    chunk = Chunk(0, b"late", lambda: released.append("late"))
+    seen = Seen()
+    at_once(1, 2, chunk).pipe(map_async(asyncio.sleep, max_pending=0)).subscribe(seen)
+    chunk.release()
+    assert [type(end) for end in seen.ends] == [BackpressureOverflow]
+    assert released == ["late"]
 
 
 async def test_chunks_may_wait_as_their_window_says() -> None:
@@ -361,23 +396,31 @@ async def test_tasks_that_run_at_once() -> None:
 
 
 class Interleaving:
-    """A subscription to `map_async`, and everything that may happen to it; checks what must always hold."""
+    """A subscription to `map_async`, and everything that may happen to it; checks what must always hold.
 
-    def __init__(self, concurrency: int, *, retains: bool, raises_at: int | None, disposes_at: int | None) -> None:
+    Args:
+        concurrency: Of the operator.
+        retains: Whether the observer keeps the chunks that it gets.
+        at: What the observer does when it gets the chunk of that number.
+    """
+
+    def __init__(self, concurrency: int, *, retains: bool, at: dict[int, str]) -> None:
         self.calls = Calls()
         self.released: list[int] = []
         self.emitted = 0
+        self._is_source_done = False
+        self._expected = 0
+        self._has_raised = False
         self.seen: list[Chunk] = []
         self.ends: list[object] = []
         self.is_disposed = False
         self._concurrency = concurrency
         self._retains = retains
-        self._raises_at = raises_at
-        self._disposes_at = disposes_at
+        self._at = at
         self._retained: list[Chunk] = []
         self._source = Subject[Chunk]()
         self._subscription = self._source.pipe(map_async(self._fn, concurrency)).subscribe(
-            self._on_next, self.ends.append, lambda: self.ends.append("completed")
+            self._on_next, self.ends.append, self._on_completed
         )
 
     async def _fn(self, chunk: Chunk) -> Chunk:
@@ -392,10 +435,18 @@ class Interleaving:
         if self._retains:
             chunk.retain()
             self._retained.append(chunk)
-        if chunk.offset == self._disposes_at:
-            self.dispose(0)
-        if chunk.offset == self._raises_at:
-            raise ZeroDivisionError
+        match self._at.get(chunk.offset):
+            case "raise":
+                self._has_raised = True
+                raise ZeroDivisionError
+            case str(name):
+                getattr(self, name)(0)
+            case None:
+                pass
+
+    def _on_completed(self) -> None:
+        assert len(self.seen) == self._expected, "every item's result was emitted before"
+        self.ends.append("completed")
 
     def check(self) -> None:
         assert self.calls.most <= self._concurrency
@@ -408,6 +459,7 @@ class Interleaving:
     def emit(self, _: int) -> None:
         number = self.emitted
         self.emitted += 1
+        self._expected += not self._is_source_done
         chunk = Chunk(number, b"bytes", lambda: self.released.append(number))
         self._source.on_next(chunk)
         chunk.release()
@@ -425,6 +477,7 @@ class Interleaving:
             future.cancel()
 
     def complete(self, _: int) -> None:
+        self._is_source_done = True
         self._source.on_completed()
 
     def fail(self, _: int) -> None:
@@ -445,35 +498,44 @@ class Interleaving:
     async def finish(self) -> None:
         """Lets everything end, and checks that nothing was forgotten."""
         await ticks()
+        if self.ends or self.is_disposed:
+            assert not self.calls.under_way, "the calls are cancelled"
+            assert not self._source.observers, "the source is disposed of"
         while self.calls.under_way:
             self.call_returns(0)
             await ticks()
-        if not self.ends and not self.is_disposed:
-            assert len(self.seen) == self.emitted, "every item's result was emitted"
+        if not self.is_disposed:
             self.complete(0)
-            assert self.ends == ["completed"]
+            assert len(self.ends) == 1, "it does end"
+            assert isinstance(self.ends[0], ZeroDivisionError) == self._has_raised
         while self._retained:
             self.downstream_is_done(0)
         self.check()
         assert sorted(self.released) == list(range(self.emitted)), "all credit came back"
 
 
-FREQUENT = ["emit", "call_returns", "ticks"]
-RARE = ["call_raises", "call_is_cancelled", "complete", "fail", "dispose", "downstream_is_done"]
+# What goes on, and what ends it: apart, so that most runs get somewhere before they end.
+GOING_ON = ["emit", "emit", "call_returns", "call_returns", "ticks", "ticks", "downstream_is_done"]
+ENDS = ["call_raises", "call_is_cancelled", "complete", "fail", "dispose"]
 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    steps=st.lists(st.tuples(st.sampled_from(FREQUENT * 3 + RARE), st.integers(0, 4)), max_size=40),
+    # Without a least size the lists are short: five on average.
+    steps=st.lists(st.tuples(st.sampled_from(GOING_ON), st.integers(0, 4)), min_size=20, max_size=60),
+    ends=st.dictionaries(st.integers(0, 40), st.tuples(st.sampled_from(ENDS), st.integers(0, 4)), max_size=2),
     concurrency=st.integers(1, 4),
     retains=st.booleans(),
-    raises_at=st.none() | st.integers(0, 5),
-    disposes_at=st.none() | st.integers(0, 5),
+    at=st.dictionaries(
+        st.integers(0, 5), st.sampled_from(["emit", "raise", "complete", "fail", "dispose"]), max_size=2
+    ),
 )
 async def test_any_interleaving(
-    steps: list[tuple[str, int]], concurrency: int, retains: bool, raises_at: int | None, disposes_at: int | None
+    steps: list[tuple[str, int]], ends: dict[int, tuple[str, int]], concurrency: int, retains: bool, at: dict[int, str]
 ) -> None:
-    run = Interleaving(concurrency, retains=retains, raises_at=raises_at, disposes_at=disposes_at)
+    run = Interleaving(concurrency, retains=retains, at=at)
+    for position in sorted(ends, reverse=True):
+        steps.insert(position, ends[position])
     for name, index in steps:
         if name == "ticks":
             await ticks(index)

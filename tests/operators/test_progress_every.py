@@ -137,11 +137,13 @@ def test_an_observer_that_raises_gets_its_own_error(at: str) -> None:
 
 
 PERIOD = 100
+STEP = st.tuples(st.integers(1, 250), st.sampled_from(["progress"] * 5 + ["other"]))
 OTHERS = (STARTED, Retrying(1, 2.0, LOST), DONE)
 
 
 @given(
-    steps=st.lists(st.tuples(st.integers(1, 250), st.sampled_from(["progress"] * 5 + ["other"])), max_size=40),
+    # Without a least size the lists are short: five on average.
+    steps=st.lists(STEP, max_size=3) | st.lists(STEP, min_size=15, max_size=40),
     end=st.sampled_from(["completed", "error", "none"]),
 )
 def test_never_drops_the_last_and_emits_one_a_period_at_most(steps: list[tuple[int, str]], end: str) -> None:

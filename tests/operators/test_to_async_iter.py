@@ -101,6 +101,25 @@ async def test_items_without_credit_overflow() -> None:
         await anext(items)
 
 
+async def test_what_comes_after_the_overflow_is_not_kept() -> None:
+    released: list[str] = []
+    late = Chunk(0, b"late", lambda: released.append("late"))
+    items = at_once(0, 1, 2, late).pipe(to_async_iter(2))
+    assert [await anext(items), await anext(items)] == [0, 1]
+    late.release()
+    assert released == ["late"]
+    with pytest.raises(BackpressureOverflow):
+        await anext(items)
+
+
+async def test_closing_also_forgets_an_error() -> None:
+    items = at_once(1, 2, error=LOST).pipe(to_async_iter())
+    await anext(items)
+    await items.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(items)
+
+
 async def test_leaving_the_block_disposes() -> None:
     source = ChunkSource(window=3)
     async with source.observable.pipe(to_async_iter()) as items:
@@ -165,11 +184,12 @@ def test_collected_after_the_loop_has_ended() -> None:
 
 
 async def test_never_iterated() -> None:
-    items = reactivex.never().pipe(to_async_iter())
+    subscribed: list[object] = []
+    items = reactivex.defer(lambda _: subscribed.append("subscribed") or reactivex.never()).pipe(to_async_iter())
     await items.aclose()
     with pytest.raises(StopAsyncIteration):
         await anext(items)
-    reactivex.never().pipe(to_async_iter())
+    assert subscribed == []
 
 
 async def test_closing_ends_a_wait_in_another_task() -> None:
