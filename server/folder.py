@@ -282,17 +282,16 @@ class Folder:
         raise NotFound.for_name(name)
 
     def _target(self, name: str) -> str:
-        """Where the file is to be: where it is, else at its plain place if that may be had."""
-        encoded = os.path.join(self._names, names.encode(name))
-        if disk.regular_file(encoded) is not None or not self._may_be_plain(name):
-            return encoded
-        # Of names that aren't ASCII such a file system gives back other forms than it was given.
-        if not (self._tells_apart or name.isascii()):
-            return encoded
-        plain = os.path.join(self._root, name)
-        if not os.path.lexists(plain):
+        """Where the file is to be: where it is, else at its plain place if that may be had and is free."""
+        try:
+            return self._find(name)[0]
+        except NotFound:
+            plain = os.path.join(self._root, name)
+        # A file system that folds names may give back those that aren't ASCII in another form than it was given.
+        is_kept = self._tells_apart or name.isascii()
+        if self._may_be_plain(name) and is_kept and not os.path.lexists(plain):
             return plain
-        return plain if disk.regular_file(plain) is not None and self._is_exact(name) else encoded
+        return os.path.join(self._names, names.encode(name))
 
     def _may_be_plain(self, name: str) -> bool:
         return names.is_plain(name) and (name.isascii() or sys.getfilesystemencoding() == "utf-8")
