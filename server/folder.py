@@ -83,8 +83,14 @@ class Folder:
             BlockingIOError: Another process uses it.
             OSError: It can't be made, read or written.
         """
+        is_new = not os.path.isdir(self._root)
         for path in (self._names, self._records, self._parts, self._tmp):
             os.makedirs(path, exist_ok=True)
+        # What is published in them later must be found again, even after a power failure.
+        disk.sync_folder(os.path.dirname(self._names))
+        disk.sync_folder(self._root)
+        if is_new:
+            disk.sync_folder(os.path.dirname(self._root))
         try:
             self._lock = disk.lock_file(self._lock_path)
         except BlockingIOError as error:

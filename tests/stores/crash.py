@@ -1,4 +1,6 @@
-"""Kills a process that uses a directory store, at any moment, again and again: `python -m tests.stores.crash --rounds 100`.
+"""Kills a process that uses a directory store, at any moment, again and again.
+
+The long run is `python -m tests.stores.crash --rounds 100`.
 
 The process says on its standard output what it is about to do and what it was told is done. Whoever kills it then opens
 the folder and looks: every file is the old one or the new one, whole; every upload goes on at an offset that isn't

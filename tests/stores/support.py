@@ -85,7 +85,7 @@ NAMES = [
     "a:stream",
     "\u202egnp.exe",
     "\u200b",
-    "ſ",
+    "\N{LATIN SMALL LETTER LONG S}",
     "s",
     "K",
     "\N{KELVIN SIGN}",

@@ -45,7 +45,7 @@ async def test_an_empty_file(store: Store) -> None:
 @pytest.mark.parametrize("algorithm", ["xxh3-128", "sha-256"])
 async def test_digest_and_size_are_optional(store: Store, size: int | None, algorithm: str) -> None:
     upload = await begin(store, "a", size=size, algorithm=algorithm)
-    await upload.append([b"con", b"", b"tent"][:2] + [b"ten"])
+    await upload.append([b"con", b"", b"ten"])
 
     assert (await upload.commit(None)).digest == digest_of(b"conten", algorithm)
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from server import disk
 from server.directory_store import DirectoryStore
 from server.folder import Folder, PartFile
 from server.names import encode, fingerprint
-from shared.errors import Changed, IntegrityError, NotFound, StorageFull, TransferError
+from shared.errors import AlreadyExists, Changed, IntegrityError, NotFound, StorageFull, TransferError
 
 from .support import NAMES, begin, digest_of, get, names_in, put
 
@@ -223,6 +224,16 @@ async def test_a_cancelled_open_leaves_no_descriptor(directory: DirectoryStore) 
     assert not directory._readers
 
 
+async def test_what_takes_a_files_place_before_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "link").symlink_to("secret")
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.setattr(disk, "regular_file", lambda path: os.lstat(tmp_path / "secret"))
+
+    for name in ("link", "fifo", "nothing"):
+        assert disk.open_to_read(str(tmp_path / name)) is None
+
+
 # Uploads
 
 
@@ -282,6 +293,86 @@ async def test_a_part_that_was_cut_or_spoiled_behind_our_back(directory: Directo
         await upload.commit(None)
     assert not await directory.list()
     assert not part.exists()
+
+
+async def test_a_part_without_its_record_is_started_anew(directory: DirectoryStore, tmp_path: Path) -> None:
+    upload = await begin(directory, "a")
+    await upload.append([b"lost"])
+    await upload.suspend()
+    (tmp_path / "files" / ".rxfiles" / "parts" / f"{fingerprint('u1')}.json").unlink()
+
+    upload = await begin(directory, "a")
+    assert upload.offset == 0
+    await upload.commit(digest_of(b""))
+
+
+async def test_an_old_part_that_somebody_goes_on_with_is_not_swept(directory: DirectoryStore, tmp_path: Path) -> None:
+    part = tmp_path / "files" / ".rxfiles" / "parts" / f"{fingerprint('u1')}.part"
+    upload = await begin(directory, "a")
+    await upload.suspend()
+    os.utime(part, (0, 0))
+    upload = await begin(directory, "a")
+
+    assert await directory.sweep(3600) == 0
+    # What is published is as old as its publication, to the nanosecond: the digest is told by that.
+    os.utime(part, (0, 0))
+    info = await upload.commit(None)
+    assert info.modified is not None
+    assert abs(info.modified - time.time()) < 60
+
+
+async def test_a_delete_does_not_hit_a_replacement(
+    directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = await put(directory, "a", b"old")
+    upload = await begin(directory, "a")
+    await upload.append([b"new"])
+    entered, leave = threading.Event(), threading.Event()
+    unlink = os.unlink
+
+    def slow(path: str) -> None:
+        if path == str(tmp_path / "files" / "a"):
+            entered.set()
+            assert leave.wait(10)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", slow)
+    delete = asyncio.create_task(directory.delete("a", if_match=info.etag))
+    await asyncio.to_thread(entered.wait, 10)
+    commit = asyncio.create_task(upload.commit(None))
+    await asyncio.wait([commit], timeout=0.2)  # it waits, too; if it didn't, it would be done by then
+    leave.set()
+    await delete
+    await commit
+
+    assert await get(directory, "a") == b"new"
+
+
+@pytest.mark.parametrize("links", [True, False])
+async def test_a_file_put_there_by_hand_is_not_overwritten(
+    directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def unsupported(source: str, target: str) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", unsupported)
+    for number in range(2):
+        upload = await begin(directory, f"a{number}", overwrite=False)
+        await upload.append([b"upload"])
+        if number:
+            # It comes after the store has looked.
+            monkeypatch.setattr(Folder, "exists", lambda self, name: False)
+            monkeypatch.setattr(Folder, "_target", lambda self, name: str(tmp_path / "files" / name))
+            (tmp_path / "files" / "a1").write_bytes(b"by hand")
+            with pytest.raises(AlreadyExists):
+                await upload.commit(None)
+            assert await directory.uploaded("u1", "a1") == 6
+        else:
+            await upload.commit(None)
+
+    assert await get(directory, "a0") == b"upload"
+    assert await get(directory, "a1") == b"by hand"
 
 
 async def test_many_chunks_and_short_writes(directory: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -558,10 +649,11 @@ async def test_the_disk_is_touched_in_threads_only(tmp_path: Path, monkeypatch: 
 
         monkeypatch.setattr(module, name, call)
 
-    for name in (
-        "open close read write pread pwrite preadv pwritev readv writev lseek fsync fdatasync stat lstat fstat scandir "
-        "listdir mkdir makedirs rename replace link unlink remove rmdir utime truncate ftruncate readlink access"
-    ).split():
+    for name in [
+        *("open", "close", "read", "write", "pread", "pwrite", "readv", "writev", "lseek", "fsync", "truncate"),
+        *("stat", "lstat", "fstat", "scandir", "listdir", "mkdir", "makedirs", "rename", "replace", "link", "unlink"),
+        *("remove", "rmdir", "utime", "readlink", "access"),
+    ]:
         watch(os, name)
     for name in ("exists", "lexists", "isfile", "isdir", "islink", "getsize", "getmtime", "realpath"):
         watch(os.path, name)
