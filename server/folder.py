@@ -314,9 +314,7 @@ class Folder:
         for entry in _entries(self._names):
             key = names.fingerprint_in(entry.name)
             name = names.decode(entry.name) if key is None else self._name_in_record(key)
-            if name is None:
-                _log.warning("%s is nobody's file: its name can't be told", entry.path)
-            elif (status := disk.regular_file(entry.path)) is not None:
+            if name is not None and (status := disk.regular_file(entry.path)) is not None:
                 yield name, status
 
     def _probe(self) -> bool:
@@ -346,6 +344,9 @@ class Folder:
         for entry in _entries(self._records):
             if _key(entry) not in kept:
                 disk.remove(entry.path)
+        for entry in _entries(self._names):
+            if (key := names.fingerprint_in(entry.name)) is not None and key not in kept:
+                _log.warning("%s isn't served: its record is lost, and with it the name", entry.path)
 
 
 class PartFile:
@@ -369,8 +370,8 @@ class PartFile:
         self._inode: int | None = None
 
     @disk.full_disk_is_typed()
-    def open(self) -> None:
-        """Opens what is there, or starts anew.
+    def open(self) -> bool:
+        """Opens what is there, or starts anew; whether the digest knows all of it, else `catch_up` is to be called.
 
         Raises:
             InvalidRequest: What is there is another upload's.
@@ -389,6 +390,7 @@ class PartFile:
         if status.st_ino != self._inode or status.st_size < self.digest.length:
             self.digest = Digest(self.spec.algorithm)
         self._inode = status.st_ino
+        return self.digest.length == status.st_size
 
     def catch_up(self) -> bool:
         """Reads some of what the digest doesn't know yet; whether it knows all now."""
