@@ -198,9 +198,9 @@ class DirectoryStore:
         if file is None or file.spec != spec:
             file = PartFile(self._folder, spec)
         try:
-            await self.run(file.open)
-            while not await self.run(file.catch_up):
-                pass
+            knows_all = await self.run(file.open)
+            while not knows_all:
+                knows_all = await self.run(file.catch_up)
         except BaseException:
             await self.run(file.close)
             raise

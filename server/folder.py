@@ -83,8 +83,14 @@ class Folder:
             BlockingIOError: Another process uses it.
             OSError: It can't be made, read or written.
         """
+        is_new = not os.path.isdir(self._root)
         for path in (self._names, self._records, self._parts, self._tmp):
             os.makedirs(path, exist_ok=True)
+        # What is published in them later must be found again, even after a power failure.
+        disk.sync_folder(os.path.dirname(self._names))
+        disk.sync_folder(self._root)
+        if is_new:
+            disk.sync_folder(os.path.dirname(self._root))
         try:
             self._lock = disk.lock_file(self._lock_path)
         except BlockingIOError as error:
@@ -290,17 +296,16 @@ class Folder:
         raise NotFound.for_name(name)
 
     def _target(self, name: str) -> str:
-        """Where the file is to be: where it is, else at its plain place if that may be had."""
-        encoded = os.path.join(self._names, names.encode(name))
-        if disk.regular_file(encoded) is not None or not self._may_be_plain(name):
-            return encoded
-        # Of names that aren't ASCII such a file system gives back other forms than it was given.
-        if not (self._tells_apart or name.isascii()):
-            return encoded
-        plain = os.path.join(self._root, name)
-        if not os.path.lexists(plain):
+        """Where the file is to be: where it is, else at its plain place if that may be had and is free."""
+        try:
+            return self._find(name)[0]
+        except NotFound:
+            plain = os.path.join(self._root, name)
+        # A file system that folds names may give back those that aren't ASCII in another form than it was given.
+        is_kept = self._tells_apart or name.isascii()
+        if self._may_be_plain(name) and is_kept and not os.path.lexists(plain):
             return plain
-        return plain if disk.regular_file(plain) is not None and self._is_exact(name) else encoded
+        return os.path.join(self._names, names.encode(name))
 
     def _may_be_plain(self, name: str) -> bool:
         return names.is_plain(name) and (name.isascii() or sys.getfilesystemencoding() == "utf-8")
@@ -317,9 +322,7 @@ class Folder:
         for entry in _entries(self._names):
             key = names.fingerprint_in(entry.name)
             name = names.decode(entry.name) if key is None else self._name_in_record(key)
-            if name is None:
-                _log.warning("%s is nobody's file: its name can't be told", entry.path)
-            elif (status := disk.regular_file(entry.path)) is not None:
+            if name is not None and (status := disk.regular_file(entry.path)) is not None:
                 yield name, status
 
     def _probe(self) -> bool:
@@ -349,6 +352,9 @@ class Folder:
         for entry in _entries(self._records):
             if _key(entry) not in kept:
                 disk.remove(entry.path)
+        for entry in _entries(self._names):
+            if (key := names.fingerprint_in(entry.name)) is not None and key not in kept:
+                _log.warning("%s isn't served: its record is lost, and with it the name", entry.path)
 
 
 class PartFile:
@@ -372,8 +378,8 @@ class PartFile:
         self._inode: int | None = None
 
     @disk.full_disk_is_typed()
-    def open(self) -> None:
-        """Opens what is there, or starts anew.
+    def open(self) -> bool:
+        """Opens what is there, or starts anew; whether the digest knows all of it, else `catch_up` is to be called.
 
         Raises:
             InvalidRequest: What is there is another upload's.
@@ -392,6 +398,7 @@ class PartFile:
         if status.st_ino != self._inode or status.st_size < self.digest.length:
             self.digest = Digest(self.spec.algorithm)
         self._inode = status.st_ino
+        return self.digest.length == status.st_size
 
     def catch_up(self) -> bool:
         """Reads some of what the digest doesn't know yet; whether it knows all now."""
