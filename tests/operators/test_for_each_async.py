@@ -1,3 +1,5 @@
+"""`for_each_async`: what it emits, when it subscribes and disposes, and what it does with errors."""
+
 import asyncio
 
 import pytest

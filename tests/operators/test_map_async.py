@@ -1,3 +1,5 @@
+"""`map_async`: what it emits, when it subscribes and disposes, and what it does with errors."""
+
 import asyncio
 import sys
 import threading

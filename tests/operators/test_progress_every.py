@@ -1,3 +1,5 @@
+"""`progress_every`: what it emits, when it subscribes and disposes, and what it does with errors."""
+
 import threading
 from itertools import pairwise
 

@@ -1,3 +1,5 @@
+"""`retry_backoff`: what it emits, when it subscribes and disposes, and what it does with errors."""
+
 import random
 import threading
 

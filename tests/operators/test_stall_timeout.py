@@ -1,3 +1,5 @@
+"""`stall_timeout`: what it emits, when it subscribes and disposes, and what it does with errors."""
+
 import threading
 from typing import Any
 

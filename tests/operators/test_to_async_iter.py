@@ -1,3 +1,5 @@
+"""`to_async_iter`: what it emits, when it subscribes and disposes, and what it does with errors."""
+
 import asyncio
 import gc
 import threading

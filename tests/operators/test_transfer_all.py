@@ -1,3 +1,5 @@
+"""`transfer_all`: what it emits, when it subscribes and disposes, and what it does with errors."""
+
 import pytest
 import reactivex
 from reactivex import Observable
