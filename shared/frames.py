@@ -22,7 +22,15 @@ from rsocket.frame import (
     parse_or_ignore,
 )
 
-__all__ = ["HEADER_BYTES", "LENGTH_BYTES", "MAX_FRAME_BYTES", "FrameError", "FrameHeader", "parse_frame"]
+__all__ = [
+    "FOLLOWS_OR_IGNORE",
+    "HEADER_BYTES",
+    "LENGTH_BYTES",
+    "MAX_FRAME_BYTES",
+    "FrameError",
+    "FrameHeader",
+    "parse_frame",
+]
 
 LENGTH_BYTES: Final = 3
 """The length field that stands before each frame on a TCP connection."""
@@ -50,6 +58,9 @@ _FRAGMENTABLE: Final[dict[int, Callable[[], FragmentableFrame]]] = {
     FrameType.PAYLOAD: PayloadFrame,
 }
 _WITH_REQUEST_N: Final = frozenset({int(FrameType.REQUEST_STREAM), int(FrameType.REQUEST_CHANNEL)})
+FOLLOWS_OR_IGNORE: Final = _FOLLOWS | _IGNORE
+"""The flags of frames that aren't whole, and of those that may be of an unknown kind."""
+
 _KNOWN_KINDS: Final = frozenset(int(kind) for kind in FrameType if kind is not FrameType.EXT)
 _KNOWN_ERROR_CODES: Final = frozenset(int(code) for code in ErrorCode)
 

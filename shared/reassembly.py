@@ -25,7 +25,7 @@ from rsocket.frame import (
 )
 
 from .errors import ServerFull, TooLarge, TransferError
-from .frames import MAX_FRAME_BYTES, FrameError, FrameHeader
+from .frames import FOLLOWS_OR_IGNORE, MAX_FRAME_BYTES, FrameError, FrameHeader
 
 __all__ = ["PayloadRefused", "Reassembler", "ReassemblyBudget", "ReassemblyLimits", "SplitPayload"]
 
@@ -168,6 +168,9 @@ class Reassembler:
     def __init__(self, limits: ReassemblyLimits | None = None, budget: ReassemblyBudget | None = None) -> None:
         self._limits = limits if limits is not None else ReassemblyLimits()
         self._budget = budget
+        # Most frames are no larger than this and whole, and their streams aren't known here: they need no second look.
+        limited = (self._limits.max_frame_bytes, self._limits.max_payload_bytes)
+        self._small_bytes = min(_UNCOUNTED_BYTES, *(limit for limit in limited if limit is not None))
         self._held_bytes = 0
         self._incoming_cost = 0
         self._is_closed = False
@@ -195,6 +198,14 @@ class Reassembler:
             PayloadRefused: Its payload is over a limit; the frame is to be skipped, and its sender told.
             FrameError: It may not come here, and the connection can't go on.
         """
+        stream_id, _, flags, length = header
+        if (
+            length <= self._small_bytes
+            and not flags & FOLLOWS_OR_IGNORE
+            and stream_id not in self._partials
+            and stream_id not in self._abandoned
+        ):
+            return True
         if header.length > self._limits.max_frame_bytes:
             raise FrameError(f"a frame of {header.length} bytes; at most {self._limits.max_frame_bytes} are taken")
         if not header.is_fragmentable:

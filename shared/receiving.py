@@ -20,6 +20,10 @@ _BUFFER_BYTES: Final = 64 * 1024
 _TAIL_BYTES: Final = 4 * 1024
 # The most that one read may bring: it is copied in the kernel, and holds the loop meanwhile.
 _READ_BYTES: Final = 1024 * 1024
+# Large buffers that no connection uses just now: few, and none larger than frames of our own kind need.
+_MAX_SPARES: Final = 4
+_MAX_SPARE_BYTES: Final = 1024 * 1024
+_spares: list[memoryview] = []
 
 
 class FrameReceiver:
@@ -48,11 +52,11 @@ class FrameReceiver:
     @property
     def is_full(self) -> bool:
         """Whether there is no room to receive into; not while `is_ready` is False."""
-        return self._end == len(self._view)
+        return self._end == self._limit()
 
     def get_buffer(self) -> memoryview:
         """Where the next bytes are to be received into; empty if `is_full`."""
-        return self._view[self._end : self._end + _READ_BYTES]
+        return self._view[self._end : min(self._limit(), self._end + _READ_BYTES)]
 
     def received(self, nbytes: int) -> None:
         """Notes that `nbytes` were put where `get_buffer` said."""
@@ -98,9 +102,14 @@ class FrameReceiver:
 
     def discard(self) -> None:
         """Forgets what was received."""
-        self._view, self._header = self._small, None
+        self._give_up()
+        self._header = None
         self._start = self._end = self._to_skip = 0
         self._needed = LENGTH_BYTES
+
+    def _limit(self) -> int:
+        """Where receiving ends: a large buffer may be larger than its frame."""
+        return len(self._small) if self._view is self._small else self._needed + _TAIL_BYTES
 
     def _skip(self) -> None:
         nbytes = min(self._to_skip, self._end - self._start)
@@ -115,7 +124,7 @@ class FrameReceiver:
         self._needed = LENGTH_BYTES
         if self._start == self._end:
             self._start = self._end = 0
-            self._view = self._small
+            self._give_up()
         elif self._view is not self._small:
             # The tail of a large frame: never more than fits.
             self._move(self._small)
@@ -126,7 +135,7 @@ class FrameReceiver:
         """Makes room for `nbytes` from the start on."""
         self._needed = nbytes
         if nbytes > len(self._small):
-            self._move(memoryview(bytearray(nbytes + _TAIL_BYTES)))
+            self._move(_borrow(nbytes + _TAIL_BYTES))
         elif nbytes > len(self._view) - self._start:
             self._move(self._small)
 
@@ -134,4 +143,20 @@ class FrameReceiver:
         """Moves what is there to the front of `target`."""
         rest = self._end - self._start
         target[:rest] = self._view[self._start : self._end]
+        self._give_up()
         self._view, self._start, self._end = target, 0, rest
+
+    def _give_up(self) -> None:
+        """Goes back to the small buffer."""
+        if self._view is not self._small:
+            if len(self._view) <= _MAX_SPARE_BYTES and len(_spares) < _MAX_SPARES:
+                _spares.append(self._view)
+            self._view = self._small
+
+
+def _borrow(nbytes: int) -> memoryview:
+    """A buffer of at least `nbytes`."""
+    spare = _spares.pop() if _spares else None
+    if spare is not None and len(spare) >= nbytes:
+        return spare
+    return memoryview(bytearray(-(-nbytes // _BUFFER_BYTES) * _BUFFER_BYTES))

@@ -289,7 +289,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     def fail(self, error_code: ErrorCode, reason: str) -> None:
         """Ends the connection, and tells the peer why: nothing that arrives any more is looked at."""
         transport = self._transport
-        if self._failure is not None or transport is None or transport.is_closing():
+        if self._failure is not None or transport is None:
             return
         _log.info("closing the connection from %s: %s", self.peer, reason)
         frame = ErrorFrame()
@@ -302,18 +302,20 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._receiver.discard()
         self._reassembler.close()
         _wake(self._reader)
+        if transport.is_closing():
+            return
+        self._cut_later()
+        # To close a socket with something unread in it resets the connection, and the peer might not see the ERROR: so
+        # it is told that this is the end, and what it still sends is read and forgotten until it closes, too.
         if self._is_reading_paused:
             transport.resume_reading()
-        self._cut_later()
-        # To close the socket with something unread in it would reset the connection, and the peer might not see the
-        # ERROR: so it is told that this is the end, and has a second to close its own side.
-        if transport.can_write_eof() and not transport.is_closing():
-            try:
-                transport.write_eof()
-            except OSError:
-                transport.abort()  # reset by the peer
-        else:
+        if not transport.can_write_eof():
             transport.close()
+            return
+        try:
+            transport.write_eof()
+        except OSError:
+            transport.abort()  # reset by the peer
 
     async def close(self) -> None:
         """Ends the connection; what was written already is sent first if the peer takes it within a second."""
