@@ -1,8 +1,9 @@
-"""Frames that can be taken back while they wait in rsocket's send queue."""
+"""Frames that can be taken back while they wait in rsocket's send queue, and are split without being copied."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from rsocket.frame import FragmentableFrame, Frame, FrameFragmentMixin
+from rsocket.fragment import Fragment
+from rsocket.frame import FragmentableFrame, Frame, FrameFragmentMixin, get_header_length, new_frame_fragment
 
 __all__ = ["OutgoingFrame"]
 
@@ -14,13 +15,13 @@ class OutgoingFrame(FrameFragmentMixin):
     each queued item for the next fragment; once withdrawn, this one answers with `replacement`, which ends it.
 
     Args:
-        frame: What to send.
+        frame: What to send; its `fragment_size_bytes` is the most that one frame and its length field may take.
         replacement: What is sent instead of the rest, once withdrawn; a frame that isn't followed by fragments.
         on_sent: Called when the last fragment is handed to the transport; not after a withdrawal.
     """
 
     def __init__(self, frame: FragmentableFrame, replacement: Frame, on_sent: Callable[[], None] | None = None) -> None:
-        self._frame = frame
+        self._fragments = _split(frame)
         self._replacement = replacement
         self._on_sent = on_sent
         self._withdrawn = False
@@ -45,10 +46,32 @@ class OutgoingFrame(FrameFragmentMixin):
         if self._withdrawn:
             self._sent = True
             return self._replacement
-        fragment = self._frame.get_next_fragment(requires_length_header)
-        assert fragment is not None, "rsocket asks again only after a fragment that is followed by another"
+        fragment = next(self._fragments)
         if not fragment.flags_follows:
             self._sent = True
             if self._on_sent is not None:
                 self._on_sent()
         return fragment
+
+
+def _split(frame: FragmentableFrame) -> Iterator[Frame]:
+    """The frame itself if it is small enough; otherwise its fragments, metadata first, as views into its payload."""
+    # The length fields of the frame and of its metadata count as the frame's.
+    overhead = get_header_length(frame) + 3 + (3 if frame.metadata else 0)
+    nbytes = len(frame.metadata or b"") + len(frame.data or b"")
+    if frame.fragment_size_bytes is None or overhead + nbytes <= frame.fragment_size_bytes:
+        yield frame
+        return
+    metadata, data = memoryview(frame.metadata or b""), memoryview(frame.data or b"")
+    room = frame.fragment_size_bytes - overhead
+    is_first = True
+    while True:
+        metadata_part, metadata = metadata[:room], metadata[room:]
+        room -= len(metadata_part)
+        data_part, data = data[:room], data[room:]
+        is_last = not metadata and not data
+        yield new_frame_fragment(frame, Fragment(data_part, metadata_part, is_last=is_last, is_first=is_first))
+        if is_last:
+            return
+        is_first = False
+        room = frame.fragment_size_bytes - overhead

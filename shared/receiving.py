@@ -1,0 +1,162 @@
+"""Bytes in, whole frames out: the receive buffer of one connection, without I/O.
+
+Frames are taken out one at a time, when somebody asks for one; bytes that wait for that stay as they came. A frame that
+is larger than the buffer gets a buffer of its size, once its header was admitted, and a payload is copied once, from
+there to the `bytes` that are its own. (Receiving into a buffer that is then handed on, instead, saves 8 µs per 256 KiB,
+of which zeroing a new buffer takes back 6; and its users would have to know that it isn't `bytes`.)
+"""
+
+from typing import Final
+
+from rsocket.frame import Frame
+
+from .frames import HEADER_BYTES, LENGTH_BYTES, FrameError, FrameHeader, parse_frame
+from .reassembly import Reassembler, SplitPayload
+
+__all__ = ["FrameReceiver"]
+
+_BUFFER_BYTES: Final = 64 * 1024
+# What is read beyond the end of a large frame, so that the next header comes with the same system call; it is copied.
+_TAIL_BYTES: Final = 4 * 1024
+# The most that one read may bring: it is copied in the kernel, and holds the loop meanwhile.
+_READ_BYTES: Final = 1024 * 1024
+# Large buffers that no connection uses just now: few, and none larger than frames of our own kind need.
+_MAX_SPARES: Final = 4
+_MAX_SPARE_BYTES: Final = 1024 * 1024
+_spares: list[memoryview] = []
+
+
+class FrameReceiver:
+    """The bytes of one connection that wait to be frames.
+
+    Args:
+        reassembler: Decides which frames are taken in, and joins fragments.
+    """
+
+    def __init__(self, reassembler: Reassembler) -> None:
+        self._reassembler = reassembler
+        self._small = memoryview(bytearray(_BUFFER_BYTES))
+        self._view = self._small
+        self._start = 0
+        self._end = 0
+        # How many bytes from the start on are needed before anything can be done with them.
+        self._needed = LENGTH_BYTES
+        self._header: FrameHeader | None = None
+        self._to_skip = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `take` has something to do."""
+        return self._end - self._start >= self._needed
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room to receive into; not while `is_ready` is False."""
+        return self._end == self._limit()
+
+    def get_buffer(self) -> memoryview:
+        """Where the next bytes are to be received into; empty if `is_full`."""
+        return self._view[self._end : min(self._limit(), self._end + _READ_BYTES)]
+
+    def received(self, nbytes: int) -> None:
+        """Notes that `nbytes` were put where `get_buffer` said."""
+        self._end += nbytes
+
+    def take(self) -> Frame | SplitPayload | None:
+        """Goes one step on with what was received; only while `is_ready`.
+
+        Returns:
+            The next frame or split payload; None if this step gave none.
+
+        Raises:
+            PayloadRefused: A payload is over a limit; its frame is skipped, and one may go on.
+            FrameError: The connection can't go on.
+        """
+        if self._to_skip:
+            self._skip()
+            return None
+        view, begin = self._view, self._start + LENGTH_BYTES
+        header = self._header
+        if header is None:
+            length = int.from_bytes(view[self._start : begin], "big")
+            if length < HEADER_BYTES:
+                raise FrameError(f"a frame has at least {HEADER_BYTES} bytes, not {length}")
+            if self._end - begin < HEADER_BYTES:
+                self._need(LENGTH_BYTES + HEADER_BYTES)
+                return None
+            header = FrameHeader.parse(view, begin, length)
+            # Refused until shown otherwise: if this raises, the frame is skipped.
+            self._to_skip, self._needed = LENGTH_BYTES + length, 1
+            if not self._reassembler.admit(header):
+                return None
+            self._to_skip = 0
+        total = LENGTH_BYTES + header.length
+        if self._end - self._start < total:
+            self._header = header
+            self._need(total)
+            return None
+        self._header = None
+        frame = parse_frame(header, view[begin : self._start + total])
+        self._advance(total)
+        return self._reassembler.feed(frame) if frame is not None else None
+
+    def discard(self) -> None:
+        """Forgets what was received."""
+        self._give_up()
+        self._header = None
+        self._start = self._end = self._to_skip = 0
+        self._needed = LENGTH_BYTES
+
+    def _limit(self) -> int:
+        """Where receiving ends: a large buffer may be larger than its frame."""
+        return len(self._small) if self._view is self._small else self._needed + _TAIL_BYTES
+
+    def _skip(self) -> None:
+        nbytes = min(self._to_skip, self._end - self._start)
+        self._to_skip -= nbytes
+        self._advance(nbytes)
+        if self._to_skip:
+            self._needed = 1
+
+    def _advance(self, nbytes: int) -> None:
+        """Goes beyond what was dealt with."""
+        self._start += nbytes
+        self._needed = LENGTH_BYTES
+        if self._start == self._end:
+            self._start = self._end = 0
+            self._give_up()
+        elif self._view is not self._small:
+            # The tail of a large frame: never more than fits.
+            self._move(self._small)
+        elif len(self._view) - self._start < LENGTH_BYTES:
+            self._move(self._small)
+
+    def _need(self, nbytes: int) -> None:
+        """Makes room for `nbytes` from the start on."""
+        self._needed = nbytes
+        if nbytes > len(self._small):
+            self._move(_borrow(nbytes + _TAIL_BYTES))
+        elif nbytes > len(self._view) - self._start:
+            self._move(self._small)
+
+    def _move(self, target: memoryview) -> None:
+        """Moves what is there to the front of `target`."""
+        rest = self._end - self._start
+        target[:rest] = self._view[self._start : self._end]
+        self._give_up()
+        self._view, self._start, self._end = target, 0, rest
+
+    def _give_up(self) -> None:
+        """Goes back to the small buffer."""
+        if self._view is not self._small:
+            if len(self._view) <= _MAX_SPARE_BYTES and len(_spares) < _MAX_SPARES:
+                _spares.append(self._view)
+            self._view = self._small
+
+
+def _borrow(nbytes: int) -> memoryview:
+    """A buffer of at least `nbytes`."""
+    spare = _spares.pop() if _spares else None
+    if spare is not None and len(spare) >= nbytes:
+        return spare
+    return memoryview(bytearray(-(-nbytes // _BUFFER_BYTES) * _BUFFER_BYTES))

@@ -1,0 +1,284 @@
+"""The receive buffer and the reassembly, without sockets: any segmentation, any interleaving, every limit."""
+
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rsocket.frame import CancelFrame, ErrorFrame, Frame, FrameType, PayloadFrame, RequestResponseFrame
+
+from shared.errors import ServerFull, TooLarge
+from shared.frames import FrameError
+from shared.reassembly import PayloadRefused, Reassembler, ReassemblyBudget, ReassemblyLimits, SplitPayload
+from shared.receiving import FrameReceiver
+from tests.support import (
+    CANCEL,
+    COMPLETE,
+    ERROR,
+    FOLLOWS,
+    IGNORE,
+    KEEPALIVE,
+    METADATA,
+    NEXT,
+    PAYLOAD,
+    REQUEST_CHANNEL,
+    REQUEST_FNF,
+    REQUEST_RESPONSE,
+    REQUEST_STREAM,
+    frame,
+    request,
+    request_n,
+)
+from tests.transport.pairs import cancel, seen
+
+
+class Receiving:
+    """A receiver, with the loop that a transport runs on it."""
+
+    def __init__(self, limits: ReassemblyLimits | None = None, budget: ReassemblyBudget | None = None) -> None:
+        self.reassembler = Reassembler(limits, budget)
+        self.receiver = FrameReceiver(self.reassembler)
+        self.frames: list[Frame] = []
+        self.refused: list[PayloadRefused] = []
+        self.largest_buffer = 0
+
+    def feed(self, data: bytes, taking: bool = True) -> "Receiving":
+        position = 0
+        while position < len(data):
+            buffer = self.receiver.get_buffer()
+            assert len(buffer), "a transport that gets an empty buffer ends the connection"
+            nbytes = min(len(buffer), len(data) - position)
+            buffer[:nbytes] = data[position : position + nbytes]
+            position += nbytes
+            self.receiver.received(nbytes)
+            self.largest_buffer = max(self.largest_buffer, len(self.receiver._view))
+            if taking or self.receiver.is_full:
+                self.take()
+        return self
+
+    def take(self) -> None:
+        while self.receiver.is_ready:
+            try:
+                got = self.receiver.take()
+            except PayloadRefused as refused:
+                self.refused.append(refused)
+                continue
+            if isinstance(got, SplitPayload):
+                joined = got.join()
+                self.reassembler.release(got)
+                got = joined
+            if got is not None:
+                self.frames.append(got)
+
+
+# Frames as they are on the wire, and large ones that are cheap to shrink.
+_contents = st.one_of(
+    st.binary(max_size=40),
+    st.builds(lambda size, byte: bytes([byte]) * size, st.integers(0, 200_000), st.integers(0, 255)),
+    st.sampled_from([65_520, 65_524, 65_525, 65_526, 65_527, 65_530, 65_536]).map(bytes),
+)
+_wire_frames = st.one_of(
+    st.builds(lambda s, data: frame(s, PAYLOAD, NEXT, data), st.integers(1, 5), _contents),
+    st.builds(lambda s, m, data: request(s, REQUEST_RESPONSE, m, data), st.integers(1, 5), _contents, _contents),
+    st.builds(lambda s, data, n: request(s, REQUEST_STREAM, None, data, n=n), st.just(3), _contents, st.just(7)),
+    st.builds(request_n, st.integers(1, 5), st.integers(1, 1000)),
+    st.just(frame(0, KEEPALIVE, 0, bytes(8) + b"alive")),
+    st.builds(lambda data: frame(3, 0x3D, IGNORE, data), _contents),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data(), st.lists(_wire_frames, max_size=12))
+def test_any_segmentation_gives_the_same_frames(data: st.DataObject, frames: list[bytes]) -> None:
+    whole = b"".join(frames)
+    one_by_one = Receiving()
+    for wire_frame in frames:
+        one_by_one.feed(wire_frame)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=20)))
+    split = Receiving()
+    for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True):
+        split.feed(whole[start:end], taking=data.draw(st.booleans()))
+    split.take()
+    assert [seen(got) for got in split.frames] == [seen(got) for got in one_by_one.frames]
+    assert len(split.frames) == sum(wire_frame[7] >> 2 != 0x3D for wire_frame in frames)
+    assert all(type(got.data) is bytes for got in split.frames if not isinstance(got, ErrorFrame) and got.stream_id)
+
+
+def test_bytes_that_arrive_one_by_one() -> None:
+    wire = request(1, REQUEST_RESPONSE, b"route", b"data") + frame(1, PAYLOAD, NEXT, b"more") + request_n(1, 9)
+    receiving = Receiving()
+    for position in range(len(wire)):
+        receiving.feed(wire[position : position + 1])
+    assert [type(got).__name__ for got in receiving.frames] == ["RequestResponseFrame", "PayloadFrame", "RequestNFrame"]
+
+
+def test_a_payload_is_its_own() -> None:
+    receiving = Receiving().feed(frame(1, PAYLOAD, NEXT, b"a" * 100_000)).feed(frame(1, PAYLOAD, NEXT, b"b" * 100_000))
+    assert [got.data for got in receiving.frames] == [b"a" * 100_000, b"b" * 100_000]
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"\0\0\0",
+        b"\0\0\5",
+        frame(1, 0x3D),
+        frame(0, PAYLOAD, NEXT, b"x"),
+        frame(0x80000001, PAYLOAD, NEXT, b"x"),
+        b"\xff\xff\xff" + struct.pack(">IH", 1, 0x3D << 10),
+        frame(1, PAYLOAD, METADATA, b"\0\0\x09short"),
+        frame(1, REQUEST_STREAM, 0, b"\0"),
+        frame(1, ERROR, 0, b"\0"),
+        request(1, REQUEST_RESPONSE, None, b"a", flags=FOLLOWS) + request(1, REQUEST_RESPONSE, None, b"b"),
+    ],
+)
+def test_what_is_no_frame_is_known_as_soon_as_it_can_be(wire: bytes) -> None:
+    with pytest.raises(FrameError):
+        Receiving().feed(wire)
+
+
+def test_a_frame_over_the_limit_is_an_error_before_it_arrives() -> None:
+    receiving = Receiving(ReassemblyLimits(max_frame_bytes=100_000))
+    receiving.feed(frame(1, PAYLOAD, NEXT, bytes(100_000 - 6)))
+    with pytest.raises(FrameError, match="100001 bytes"):
+        receiving.feed(frame(1, PAYLOAD, NEXT, bytes(100_001 - 6))[:9])
+
+
+# One stream's payload at its sender: its fragments, and whether it is cancelled before the last of them.
+_streams = st.lists(
+    st.tuples(
+        st.sampled_from([REQUEST_RESPONSE, REQUEST_FNF, REQUEST_CHANNEL]),
+        st.lists(st.binary(max_size=30), min_size=1, max_size=6),
+        st.booleans(),
+    ),
+    max_size=6,
+)
+
+
+@settings(deadline=None)
+@given(st.data(), _streams)
+def test_reassembly_is_what_a_simple_model_says(data: st.DataObject, streams: list[tuple[int, list[bytes], bool]]) -> None:
+    limits = ReassemblyLimits(max_payload_bytes=60, max_connection_bytes=data.draw(st.sampled_from([None, 2500])))
+    budget = ReassemblyBudget(data.draw(st.sampled_from([None, 3600])))
+    receiving = Receiving(limits, budget)
+    queues: dict[int, list[bytes]] = {}
+    contents: dict[int, bytes] = {}
+    for index, (kind, fragments, is_cancelled) in enumerate(streams):
+        stream_id = 2 * index + 1
+        last = len(fragments) - 1
+        queue = queues[stream_id] = [
+            request(stream_id, kind, None, fragment, flags=FOLLOWS if last else 0)
+            if position == 0
+            else frame(stream_id, PAYLOAD, NEXT | (0 if position == last else FOLLOWS), fragment)
+            for position, fragment in enumerate(fragments)
+        ]
+        if is_cancelled and last:
+            queue.insert(last, frame(stream_id, CANCEL))
+        else:
+            contents[stream_id] = b"".join(fragments)
+    while pending := [stream_id for stream_id, queue in queues.items() if queue]:
+        receiving.feed(queues[data.draw(st.sampled_from(pending))].pop(0))
+        assert budget.used_bytes == receiving.reassembler.held_bytes
+        assert receiving.reassembler.held_bytes <= (limits.max_connection_bytes or 10**9)
+    refused = [refusal.stream_id for refusal in receiving.refused]
+    assert len(refused) == len(set(refused)), "a stream is refused once"
+    served = {got.stream_id: got.data for got in receiving.frames if not isinstance(got, CancelFrame)}
+    too_large = {
+        2 * index + 1
+        for index, (_, fragments, is_cancelled) in enumerate(streams)
+        if len(b"".join(fragments[: -1 if is_cancelled and len(fragments) > 1 else None])) > 60
+    }
+    by_size = {refusal.stream_id for refusal in receiving.refused if isinstance(refusal.error, TooLarge)}
+    assert by_size <= too_large <= set(refused)
+    assert served == {stream_id: content for stream_id, content in contents.items() if stream_id not in refused}
+    assert receiving.reassembler.pending == 0
+    assert budget.used_bytes == 0, "what ends gives back what it took"
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 6), st.booleans(), st.binary(max_size=50)), max_size=30), st.integers(0, 60))
+def test_a_lost_connection_gives_its_budget_back(fragments: list[tuple[int, bool, bytes]], cut: int) -> None:
+    budget = ReassemblyBudget(10_000)
+    assert budget.take(1000)  # another connection's
+    receiving = Receiving(ReassemblyLimits(max_payload_bytes=100), budget)
+    wire = b"".join(frame(stream, PAYLOAD, NEXT | (FOLLOWS if more else 0), data) for stream, more, data in fragments)
+    receiving.feed(wire[: len(wire) - cut])
+    receiving.reassembler.close()
+    assert budget.used_bytes == 1000
+    receiving.feed(wire[len(wire) - cut :])
+    assert budget.used_bytes == 1000
+
+
+def test_one_unfragmented_payload_is_refused_by_its_length_alone() -> None:
+    receiving = Receiving(ReassemblyLimits(max_payload_bytes=1_000_000))
+    receiving.feed(request(1, REQUEST_RESPONSE, None, bytes(16_000_000)))
+    receiving.feed(request(3, REQUEST_RESPONSE, b"route", bytes(10)))
+    assert [type(refusal.error) for refusal in receiving.refused] == [TooLarge]
+    assert [got.stream_id for got in receiving.frames] == [3]
+    assert receiving.largest_buffer <= 64 * 1024
+
+
+def test_a_payload_of_exactly_the_limit_is_taken() -> None:
+    limits = ReassemblyLimits(max_payload_bytes=100_000)
+    receiving = Receiving(limits).feed(request(1, REQUEST_STREAM, b"route", bytes(99_995)))
+    assert [len(got.data) for got in receiving.frames] == [99_995]
+    assert Receiving(limits).feed(request(1, REQUEST_STREAM, b"route", bytes(99_996))).refused
+
+
+def test_a_refused_payload_is_refused_once_and_kept_out() -> None:
+    receiving = Receiving(ReassemblyLimits(max_payload_bytes=1000))
+    receiving.feed(request(1, REQUEST_RESPONSE, None, bytes(900), flags=FOLLOWS))
+    for _ in range(100):
+        receiving.feed(frame(1, PAYLOAD, NEXT | FOLLOWS, bytes(900)))
+        assert receiving.reassembler.held_bytes == 0
+    receiving.feed(frame(1, PAYLOAD, NEXT, b"the last"))
+    assert len(receiving.refused) == 1
+    assert receiving.refused[0].kind == FrameType.REQUEST_RESPONSE
+    assert receiving.frames == []
+
+
+def test_the_newest_payload_beyond_the_connections_limit_is_refused() -> None:
+    receiving = Receiving(ReassemblyLimits(max_connection_bytes=10_000))
+    receiving.feed(request(1, REQUEST_RESPONSE, None, bytes(5000), flags=FOLLOWS))
+    receiving.feed(request(3, REQUEST_RESPONSE, None, bytes(5000), flags=FOLLOWS))
+    assert [(refusal.stream_id, type(refusal.error)) for refusal in receiving.refused] == [(3, ServerFull)]
+    receiving.feed(frame(1, PAYLOAD, NEXT | COMPLETE, b"end"))
+    assert [len(got.data) for got in receiving.frames] == [5003]
+    assert receiving.reassembler.held_bytes == 0
+
+
+def test_empty_and_tiny_fragments_count_with_what_they_cost() -> None:
+    receiving = Receiving(ReassemblyLimits(max_connection_bytes=100_000))
+    for stream_id in range(1, 1001, 2):
+        receiving.feed(request(stream_id, REQUEST_RESPONSE, None, b"", flags=FOLLOWS))
+    assert receiving.reassembler.pending < 100, "requests that never go on are limited"
+    receiving = Receiving(ReassemblyLimits(max_connection_bytes=100_000))
+    receiving.feed(request(1, REQUEST_RESPONSE, None, b"", flags=FOLLOWS))
+    receiving.feed(frame(1, PAYLOAD, NEXT | FOLLOWS, b"x") * 10_000)
+    assert len(receiving.refused) == 1
+
+
+def test_a_control_frame_that_is_larger_than_the_buffer_counts() -> None:
+    wire = frame(0, KEEPALIVE, 0, bytes(200_000))
+    assert len(Receiving().feed(wire).frames) == 1
+    with pytest.raises(FrameError, match="no room"):
+        Receiving(ReassemblyLimits(max_connection_bytes=100_000)).feed(wire[:9])
+
+
+def test_what_this_side_cancels_in_the_middle_of_a_frame_is_not_taken_for_whole() -> None:
+    receiving = Receiving()
+    receiving.feed(frame(1, PAYLOAD, NEXT | FOLLOWS, b"first"))
+    last = frame(1, PAYLOAD, NEXT, bytes(100_000))
+    receiving.feed(last[:50_000])
+    receiving.reassembler.on_sent(cancel(1))
+    receiving.feed(last[50_000:])
+    assert receiving.frames == []
+    assert receiving.reassembler.held_bytes == 0
+
+
+def test_a_request_of_the_same_id_after_a_refused_one_is_a_new_one() -> None:
+    receiving = Receiving(ReassemblyLimits(max_payload_bytes=10))
+    receiving.feed(request(1, REQUEST_RESPONSE, None, bytes(11)))
+    receiving.feed(request(1, REQUEST_RESPONSE, None, b"small"))
+    assert [type(got) for got in receiving.frames] == [RequestResponseFrame]
+    assert not any(isinstance(got, PayloadFrame) for got in receiving.frames)
