@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ from shared.transfer import DEFAULT_WINDOW
 from shared.wire import FileInfo, Route, decode_name, request_metadata
 
 from .chunks import Chunk
-from .connection import Connection, ConnectionState, ConnectOptions, Connector, GivenConnection
+from .connection import Auth, Connection, ConnectionState, ConnectOptions, Connector, GivenConnection
 from .downloading import ChunkRequest, ask_info, download_into
 from .events import TransferEvent
 from .observables import on_loop
@@ -66,21 +67,31 @@ class FileClient:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @staticmethod
-    def connect(uri: str, *, options: ConnectOptions | None = None) -> "AbstractAsyncContextManager[FileClient]":
+    def connect(
+        uri: str,
+        *,
+        auth: Auth | None = None,
+        tls: ssl.SSLContext | None = None,
+        options: ConnectOptions | None = None,
+    ) -> "AbstractAsyncContextManager[FileClient]":
         """A client with a connection of its own: `async with FileClient.connect("tcp://localhost:6565") as files:`.
 
         If the connection is lost, everything under way fails with ConnectionLost, and the next subscription makes a
         new one: so `retry` resumes. At the block's end, what is under way fails with ClientClosed.
 
         Args:
-            uri: `tcp://HOST[:PORT]`; the port is 6565 if it isn't given.
+            uri: `tcp://HOST[:PORT]`, or `tcps://HOST[:PORT]` with TLS; the port is 6565 if it isn't given.
+            auth: A user name and a password, or a bearer token; None for neither.
+            tls: How to verify the server, and who this client is; the system's authorities if None.
             options: See `ConnectOptions`.
 
         Raises (on entering the block):
-            ValueError: `uri` is something else.
-            ConnectionFailed: The connection is refused, the host unknown, or nobody answers.
+            ValueError: `uri` is something else, or `tls` is given with `tcp`.
+            ConnectionFailed: The connection is refused, the host unknown, the certificate wrong, or nobody answers.
+            Unauthenticated: The server wants other credentials.
+            ServerFull: The server has no room for another connection.
         """
-        return _connected(uri, options if options is not None else ConnectOptions())
+        return _connected(uri, options if options is not None else ConnectOptions(), auth, tls)
 
     def connection_state(self) -> Observable[ConnectionState]:
         """Tells whether there is a connection.
@@ -425,8 +436,10 @@ class FileClient:
 
 
 @asynccontextmanager
-async def _connected(uri: str, options: ConnectOptions) -> AsyncGenerator[FileClient, None]:
-    connection = Connection(uri, options)
+async def _connected(
+    uri: str, options: ConnectOptions, auth: Auth | None, tls: ssl.SSLContext | None
+) -> AsyncGenerator[FileClient, None]:
+    connection = Connection(uri, options, auth, tls)
     client = FileClient(connection)
     try:
         await connection.open()

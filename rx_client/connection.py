@@ -5,9 +5,9 @@ on a dead connection waits for ever. So there is one `RSocketClient` for each co
 """
 
 import asyncio
-import logging
 import os
 import random
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,18 +30,21 @@ from rsocket.rsocket_client import RSocketClient
 
 from shared.errors import ClientClosed, ConnectionFailed, ConnectionLost, TransferError, from_error_frame
 from shared.logs import quiet_rsocket
+from shared.metadata import MetadataItem, build_bearer, build_metadata, build_simple
 from shared.transport import FrameTransport
 from shared.wire import DEFAULT_PORT, FRAGMENT_SIZE_BYTES
 
 from .observables import on_loop
 
-_log = logging.getLogger(__name__)
-
 # How long a new connection waits for the server's first keepalive. A server that answers none is used all the same,
 # until the keepalive timeout: then it is dead, whatever it is.
 _FIRST_SIGN_SECONDS: Final = 1.0
 
+Auth = tuple[str, str] | str
+"""A user name and a password, or a bearer token."""
+
 __all__ = [
+    "Auth",
     "ConnectOptions",
     "Connected",
     "Connecting",
@@ -166,16 +169,23 @@ class Connection:
     """A connection of the client's own.
 
     Args:
-        uri: `tcp://HOST[:PORT]`.
+        uri: `tcp://HOST[:PORT]`, or `tcps://HOST[:PORT]` with TLS.
         options: See `ConnectOptions`.
+        auth: A user name and a password, or a bearer token; None for neither.
+        tls: How to encrypt; None for the system's authorities with `tcps`, and not at all with `tcp`.
 
     Raises:
-        ValueError: `uri` is something else.
+        ValueError: `uri` is something else, or `tls` is given with `tcp`.
     """
 
-    def __init__(self, uri: str, options: ConnectOptions) -> None:
+    def __init__(self, uri: str, options: ConnectOptions, auth: Auth | None, tls: ssl.SSLContext | None) -> None:
         self._uri = uri
         self._host, self._port = parse_uri(uri)
+        is_tls = uri.lower().startswith("tcps:")
+        if tls is not None and not is_tls:
+            raise ValueError(f"{uri!r} is not encrypted; write tcps:// to use TLS")
+        self._tls = tls if tls is not None or not is_tls else ssl.create_default_context()
+        self._setup = None if auth is None else Payload(b"", build_metadata([_credentials(auth)]))
         self._options = options
         self._rsocket: RSocketClient | None = None
         self._attempt: asyncio.Task[RSocketBase] | None = None
@@ -247,7 +257,7 @@ class Connection:
             while True:
                 try:
                     return await self._open(min(options.connect_timeout, deadline - loop.time()))
-                except ConnectionFailed as error:
+                except TransferError as error:
                     pause = delay * random.uniform(0.5, 1.0)
                     if not error.retryable or loop.time() + pause >= deadline:
                         self._states.on_next(Disconnected(error))
@@ -270,7 +280,7 @@ class Connection:
         try:
             async with asyncio.timeout(seconds):
                 _, transport = await loop.create_connection(
-                    lambda: FrameTransport(on_lost=handler.on_lost), self._host, self._port
+                    lambda: FrameTransport(on_lost=handler.on_lost), self._host, self._port, ssl=self._tls
                 )
         except TimeoutError:
             raise ConnectionFailed(f"no connection to {self._uri}: not answered within {seconds:.2g} s") from None
@@ -284,6 +294,7 @@ class Connection:
             metadata_encoding=WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA,
             keep_alive_period=timedelta(seconds=options.keepalive_period),
             max_lifetime_period=timedelta(seconds=options.keepalive_timeout),
+            setup_payload=self._setup,
             fragment_size_bytes=FRAGMENT_SIZE_BYTES,
         )
         handler.on_end = lambda code, text: self._end(rsocket, code, text)
@@ -295,7 +306,7 @@ class Connection:
                 async with asyncio.timeout(min(seconds, _FIRST_SIGN_SECONDS)):
                     await handler.first_sign.wait()
             if handler.ended is not None:
-                raise ConnectionFailed(f"no connection to {self._uri}: {handler.ended}")
+                raise _connection_failure(self._uri, handler.ended)
         except BaseException:
             self._end(rsocket, ErrorCode.CONNECTION_ERROR, "the attempt to connect was given up")
             raise
@@ -308,9 +319,7 @@ class Connection:
         if self._rsocket is rsocket:
             self._rsocket = None
             if not self._is_closed:
-                cause = from_error_frame(code, text.encode())
-                _log.info("%s: %s", self._uri, cause.message)
-                self._states.on_next(Disconnected(cause))
+                self._states.on_next(Disconnected(from_error_frame(code, text.encode())))
         rsocket.stop_all_streams(code, text.encode())
         # In a task of its own: this may be called by one of those that `close` cancels and waits for.
         ending = asyncio.get_running_loop().create_task(rsocket.close())
@@ -333,7 +342,7 @@ class _ClientHandler(BaseRequestHandler):
     def __init__(self) -> None:
         super().__init__()
         self.on_end: Callable[[ErrorCode, str], None] | None = None
-        self.ended: str | None = None
+        self.ended: tuple[ErrorCode, str] | None = None
         self.first_sign = asyncio.Event()
         self._said: tuple[ErrorCode, str] | None = None
 
@@ -351,14 +360,26 @@ class _ClientHandler(BaseRequestHandler):
 
     def _end(self, code: ErrorCode, text: str) -> None:
         if self.ended is None:
-            self.ended = text
+            self.ended = (code, text)
             self.first_sign.set()
             if self.on_end is not None:
                 self.on_end(code, text)
 
 
+def _connection_failure(uri: str, ended: tuple[ErrorCode, str]) -> TransferError:
+    """Why an attempt failed: the server's own reason where it is one of ours, such as `unauthenticated`."""
+    error = from_error_frame(ended[0], ended[1].encode())
+    if isinstance(error, ConnectionFailed):
+        return ConnectionFailed(f"no connection to {uri}: {error.message}")
+    return error
+
+
+def _credentials(auth: Auth) -> MetadataItem:
+    return build_bearer(auth) if isinstance(auth, str) else build_simple(*auth)
+
+
 def parse_uri(uri: str) -> tuple[str, int]:
-    """The host and port of `tcp://HOST[:PORT]`; the port is 6565 if it isn't given.
+    """The host and port of `tcp://HOST[:PORT]` or `tcps://HOST[:PORT]`; the port is 6565 if it isn't given.
 
     Raises:
         ValueError: It is something else.
@@ -368,6 +389,12 @@ def parse_uri(uri: str) -> tuple[str, int]:
         port = parts.port
     except ValueError as error:
         raise ValueError(f"{uri!r} has no valid port: {error}") from None
-    if parts.scheme != "tcp" or not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
-        raise ValueError(f"{uri!r} is not of the form tcp://HOST[:PORT]")
+    if (
+        parts.scheme not in ("tcp", "tcps")
+        or not parts.hostname
+        or parts.path not in ("", "/")
+        or parts.query
+        or parts.username
+    ):
+        raise ValueError(f"{uri!r} is not of the form tcp://HOST[:PORT] or tcps://HOST[:PORT]")
     return parts.hostname, DEFAULT_PORT if port is None else port

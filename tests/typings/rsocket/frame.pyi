@@ -5,9 +5,11 @@ from enum import IntEnum
 from typing import Final
 
 from .error_codes import ErrorCode
+from .fragment import Fragment
 from .local_typing import ByteTypes
 
 CONNECTION_STREAM_ID: Final = 0
+PROTOCOL_MAJOR_VERSION: Final = 1
 MAX_REQUEST_N: Final = 0x7FFFFFFF
 
 class FrameType(IntEnum):
@@ -52,6 +54,8 @@ class FrameFragmentMixin(metaclass=ABCMeta):
     def get_next_fragment(self, requires_length_header: bool = True) -> Frame | None: ...
 
 class SetupFrame(Frame):
+    major_version: int
+    minor_version: int
     keep_alive_milliseconds: int
     max_lifetime_milliseconds: int
     metadata_encoding: ByteTypes
@@ -113,6 +117,19 @@ FragmentableFrame = (
     PayloadFrame | RequestResponseFrame | RequestChannelFrame | RequestStreamFrame | RequestFireAndForgetFrame
 )
 
+class ResumeFrame(Frame):
+    def __init__(self) -> None: ...
+    def parse(self, buffer: ByteTypes, offset: int) -> None: ...
+
+initiate_request_frame_types: Final = (
+    RequestResponseFrame,
+    RequestStreamFrame,
+    RequestChannelFrame,
+    RequestFireAndForgetFrame,
+)
+
+def get_header_length(frame: FragmentableFrame) -> int: ...
+def new_frame_fragment(base_frame: FragmentableFrame, fragment: Fragment) -> Frame: ...
 def parse_or_ignore(buffer: ByteTypes) -> Frame | None: ...
 def exception_to_error_frame(stream_id: int, exception: Exception) -> ErrorFrame: ...
 def error_frame_to_exception(frame: ErrorFrame) -> Exception: ...

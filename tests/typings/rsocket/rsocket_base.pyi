@@ -1,5 +1,5 @@
 from asyncio import Event, Future
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Self, TypeVar
@@ -19,6 +19,7 @@ from .frame import (
     RequestFrame,
     RequestResponseFrame,
     RequestStreamFrame,
+    ResumeFrame,
     SetupFrame,
 )
 from .handlers.request_channel_requester import RequestChannelRequester
@@ -61,6 +62,11 @@ class RSocketBase(RSocket):
     def send_complete(self, stream_id: int) -> None: ...
     def send_error(self, stream_id: int, exception: Exception) -> None: ...
     def send_payload(self, stream_id: int, payload: Payload, complete: bool = False, is_next: bool = True) -> None: ...
+    # Whatever concerns the connection itself, or begins a stream.
+    async def _handle_frame_by_type(
+        self, frame: Frame, async_frame_handler_by_type: Mapping[type[Frame], Callable[[Frame], Awaitable[None]]]
+    ) -> None: ...
+    async def handle_resume(self, frame: ResumeFrame) -> None: ...
     async def handle_setup(self, frame: SetupFrame) -> None: ...
     async def handle_error(self, frame: ErrorFrame) -> None: ...
     async def handle_keep_alive(self, frame: KeepAliveFrame) -> None: ...
