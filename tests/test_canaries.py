@@ -230,6 +230,7 @@ def test_the_private_parts_that_we_use_are_there() -> None:
     assert parameters(RSocketBase.send_payload) == ["self", "stream_id", "payload", "complete", "is_next"]
     assert parameters(RSocketBase.send_request) == ["self", "frame"]
     assert parameters(RSocketBase.send_error) == ["self", "stream_id", "exception"]
+    assert parameters(RSocketBase._handle_frame_by_type) == ["self", "frame", "async_frame_handler_by_type"]
     assert parameters(RSocketBase.handle_setup) == ["self", "frame"]
     assert parameters(RSocketBase.handle_request_response) == ["self", "frame"]
     assert parameters(FrameFragmentMixin.get_next_fragment) == ["self", "requires_length_header"]
@@ -290,7 +291,7 @@ def test_trap_2_the_length_of_a_large_frame_wraps() -> None:
 
 
 async def test_trap_3_a_cancelled_request_is_sent_and_served() -> None:
-    """Remedy: `shared/outgoing.py` doesn't send the rest; `shared/frames.py` drops what a cancelled request left."""
+    """Remedy: `shared/outgoing.py` holds back what isn't sent; `shared/reassembly.py` drops what was."""
     served: list[bytes] = []
     handler = Handler(respond=lambda data: served.append(bytes(data)) or Payload(b"ok"))
     async with plain_pair(handler, SMALLEST_FRAGMENTS) as (client, _):
@@ -656,7 +657,7 @@ async def test_trap_23_a_stream_cancelled_in_the_segment_of_its_request_leaks() 
 
 
 def test_trap_24_what_a_stranger_has_the_server_reassemble_is_unlimited() -> None:
-    """Remedy: `Reassembler` in `shared/frames.py`, which stands in the cache's place, and where limits belong."""
+    """Remedy: `Reassembler` in `shared/reassembly.py`, which has limits, and leaves the cache nothing to join."""
     cache = FrameFragmentCache()
     for _ in range(20):
         fragment = RequestResponseFrame() if not cache._frames_by_stream_id else PayloadFrame()
