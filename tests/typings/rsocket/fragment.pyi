@@ -6,7 +6,7 @@ from .payload import Payload
 class Fragment(Payload):
     is_first: bool | None
     is_last: bool | None
-    sent_future: Future[None] | None
+    # Annotated as bytes; what is given goes into a frame as it is, so views will do.
     def __init__(
         self,
         data: ByteTypes | memoryview | None = None,
