@@ -1,6 +1,21 @@
 """The reactive client: file transfers over RSocket as cold Rx observables."""
 
+from .chunks import Chunk
 from .client import FileClient
+from .connection import parse_uri
+from .events import Completed, Progress, Retrying, Started, TransferEvent
 from .requests import ColdReactiveXClient
+from .sinks import AsyncWriter
 
-__all__ = ["ColdReactiveXClient", "FileClient"]
+__all__ = [
+    "AsyncWriter",
+    "Chunk",
+    "ColdReactiveXClient",
+    "Completed",
+    "FileClient",
+    "Progress",
+    "Retrying",
+    "Started",
+    "TransferEvent",
+    "parse_uri",
+]

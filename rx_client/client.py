@@ -1,21 +1,43 @@
 """The client: file transfers as cold Rx observables."""
 
-from collections.abc import AsyncGenerator, Callable
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final, TypeVar
+from pathlib import Path
+from typing import Final, Literal, TypeVar, overload
 
 import reactivex
-from reactivex import Observable
+from reactivex import Observable, abc
 from reactivex import operators as ops
 from rsocket.payload import Payload
 from rsocket.rsocket_base import RSocketBase
 
-from shared.errors import InvalidName, NotFound, ProtocolError, RemoteError, TransferError
+from shared.digest import DEFAULT_ALGORITHM, Digest, check_algorithm
+from shared.errors import InvalidName, InvalidRequest, NotFound, ProtocolError, RemoteError, TransferError
+from shared.messages import (
+    CHUNK_BYTES,
+    MAX_CHUNK_BYTES,
+    DownloadRequest,
+    FileRequest,
+    ListRequest,
+    check_upload_id,
+    parse_info,
+    transfer_request,
+)
+from shared.transfer import DEFAULT_WINDOW
 from shared.wire import FileInfo, Route, decode_name, request_metadata
 
-from .connection import open_connection
+from .chunks import Chunk
+from .connection import Connection, ConnectionState, ConnectOptions, Connector, GivenConnection
+from .downloading import ChunkRequest, ask_info, download_into
+from .events import TransferEvent
 from .observables import on_loop
-from .requests import ColdReactiveXClient
+from .requests import MAX_REQUEST_N, ask, ask_stream, cold
+from .sinks import AsyncWriter, PathSink, Sink, WriterSink
+from .sources import SourceLike, to_source
+from .tasks import from_coroutine
+from .uploading import UploadTransfer
 
 __all__ = ["Content", "FileClient"]
 
@@ -39,21 +61,40 @@ class FileClient:
         rsocket: A connected rsocket with composite metadata; it stays the caller's to close. See also `connect`.
     """
 
-    def __init__(self, rsocket: RSocketBase) -> None:
-        self._requests = ColdReactiveXClient(rsocket)
+    def __init__(self, rsocket: RSocketBase | Connection) -> None:
+        self._connector: Connector = rsocket if isinstance(rsocket, Connection) else GivenConnection(rsocket)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @staticmethod
-    def connect(uri: str) -> "AbstractAsyncContextManager[FileClient]":
+    def connect(uri: str, *, options: ConnectOptions | None = None) -> "AbstractAsyncContextManager[FileClient]":
         """A client with a connection of its own: `async with FileClient.connect("tcp://localhost:6565") as files:`.
+
+        If the connection is lost, everything under way fails with ConnectionLost, and the next subscription makes a
+        new one: so `retry` resumes. At the block's end, what is under way fails with ClientClosed.
 
         Args:
             uri: `tcp://HOST[:PORT]`; the port is 6565 if it isn't given.
+            options: See `ConnectOptions`.
 
         Raises (on entering the block):
             ValueError: `uri` is something else.
             ConnectionFailed: The connection is refused, the host unknown, or nobody answers.
         """
-        return _connected(uri)
+        return _connected(uri, options if options is not None else ConnectOptions())
+
+    def connection_state(self) -> Observable[ConnectionState]:
+        """Tells whether there is a connection.
+
+        Returns:
+            Emits Connecting, Connected or Disconnected(cause), as it is now and whenever it changes; completes when the
+            client is closed. Of a connection that is the caller's own, it emits what it is now, and completes.
+        """
+        return self._connector.states()
+
+    async def settle(self) -> None:
+        """Returns when nothing of this client runs any more: a disposed transfer still has to close its file, say."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def upload(self, name: str, content: Content) -> Observable[FileInfo]:
         """Stores `content` as the file `name`, in place of what has that name.
@@ -97,49 +138,327 @@ class FileClient:
         _check_type(name)
         return self._ask(Route.DOWNLOAD, name, None, lambda answer: bytes(answer.data or b""))
 
-    def list_files(self, request_n: int = _LIST_REQUEST_N) -> Observable[str]:
+    @overload
+    def list_files(
+        self, request_n: int = ..., *, prefix: str = ..., details: Literal[False] = ...
+    ) -> Observable[str]: ...
+
+    @overload
+    def list_files(
+        self, request_n: int = ..., *, prefix: str = ..., details: Literal[True]
+    ) -> Observable[FileInfo]: ...
+
+    def list_files(
+        self, request_n: int = _LIST_REQUEST_N, *, prefix: str = "", details: bool = False
+    ) -> Observable[str] | Observable[FileInfo]:
         """Lists the files that the server has at one moment.
 
         Args:
             request_n: The demand: the server is never more than this many names ahead of the subscriber.
+            prefix: Only names that start with it.
+            details: Whether to emit a FileInfo for each file instead of its name; not from a tutorial's server.
 
         Returns:
-            Emits each file's name, in the server's order, and completes; empty if there are no files.
+            Emits each file's name or info, in the server's order, and completes; empty if there are no such files.
 
         Raises:
             ValueError: `request_n` isn't 1 to 2**31 - 1.
 
         Raises (through `on_error`):
-            ProtocolError: The server sent something that can't be a file's name.
+            ProtocolError: The server sent something that can't be a file's name, or no details.
             TransferError: The server refused, or the connection was lost.
         """
-        request = Payload(b"", request_metadata(Route.FILES))
-        return self._requests.request_stream(request, request_n).pipe(ops.map(_listed_name))
+        if prefix or details:
+            metadata = transfer_request(Route.FILES, None, ListRequest(details, prefix))
+        else:
+            metadata = request_metadata(Route.FILES)
+        items = ask_stream(self._connector, Payload(b"", metadata), request_n)
+        if details:
+            return items.pipe(ops.map(_listed_info))
+        # A tutorial's server doesn't know prefixes, and sends every name.
+        return items.pipe(ops.map(_listed_name), ops.filter(lambda name: name.startswith(prefix)))
+
+    def upload_from(
+        self,
+        name: str,
+        source: SourceLike,
+        *,
+        size: int | None = None,
+        chunk_size: int = CHUNK_BYTES,
+        window: int = DEFAULT_WINDOW,
+        overwrite: bool = True,
+        digest: str | None = DEFAULT_ALGORITHM,
+        upload_id: str | None = None,
+    ) -> Observable[TransferEvent]:
+        """Uploads a file of any size, a chunk at a time; `retry` resumes it where the server has it.
+
+        The server keeps what it has of an upload that failed or was disposed, under its `upload_id`, for a day unless
+        it is set otherwise. All subscriptions of the observable share the id; give the same one in another process to
+        go on there. The newest subscription takes over from an older one, which ends with Superseded. After completion
+        the same id is a new upload.
+
+        Args:
+            name: 1 to 1,024 bytes of UTF-8 without control characters.
+            source: A path; a binary file object (from its present position; it stays open); bytes; an iterable or
+                asynchronous iterable of bytes; a function that makes one from an offset, so that a retry can go on
+                there; or an Observable of bytes, of which no more than `window` items may wait. Iterables that aren't
+                lists or tuples are run in a thread.
+            size: The content's length in bytes, where the source doesn't tell; the server checks it.
+            chunk_size: Bytes in one item, 1 to 960,000.
+            window: Chunks that may be under way and not yet durable, 1 or more.
+            overwrite: Whether a file of that name may be replaced.
+            digest: `xxh3-128`, `sha-256`, or None to do without verification.
+            upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; made up if None.
+
+        Returns:
+            Emits Started, Progress whenever more bytes are durable at the server, Completed when the file is verified
+            and published, and completes.
+
+        Raises:
+            TypeError: `name` isn't a str, or `source` is none of the above.
+            ValueError: A number or word is out of its range.
+
+        Raises (through `on_error`):
+            InvalidName: `name` isn't one.
+            AlreadyExists: `overwrite` is False and there is such a file.
+            IntegrityError: The server got other bytes than were sent; nothing was published.
+            Superseded: A newer subscription took over.
+            SourceExhausted: The source can't be read again from where the server wants to go on.
+            BackpressureOverflow: The source is an Observable that outran the connection.
+            TransferError: The server refused, or the connection was lost.
+            OSError: The source's disk failed.
+            Exception: Whatever an iterable or Observable source raised.
+        """
+        _check_type(name)
+        _check_range("chunk_size", chunk_size, 1, MAX_CHUNK_BYTES)
+        _check_range("window", window, 1, MAX_REQUEST_N)
+        _check_range("size", 0 if size is None else size, 0, None)
+        _check_digest(digest)
+        if upload_id is not None:
+            try:
+                check_upload_id(upload_id)
+            except InvalidRequest as error:
+                raise ValueError(error.message) from None
+        transfer = UploadTransfer(
+            name,
+            to_source(source, window),
+            size=size,
+            chunk_bytes=chunk_size,
+            window=window,
+            overwrite=overwrite,
+            algorithm=digest,
+            upload_id=upload_id,
+        )
+        return self._transfer(name, lambda emit: transfer.attempt(self._connector, emit))
+
+    def download_to(
+        self,
+        name: str,
+        sink: str | os.PathLike[str] | AsyncWriter,
+        *,
+        offset: int = 0,
+        window: int = DEFAULT_WINDOW,
+        digest: str | None = DEFAULT_ALGORITHM,
+    ) -> Observable[TransferEvent]:
+        """Downloads a file of any size, a chunk at a time; `retry` resumes it where the sink has it.
+
+        A path is written beside it (`.NAME.HASH.rxpart`), verified, synced to disk and moved there in one step; what
+        was there stays until then. A part that was left behind, by another process even, is gone on with. A file that
+        changed on the server meanwhile is started over.
+
+        Args:
+            name: The file.
+            sink: A path, whose folder exists; or an object with `async def write(data: bytes)`.
+            offset: For a writer that has the file's first bytes: how many. They are not verified.
+            window: Chunks that the server may be ahead of the sink, 1 or more.
+            digest: `xxh3-128`, `sha-256`, or None to do without verification.
+
+        Returns:
+            Emits Started (again with `resumed_from=0` if the file changed and is started over), Progress whenever more
+            bytes are written, Completed when everything is there, verified and published, and completes.
+
+        Raises:
+            TypeError: `name` isn't a str, or `sink` is neither.
+            ValueError: A number or word is out of its range, or `offset` is given with a path.
+
+        Raises (through `on_error`):
+            InvalidName: `name` isn't one.
+            NotFound: There is no such file.
+            Changed: The file changed, and what a writer got can't be taken back.
+            IntegrityError: Other bytes arrived than were sent; what was at the path is still there.
+            StorageFull: The path's disk is full.
+            TransferError: The server refused, or the connection was lost.
+            OSError: The path's disk failed.
+            Exception: Whatever the writer raised.
+        """
+        _check_type(name)
+        _check_range("offset", offset, 0, None)
+        _check_range("window", window, 1, MAX_REQUEST_N)
+        _check_digest(digest)
+        into: Sink
+        if isinstance(sink, str | os.PathLike):
+            if offset:
+                raise ValueError("offset is for writers; a path's part is found by itself")
+            into = PathSink(Path(sink), name, digest)
+        elif isinstance(sink, AsyncWriter):  # pyright: ignore[reportUnnecessaryIsInstance]
+            into = WriterSink(sink, offset, None if digest is None else Digest(digest))
+        else:
+            raise TypeError(f"a sink is a path or has `async def write(data)`, unlike {type(sink).__name__}")
+        return self._transfer(
+            name,
+            lambda emit: download_into(
+                self._connector, name, into, algorithm=digest, digest_from=offset, window=window, emit=emit
+            ),
+        )
+
+    def download_chunks(
+        self,
+        name: str,
+        offset: int = 0,
+        length: int | None = None,
+        window: int = DEFAULT_WINDOW,
+        *,
+        if_match: str | None = None,
+        digest: str | None = DEFAULT_ALGORITHM,
+    ) -> Observable[Chunk]:
+        """Emits a range of a file as it arrives; the server is never more than `window` chunks ahead of the consumer.
+
+        A chunk's credit goes back when `on_next` returns, or, if it was retained, when it is released; the operators
+        `map_async`, `for_each_async` and `to_async_iter` of `rx_client.operators` do that for asynchronous consumers.
+
+        Args:
+            name: The file.
+            offset: Where the range starts, in bytes.
+            length: How many bytes; None for all to the end. A range beyond the end is cut there.
+            window: Chunks, 1 or more.
+            if_match: The etag that the file must have; None if any will do.
+            digest: `xxh3-128`, `sha-256`, or None to do without verification.
+
+        Returns:
+            Emits the chunks, in order; one without bytes if the range is empty. Completes when all have arrived and the
+            range is verified: what was emitted before is not to be trusted until then.
+
+        Raises:
+            TypeError: `name` isn't a str.
+            ValueError: A number or word is out of its range.
+
+        Raises (through `on_error`):
+            InvalidName: `name` isn't one.
+            NotFound: There is no such file.
+            Changed: It isn't the one that `if_match` names.
+            InvalidRequest: `offset` is beyond the end.
+            IntegrityError: Other bytes arrived than were sent, or too few.
+            TransferError: The server refused, or the connection was lost.
+        """
+        _check_type(name)
+        _check_range("offset", offset, 0, None)
+        _check_range("length", 0 if length is None else length, 0, None)
+        _check_range("window", window, 1, MAX_REQUEST_N)
+        _check_digest(digest)
+        request = DownloadRequest(offset, length, if_match, digest)
+
+        def make(rsocket: RSocketBase, observer: abc.ObserverBase[Chunk]) -> ChunkRequest:
+            running = None if digest is None else Digest(digest)
+            return ChunkRequest(self._connector, rsocket, name, request, window, observer, running)
+
+        return _naming(name, cold(self._connector, make))
+
+    def stat(self, name: str) -> Observable[FileInfo]:
+        """Asks what is known of a file.
+
+        Returns:
+            Emits one FileInfo, and completes.
+
+        Raises:
+            TypeError: `name` isn't a str.
+
+        Raises (through `on_error`):
+            InvalidName: `name` isn't one.
+            NotFound: There is no such file.
+            TransferError: The server refused, or the connection was lost.
+        """
+        _check_type(name)
+        return self._ask_info(Route.STAT, name, FileRequest())
+
+    def delete(self, name: str, *, if_match: str | None = None) -> Observable[FileInfo]:
+        """Removes a file.
+
+        Args:
+            name: The file.
+            if_match: The etag that it must have; None if any will do.
+
+        Returns:
+            Emits the FileInfo of what was removed, and completes.
+
+        Raises:
+            TypeError: `name` isn't a str.
+
+        Raises (through `on_error`):
+            InvalidName: `name` isn't one.
+            NotFound: There is no such file.
+            Changed: It isn't the one that `if_match` names.
+            TransferError: The server refused, or the connection was lost.
+        """
+        _check_type(name)
+        return self._ask_info(Route.DELETE, name, FileRequest(if_match))
+
+    def _ask_info(self, route: str, name: str, request: FileRequest) -> Observable[FileInfo]:
+        return _naming(name, reactivex.defer(lambda _: ask_info(self._connector, route, name, request)))
+
+    def _transfer(
+        self, name: str, attempt: Callable[[Callable[[TransferEvent], None]], Awaitable[None]]
+    ) -> Observable[TransferEvent]:
+        async def named(emit: Callable[[TransferEvent], None]) -> None:
+            try:
+                await attempt(emit)
+            except TransferError as error:
+                raise _about(error, name) from error.__cause__
+
+        return from_coroutine(named, self._tasks)
 
     def _ask(self, route: str, name: str, data: bytes | None, convert: Callable[[Payload], T]) -> Observable[T]:
-        try:
+        def make(_: object) -> Observable[T]:
             request = Payload(data, request_metadata(route, name))
-        except InvalidName as error:
-            error.name = name
-            return on_loop(reactivex.throw(error))
-        return self._requests.request_response(request).pipe(
-            ops.map(convert),
-            ops.catch(lambda error, _: reactivex.throw(_about(error, name))),
-        )
+            return ask(self._connector, request).pipe(ops.map(convert))
+
+        return _naming(name, reactivex.defer(make))
 
 
 @asynccontextmanager
-async def _connected(uri: str) -> AsyncGenerator[FileClient, None]:
-    rsocket = await open_connection(uri)
+async def _connected(uri: str, options: ConnectOptions) -> AsyncGenerator[FileClient, None]:
+    connection = Connection(uri, options)
+    client = FileClient(connection)
     try:
-        yield FileClient(rsocket)
+        await connection.open()
+        yield client
     finally:
-        await rsocket.close()
+        await connection.close()
+        await client.settle()
 
 
 def _check_type(name: str) -> None:
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"a file name must be a str, not {type(name).__name__}")
+
+
+def _check_range(what: str, value: int, least: int, most: int | None) -> None:
+    if not isinstance(value, int) or value < least or (most is not None and value > most):  # pyright: ignore[reportUnnecessaryIsInstance]
+        bounds = f"{least} or more" if most is None else f"{least} to {most}"
+        raise ValueError(f"{what} must be {bounds}, not {value!r}")
+
+
+def _check_digest(digest: str | None) -> None:
+    if digest is None:
+        return
+    try:
+        check_algorithm(digest)
+    except InvalidRequest as error:
+        raise ValueError(error.message) from None
+
+
+def _naming(name: str, source: Observable[T]) -> Observable[T]:
+    """`source`, its errors knowing which file they are about."""
+    return on_loop(source.pipe(ops.catch(lambda error, _: reactivex.throw(_about(error, name)))))
 
 
 def _about(error: Exception, name: str) -> Exception:
@@ -150,6 +469,13 @@ def _about(error: Exception, name: str) -> Exception:
     if isinstance(error, TransferError) and error.name is None:
         error.name = name
     return error
+
+
+def _listed_info(item: Payload) -> FileInfo:
+    try:
+        return parse_info(bytes(item.metadata or b""))
+    except (InvalidName, InvalidRequest) as error:
+        raise ProtocolError(f"the server listed a file without its details: {error.message}") from None
 
 
 def _listed_name(item: Payload) -> str:

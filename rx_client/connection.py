@@ -1,46 +1,364 @@
-"""Opens the socket and the RSocket connection behind a `FileClient`."""
+"""The connection behind a `FileClient`: made once, watched, and made again when somebody needs it.
+
+rsocket 0.4.20's own reconnect dies after one failed attempt, or reconnects thousands of times a second, and a request
+on a dead connection waits for ever. So there is one `RSocketClient` for each connection here, and none is used again.
+"""
 
 import asyncio
+import logging
+import os
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
+import reactivex
+from reactivex import Observable
+from reactivex.subject import BehaviorSubject
 from rsocket.error_codes import ErrorCode
 from rsocket.extensions.mimetypes import WellKnownMimeTypes
+from rsocket.frame import KeepAliveFrame
+from rsocket.frame_builders import to_keepalive_frame
 from rsocket.helpers import single_transport_provider
 from rsocket.payload import Payload
 from rsocket.request_handler import BaseRequestHandler
+from rsocket.rsocket_base import RSocketBase
 from rsocket.rsocket_client import RSocketClient
 
-from shared.errors import ConnectionFailed
+from shared.errors import ClientClosed, ConnectionFailed, ConnectionLost, TransferError, from_error_frame
 from shared.logs import quiet_rsocket
 from shared.transport import FrameTransport
 from shared.wire import DEFAULT_PORT, FRAGMENT_SIZE_BYTES
 
-__all__ = ["open_connection", "parse_uri"]
+from .observables import on_loop
 
-# A dead peer is noticed within 10 s: rsocket looks once a lifetime whether the last sign of life is older than that.
-_KEEPALIVE_PERIOD: Final = timedelta(seconds=1)
-_MAX_LIFETIME: Final = timedelta(seconds=5)
-_CONNECT_SECONDS: Final = 10.0
+_log = logging.getLogger(__name__)
+
+# How long a new connection waits for the server's first keepalive. A server that answers none is used all the same,
+# until the keepalive timeout: then it is dead, whatever it is.
+_FIRST_SIGN_SECONDS: Final = 1.0
+
+__all__ = [
+    "ConnectOptions",
+    "Connected",
+    "Connecting",
+    "Connection",
+    "ConnectionState",
+    "Connector",
+    "Disconnected",
+    "GivenConnection",
+    "parse_uri",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectOptions:
+    """How a client connects, and how long it waits; all in seconds.
+
+    Attributes:
+        connect_timeout: For one attempt: name resolution, TCP and the peer's first sign of life.
+        keepalive_period: Between two signs of life.
+        keepalive_timeout: A peer that was silent for this long is dead; noticed within twice that.
+        reconnect_timeout: For all attempts together, when an operation needs a connection and there is none.
+        reconnect_base: The delay before the second attempt; it doubles with each.
+        reconnect_cap: The longest delay between two attempts. Each is random, from half of it to all of it.
+        progress_timeout: An operation for which nothing moves for this long fails with Stalled.
+    """
+
+    connect_timeout: float = 10.0
+    keepalive_period: float = 1.0
+    keepalive_timeout: float = 5.0
+    reconnect_timeout: float = 10.0
+    reconnect_base: float = 0.1
+    reconnect_cap: float = 2.0
+    progress_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value: float = getattr(self, name)
+            if not value > 0:
+                raise ValueError(f"{name} must be more than 0 seconds, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Connecting:
+    """A connection is being made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """There is a connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """There is none; the next operation makes one.
+
+    Attributes:
+        cause: Why the last one ended, or could not be made.
+    """
+
+    cause: TransferError
+
+
+ConnectionState = Connecting | Connected | Disconnected
+
+
+class Connector(Protocol):
+    """Who gives a request its connection."""
+
+    @property
+    def progress_timeout(self) -> float:
+        """Seconds after which an operation for which nothing moves has failed."""
+        ...
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the application has closed the client."""
+        ...
+
+    def states(self) -> "Observable[ConnectionState]":
+        """Emits the connection's state, and its changes."""
+        ...
+
+    def current(self) -> RSocketBase | None:
+        """The connection, if there is one that works as far as anybody knows."""
+        ...
+
+    async def connect(self) -> RSocketBase:
+        """The connection, made if need be.
+
+        Raises:
+            ConnectionFailed: It could not be made in time.
+            ClientClosed: The client was closed.
+        """
+        ...
+
+
+class GivenConnection:
+    """A connection that is the caller's, who alone can make another.
+
+    Args:
+        rsocket: The connection.
+    """
+
+    def __init__(self, rsocket: RSocketBase) -> None:
+        self._rsocket = rsocket
+        self.progress_timeout: Final = ConnectOptions().progress_timeout
+        self.is_closed: Final = False
+
+    def states(self) -> Observable[ConnectionState]:
+        lost = Disconnected(ConnectionLost("the connection is closed"))
+        return reactivex.defer(lambda _: reactivex.of(Connected() if self.current() is not None else lost))
+
+    def current(self) -> RSocketBase | None:
+        # rsocket's own flag: with it set, its sender has stopped, and a request would wait for ever.
+        return None if self._rsocket._is_closing else self._rsocket
+
+    async def connect(self) -> RSocketBase:
+        raise ConnectionLost("the connection is closed, and is not this client's to make again")
+
+
+class Connection:
+    """A connection of the client's own.
+
+    Args:
+        uri: `tcp://HOST[:PORT]`.
+        options: See `ConnectOptions`.
+
+    Raises:
+        ValueError: `uri` is something else.
+    """
+
+    def __init__(self, uri: str, options: ConnectOptions) -> None:
+        self._uri = uri
+        self._host, self._port = parse_uri(uri)
+        self._options = options
+        self._rsocket: RSocketClient | None = None
+        self._attempt: asyncio.Task[RSocketBase] | None = None
+        self._is_closed = False
+        self._ending: set[asyncio.Task[None]] = set()
+        self._states: BehaviorSubject[ConnectionState] = BehaviorSubject(Connecting())
+
+    @property
+    def progress_timeout(self) -> float:
+        return self._options.progress_timeout
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    def states(self) -> Observable[ConnectionState]:
+        """Emits the state as it is, then each change; completes when the client is closed."""
+        return on_loop(self._states)
+
+    def current(self) -> RSocketBase | None:
+        return self._rsocket
+
+    async def open(self) -> None:
+        """Makes the first connection, in one attempt.
+
+        Raises:
+            ConnectionFailed: It is refused, unresolvable, or not answered by an RSocket server in time.
+        """
+        try:
+            await self._open(self._options.connect_timeout)
+        except TransferError as error:
+            self._states.on_next(Disconnected(error))
+            raise
+
+    async def connect(self) -> RSocketBase:
+        if self._is_closed:
+            raise ClientClosed("the client is closed")
+        if self._rsocket is not None:
+            return self._rsocket
+        if self._attempt is None:
+            self._attempt = asyncio.get_running_loop().create_task(self._connect_again())
+            self._attempt.add_done_callback(self._on_attempted)
+        # Shared: one who stops waiting takes nothing from the others.
+        return await asyncio.shield(self._attempt)
+
+    async def close(self) -> None:
+        """Ends everything under way with ClientClosed."""
+        self._is_closed = True
+        if self._attempt is not None:
+            self._attempt.cancel()
+            await asyncio.wait([self._attempt])
+        if self._rsocket is not None:
+            self._end(self._rsocket, ErrorCode.CONNECTION_ERROR, "the client was closed")
+        while self._ending:
+            await asyncio.wait(self._ending)
+        self._states.on_completed()
+
+    def _on_attempted(self, attempt: "asyncio.Task[RSocketBase]") -> None:
+        self._attempt = None
+        if not attempt.cancelled():
+            attempt.exception()  # seen, also if everybody who waited has left
+
+    async def _connect_again(self) -> RSocketBase:
+        loop, options = asyncio.get_running_loop(), self._options
+        deadline = loop.time() + options.reconnect_timeout
+        delay = options.reconnect_base
+        self._states.on_next(Connecting())
+        try:
+            while True:
+                try:
+                    return await self._open(min(options.connect_timeout, deadline - loop.time()))
+                except ConnectionFailed as error:
+                    pause = delay * random.uniform(0.5, 1.0)
+                    if not error.retryable or loop.time() + pause >= deadline:
+                        self._states.on_next(Disconnected(error))
+                        raise
+                await asyncio.sleep(pause)
+                delay = min(2 * delay, options.reconnect_cap)
+        except asyncio.CancelledError:
+            # Only `close` cancels this; those who wait hear it as the end of the client.
+            raise ClientClosed("the client was closed") from None
+
+    async def _open(self, seconds: float) -> RSocketBase:
+        """One attempt.
+
+        Raises:
+            ConnectionFailed: It failed, or took too long.
+        """
+        quiet_rsocket()
+        loop, options = asyncio.get_running_loop(), self._options
+        handler = _ClientHandler()
+        try:
+            async with asyncio.timeout(seconds):
+                _, transport = await loop.create_connection(
+                    lambda: FrameTransport(on_lost=handler.on_lost), self._host, self._port
+                )
+        except TimeoutError:
+            raise ConnectionFailed(f"no connection to {self._uri}: not answered within {seconds:.2g} s") from None
+        except (OSError, UnicodeError) as error:
+            reason = os.strerror(error.errno) if isinstance(error, ConnectionError) and error.errno else str(error)
+            raise ConnectionFailed(f"no connection to {self._uri}: {reason}") from error
+        rsocket = _Client(
+            single_transport_provider(transport),
+            handler_factory=lambda: handler,
+            data_encoding=WellKnownMimeTypes.APPLICATION_OCTET_STREAM,
+            metadata_encoding=WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA,
+            keep_alive_period=timedelta(seconds=options.keepalive_period),
+            max_lifetime_period=timedelta(seconds=options.keepalive_timeout),
+            fragment_size_bytes=FRAGMENT_SIZE_BYTES,
+        )
+        handler.on_end = lambda code, text: self._end(rsocket, code, text)
+        try:
+            await rsocket.connect()
+            rsocket.send_frame(to_keepalive_frame(b""))
+            # A peer that isn't an RSocket server answers with something else, or hangs up.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(seconds, _FIRST_SIGN_SECONDS)):
+                    await handler.first_sign.wait()
+            if handler.ended is not None:
+                raise ConnectionFailed(f"no connection to {self._uri}: {handler.ended}")
+        except BaseException:
+            self._end(rsocket, ErrorCode.CONNECTION_ERROR, "the attempt to connect was given up")
+            raise
+        self._rsocket = rsocket
+        self._states.on_next(Connected())
+        return rsocket
+
+    def _end(self, rsocket: RSocketClient, code: ErrorCode, text: str) -> None:
+        """Gives up a connection: what is under way fails at once, the rest is cleaned up soon."""
+        if self._rsocket is rsocket:
+            self._rsocket = None
+            if not self._is_closed:
+                cause = from_error_frame(code, text.encode())
+                _log.info("%s: %s", self._uri, cause.message)
+                self._states.on_next(Disconnected(cause))
+        rsocket.stop_all_streams(code, text.encode())
+        # In a task of its own: this may be called by one of those that `close` cancels and waits for.
+        ending = asyncio.get_running_loop().create_task(rsocket.close())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+
+class _Client(RSocketClient):
+    """rsocket's client, whose handler hears the first keepalive, too."""
+
+    async def handle_keep_alive(self, frame: KeepAliveFrame) -> None:
+        assert isinstance(self._handler, _ClientHandler)
+        self._handler.first_sign.set()
+        await super().handle_keep_alive(frame)
 
 
 class _ClientHandler(BaseRequestHandler):
-    """What the server may do to a client: nothing, but tell it that the connection is over."""
+    """What the server may do to a client: nothing, but end the connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_end: Callable[[ErrorCode, str], None] | None = None
+        self.ended: str | None = None
+        self.first_sign = asyncio.Event()
+        self._said: tuple[ErrorCode, str] | None = None
 
     async def on_error(self, error_code: ErrorCode, payload: Payload) -> None:
-        """An ERROR on stream 0, after which the server closes: the requests under way end with the connection."""
+        """An ERROR on stream 0, after which the server closes."""
+        self._said = (error_code, bytes(payload.data or b"").decode("utf-8", errors="replace"))
 
-    async def on_keepalive_timeout(self, time_since_last_keepalive: timedelta, rsocket: RSocketClient) -> None:
-        rsocket.stop_all_streams(
-            ErrorCode.CONNECTION_ERROR,
-            f"the server was silent for {time_since_last_keepalive.total_seconds():.0f} s".encode(),
-        )
-        await rsocket.close()
+    async def on_keepalive_timeout(self, time_since_last_keepalive: timedelta, rsocket: RSocketBase) -> None:
+        self._end(ErrorCode.CONNECTION_ERROR, f"the server was silent for {time_since_last_keepalive.seconds} s")
+
+    def on_lost(self, error: Exception | None) -> None:
+        """The transport has ended."""
+        code, text = self._said or (ErrorCode.CONNECTION_ERROR, "the connection to the server was lost")
+        self._end(code, text)
+
+    def _end(self, code: ErrorCode, text: str) -> None:
+        if self.ended is None:
+            self.ended = text
+            self.first_sign.set()
+            if self.on_end is not None:
+                self.on_end(code, text)
 
 
 def parse_uri(uri: str) -> tuple[str, int]:
-    """The host and port of `tcp://HOST[:PORT]`.
+    """The host and port of `tcp://HOST[:PORT]`; the port is 6565 if it isn't given.
 
     Raises:
         ValueError: It is something else.
@@ -53,33 +371,3 @@ def parse_uri(uri: str) -> tuple[str, int]:
     if parts.scheme != "tcp" or not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
         raise ValueError(f"{uri!r} is not of the form tcp://HOST[:PORT]")
     return parts.hostname, DEFAULT_PORT if port is None else port
-
-
-async def open_connection(uri: str) -> RSocketClient:
-    """An RSocket connection to the server at `uri`, which is `tcp://HOST[:PORT]`.
-
-    Raises:
-        ValueError: `uri` is something else.
-        ConnectionFailed: It is refused, unresolvable, or not answered within 10 seconds.
-    """
-    host, port = parse_uri(uri)
-    quiet_rsocket()
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            _, transport = await loop.create_connection(FrameTransport, host, port)
-    except TimeoutError:
-        raise ConnectionFailed(f"no connection to {uri}: not answered within {_CONNECT_SECONDS:.0f} s") from None
-    except OSError as error:
-        raise ConnectionFailed(f"no connection to {uri}: {error.strerror or error}") from error
-    rsocket = RSocketClient(
-        single_transport_provider(transport),
-        handler_factory=_ClientHandler,
-        data_encoding=WellKnownMimeTypes.APPLICATION_OCTET_STREAM,
-        metadata_encoding=WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA,
-        keep_alive_period=_KEEPALIVE_PERIOD,
-        max_lifetime_period=_MAX_LIFETIME,
-        fragment_size_bytes=FRAGMENT_SIZE_BYTES,
-    )
-    await rsocket.connect()
-    return rsocket

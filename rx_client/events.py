@@ -40,7 +40,7 @@ class Retrying:
     """An attempt failed, and another one will follow.
 
     Attributes:
-        attempt: The number of the coming attempt; the first retry is 1.
+        attempt: The number of the coming attempt; the first retry is 1, also after an attempt that got further.
         delay: Seconds until it starts.
         cause: Why the last one failed.
     """

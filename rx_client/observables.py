@@ -1,4 +1,4 @@
-"""Observables that belong to an event loop: safe defaults for operators that need time.
+"""Observables that belong to an event loop, and what every operator of ours needs to stay there.
 
 RxPY's time-based operators run on a thread of their own when the subscription names no scheduler, so that
 `transfer.pipe(ops.timeout(5)).subscribe(...)` would call its observer, and dispose the transfer, from a foreign thread.
@@ -6,12 +6,13 @@ RxPY's time-based operators run on a thread of their own when the subscription n
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from reactivex import Observable, abc
+from reactivex.disposable import Disposable
 from reactivex.scheduler.eventloop import AsyncIOScheduler
 
-__all__ = ["LoopObservable", "on_loop"]
+__all__ = ["LoopObservable", "TransferObservable", "deliver", "disposable_on", "like", "on_loop", "time_scheduler"]
 
 T = TypeVar("T", covariant=True)
 
@@ -38,12 +39,66 @@ class LoopObservable(Observable[T]):
     def pipe(self, *operators: Callable[[Any], Any]) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         result: Any = super().pipe(*operators)
         # Exactly `Observable`: a subclass (connectable, grouped) has an interface that a wrapper would hide.
-        return on_loop(result) if type(result) is Observable else result
+        return on_loop(cast("Observable[Any]", result)) if type(result) is Observable else result
+
+
+class TransferObservable(LoopObservable[T]):
+    """An observable whose items are the `TransferEvent`s of one transfer.
+
+    The class is how an operator knows before the first event that it may emit events of its own; see `retry_backoff`.
+    """
+
+
+def like(source: Observable[Any], subscribe: abc.Subscription[T]) -> LoopObservable[T]:
+    """An observable for an operator that passes on what `source` emits: of a transfer where `source` is one."""
+    return TransferObservable(subscribe) if isinstance(source, TransferObservable) else LoopObservable(subscribe)
 
 
 def on_loop(source: Observable[T]) -> LoopObservable[T]:
     """`source`, with the running loop's scheduler as its subscriptions' default."""
     return LoopObservable(lambda observer, scheduler=None: source.subscribe(observer, scheduler=scheduler))
+
+
+def time_scheduler(
+    of_operator: abc.SchedulerBase | None, of_subscription: abc.SchedulerBase | None
+) -> abc.SchedulerBase:
+    """The scheduler for an operator's timers: its own, else the subscription's, else the running loop's.
+
+    Raises:
+        RuntimeError: There is none of them. A thread, as RxPY's operators start then, would call observers that belong
+            to a loop.
+    """
+    scheduler = of_operator or of_subscription or _running_scheduler()
+    if scheduler is None:
+        raise RuntimeError("this needs time: subscribe inside a running event loop, or name a scheduler")
+    return scheduler
+
+
+def deliver(observer: abc.ObserverBase[T], item: T) -> None:
+    """Emits `item` from a timer, a task or an `on_error`, where no source is left that could hear the observer raise.
+
+    An observer that raises gets its own error, as it does from a request, instead of silence ever after.
+    """
+    try:
+        observer.on_next(item)
+    except Exception as error:
+        observer.on_error(error)
+
+
+def disposable_on(loop: asyncio.AbstractEventLoop, dispose: Callable[[], None]) -> Disposable:
+    """A disposable for what belongs to `loop`: acts at once in the loop's thread, and soon from any other."""
+
+    def dispose_there() -> None:
+        try:
+            is_there = asyncio.get_running_loop() is loop
+        except RuntimeError:
+            is_there = False
+        if is_there:
+            dispose()
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(dispose)
+
+    return Disposable(dispose_there)
 
 
 def _running_scheduler() -> abc.SchedulerBase | None:

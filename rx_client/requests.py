@@ -5,29 +5,51 @@ subscription that ends in the tick it began in; drops an empty answer; and sends
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final, Protocol, TypeVar
 
 from reactivex import Observable, abc
-from reactivex.disposable import Disposable
-from rsocket.frame import ErrorFrame, Frame, PayloadFrame
-from rsocket.frame_builders import to_cancel_frame, to_request_response_frame, to_request_stream_frame
+from rsocket.error_codes import ErrorCode
+from rsocket.exceptions import RSocketProtocolError
+from rsocket.frame import CancelFrame, ErrorFrame, FragmentableFrame, Frame, PayloadFrame, RequestNFrame
+from rsocket.frame_builders import (
+    to_cancel_frame,
+    to_payload_frame,
+    to_request_channel_frame,
+    to_request_response_frame,
+    to_request_stream_frame,
+)
 from rsocket.handlers.interfaces import Requester
 from rsocket.payload import Payload
 from rsocket.reactivex.reactivex_client import ReactiveXClient
 from rsocket.rsocket_base import RSocketBase
 from rsocket.streams.stream_handler import StreamHandler
 
-from shared.errors import ConnectionLost, from_error_frame
+from shared.errors import ClientClosed, ConnectionFailed, ProtocolError, from_error_frame
 from shared.outgoing import OutgoingFrame
+from shared.transfer import Demand
+from shared.transport import SkippedFrame
 from shared.wire import FRAGMENT_SIZE_BYTES
 
-from .observables import LoopObservable
+from .connection import Connector, GivenConnection
+from .observables import LoopObservable, disposable_on
 
-__all__ = ["MAX_REQUEST_N", "ColdReactiveXClient"]
+__all__ = [
+    "MAX_REQUEST_N",
+    "ChannelListener",
+    "ChannelRequest",
+    "ColdReactiveXClient",
+    "Request",
+    "ask",
+    "ask_stream",
+    "cold",
+]
 
 MAX_REQUEST_N: Final = 0x7FFFFFFF
 """The most items that one request-n can ask for."""
+
+T = TypeVar("T")
 
 
 class ColdReactiveXClient(ReactiveXClient):
@@ -41,7 +63,7 @@ class ColdReactiveXClient(ReactiveXClient):
 
     def __init__(self, rsocket: RSocketBase) -> None:
         super().__init__(rsocket)
-        self._base = rsocket
+        self._connector = GivenConnection(rsocket)
 
     def request_response(self, request: Payload) -> Observable[Payload]:
         """Emits the one answer, also an empty one, and completes.
@@ -49,7 +71,7 @@ class ColdReactiveXClient(ReactiveXClient):
         Raises (through `on_error`):
             TransferError: The server answered with an error, or the connection was lost.
         """
-        return self._cold(lambda observer: _ResponseRequest(self._base, request, observer))
+        return ask(self._connector, request)
 
     def request_stream(self, request: Payload, request_limit: int = MAX_REQUEST_N) -> Observable[Payload]:
         """Emits the stream's items and completes with it; may complete without an item.
@@ -61,58 +83,92 @@ class ColdReactiveXClient(ReactiveXClient):
         Raises (through `on_error`):
             TransferError: The server answered with an error, or the connection was lost.
         """
-        if not 1 <= request_limit <= MAX_REQUEST_N:
-            raise ValueError(f"the request limit is 1 to {MAX_REQUEST_N}, not {request_limit}")
-        return self._cold(lambda observer: _StreamRequest(self._base, request, observer, request_limit))
+        return ask_stream(self._connector, request, request_limit)
 
-    def _cold(self, make: "Callable[[abc.ObserverBase[Payload]], _Request]") -> Observable[Payload]:
-        def subscribe(
-            observer: abc.ObserverBase[Payload], scheduler: abc.SchedulerBase | None = None
-        ) -> abc.DisposableBase:
-            loop = asyncio.get_running_loop()
-            # rsocket's own flag: with it set, its sender has stopped, and a request would wait for ever.
-            if self._base._is_closing:
-                observer.on_error(ConnectionLost("the connection is closed; connect again"))
-                return Disposable()
-            request = make(observer)
+
+def ask(connector: Connector, request: Payload) -> Observable[Payload]:
+    """One request-response for each subscription; see `ColdReactiveXClient.request_response`."""
+    return cold(connector, lambda socket, observer: _ResponseRequest(connector, socket, request, observer))
+
+
+def ask_stream(connector: Connector, request: Payload, request_limit: int) -> Observable[Payload]:
+    """One request-stream for each subscription; see `ColdReactiveXClient.request_stream`."""
+    if not 1 <= request_limit <= MAX_REQUEST_N:
+        raise ValueError(f"the request limit is 1 to {MAX_REQUEST_N}, not {request_limit}")
+    return cold(connector, lambda socket, observer: _StreamRequest(connector, socket, request, observer, request_limit))
+
+
+def cold(connector: Connector, make: "Callable[[RSocketBase, abc.ObserverBase[T]], Request]") -> Observable[T]:
+    """An observable that makes a request of its own for each subscription, and cancels it on dispose.
+
+    The request is sent before `subscribe` returns if there is a connection, else as soon as there is one.
+    """
+
+    def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
+        loop = asyncio.get_running_loop()
+        rsocket = connector.current()
+        if rsocket is not None:
+            request = make(rsocket, observer)
             request.send()
+            return disposable_on(loop, request.cancel)
 
-            def dispose() -> None:
-                if _is_running(loop):
-                    request.cancel()
-                elif not loop.is_closed():
-                    loop.call_soon_threadsafe(request.cancel)
+        later: Request | None = None
 
-            return Disposable(dispose)
+        async def connect() -> None:
+            nonlocal later
+            try:
+                later = make(await connector.connect(), observer)
+                later.send()
+            except Exception as error:
+                observer.on_error(error)
 
-        return LoopObservable(subscribe)
+        task = loop.create_task(connect())
+
+        def dispose() -> None:
+            task.cancel()
+            if later is not None:
+                later.cancel()
+
+        return disposable_on(loop, dispose)
+
+    return LoopObservable(subscribe)
 
 
-class _Request(StreamHandler, Requester):
-    """One request: rsocket's frames in, an observer's calls out."""
+class Request(StreamHandler, Requester):
+    """One request: rsocket's frames in, calls out.
 
-    def __init__(self, socket: RSocketBase, payload: Payload, observer: abc.ObserverBase[Payload]) -> None:
+    Args:
+        connector: Who gave the connection.
+        socket: The connection.
+        payload: What is sent.
+        on_error: Gets the one error that ends the request, typed.
+    """
+
+    def __init__(
+        self, connector: Connector, socket: RSocketBase, payload: Payload, on_error: Callable[[Exception], None]
+    ) -> None:
         super().__init__(socket)
+        self._connector = connector
         self._base = socket
         self._payload = payload
-        self._observer = observer
+        self._on_error = on_error
         self._outgoing: OutgoingFrame | None = None
         self._is_done = False
 
     def setup(self) -> None:
         """Nothing: `send` does it all."""
 
-    def _frame(self, stream_id: int, fragment_size: int) -> Any:
+    def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
+        raise NotImplementedError
+
+    def _on_payload(self, frame: PayloadFrame) -> None:
         raise NotImplementedError
 
     def send(self) -> None:
         """Registers the stream and queues the request."""
         self._base.register_new_stream(self)
-        assert self.stream_id is not None, "rsocket sets the id when it registers the stream"
-        # Without a fragment size rsocket sends one frame of any length, whose 24-bit length field wraps.
-        fragment_size = min(self._base.get_fragment_size_bytes() or FRAGMENT_SIZE_BYTES, FRAGMENT_SIZE_BYTES)
-        frame = self._frame(self.stream_id, fragment_size)
-        self._outgoing = OutgoingFrame(frame, replacement=to_cancel_frame(self.stream_id))
+        frame = self._frame(self._id(), self._fragment_size())
+        self._outgoing = OutgoingFrame(frame, replacement=to_cancel_frame(self._id()))
         self._base.send_request(self._outgoing)
 
     def cancel(self) -> None:
@@ -125,6 +181,7 @@ class _Request(StreamHandler, Requester):
             self.send_cancel()
 
     def frame_received(self, frame: Frame) -> None:
+        """Takes a frame from rsocket, which would send to the server whatever this raised."""
         if self._is_done:
             return
         try:
@@ -132,66 +189,165 @@ class _Request(StreamHandler, Requester):
                 self._on_payload(frame)
             elif isinstance(frame, ErrorFrame):
                 self._end()
-                self._observer.on_error(from_error_frame(frame.error_code, frame.data or b""))
+                error = from_error_frame(frame.error_code, frame.data or b"")
+                is_ours = self._connector.is_closed and isinstance(error, ConnectionFailed)
+                self._on_error(ClientClosed("the client was closed") if is_ours else error)
+            else:
+                self._on_other(frame)
         except Exception as error:
-            self._on_observer_raised(error)
+            self.cancel()
+            try:
+                self._on_error(error)
+            except Exception as unhandled:
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "an observer of a transfer raised", "exception": unhandled}
+                )
 
-    def _on_payload(self, frame: PayloadFrame) -> None:
-        raise NotImplementedError
+    def _on_other(self, frame: Frame) -> None:
+        """Whatever else concerns this stream; a request-response or a request-stream has no use for it."""
 
     def _end(self) -> None:
         self._is_done = True
         self._finish_stream()
 
-    def _on_observer_raised(self, error: Exception) -> None:
-        """Reports what rsocket would send to the server."""
-        self.cancel()
-        try:
-            self._observer.on_error(error)
-        except Exception as unhandled:
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": "an observer of a transfer raised", "exception": unhandled}
-            )
+    def _id(self) -> int:
+        assert self.stream_id is not None, "rsocket sets the id when it registers the stream"
+        return self.stream_id
+
+    def _fragment_size(self) -> int:
+        # Without a fragment size rsocket sends one frame of any length, whose 24-bit length field wraps.
+        return min(self._base.get_fragment_size_bytes() or FRAGMENT_SIZE_BYTES, FRAGMENT_SIZE_BYTES)
 
 
-class _ResponseRequest(_Request):
-    def _frame(self, stream_id: int, fragment_size: int) -> Any:
+class _ResponseRequest(Request):
+    def __init__(
+        self, connector: Connector, socket: RSocketBase, payload: Payload, observer: abc.ObserverBase[Payload]
+    ) -> None:
+        super().__init__(connector, socket, payload, observer.on_error)
+        self._observer = observer
+
+    def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
         return to_request_response_frame(stream_id, self._payload, fragment_size)
 
     def _on_payload(self, frame: PayloadFrame) -> None:
         self._end()
-        self._observer.on_next(Payload(frame.data or b"", frame.metadata or b""))
+        self._observer.on_next(Payload(bytes(frame.data or b""), bytes(frame.metadata or b"")))
         self._observer.on_completed()
 
 
-class _StreamRequest(_Request):
+class _StreamRequest(Request):
     def __init__(
-        self, socket: RSocketBase, payload: Payload, observer: abc.ObserverBase[Payload], request_limit: int
+        self,
+        connector: Connector,
+        socket: RSocketBase,
+        payload: Payload,
+        observer: abc.ObserverBase[Payload],
+        request_limit: int,
     ) -> None:
-        super().__init__(socket, payload, observer)
-        self._request_limit = request_limit
-        self._credit = request_limit
+        super().__init__(connector, socket, payload, observer.on_error)
+        self._observer = observer
+        self._demand = Demand(request_limit)
 
-    def _frame(self, stream_id: int, fragment_size: int) -> Any:
-        return to_request_stream_frame(stream_id, self._payload, fragment_size, self._request_limit)
+    def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
+        return to_request_stream_frame(stream_id, self._payload, fragment_size, self._demand.window)
 
     def _on_payload(self, frame: PayloadFrame) -> None:
         if frame.flags_complete:
             self._end()
         if frame.flags_next:
-            # A server that ignores request-n is ahead of its credit; its items are passed on as they come.
-            self._credit = max(self._credit - 1, 0)
-            self._observer.on_next(Payload(frame.data or b"", frame.metadata or b""))
+            # A foreign server that ignores request-n is ahead of its credit; its items are passed on as they come.
+            is_requested = self._demand.outstanding > 0
+            if is_requested:
+                self._demand.received()
+            self._observer.on_next(Payload(bytes(frame.data or b""), bytes(frame.metadata or b"")))
+            if is_requested and not self._is_done and (more := self._demand.released()):
+                self.send_request_n(more)
         if frame.flags_complete:
             self._observer.on_completed()
-        elif not self._is_done and self._credit <= self._request_limit // 2:
-            refill = self._request_limit - self._credit
-            self._credit += refill
-            self.send_request_n(refill)
 
 
-def _is_running(loop: asyncio.AbstractEventLoop) -> bool:
-    try:
-        return asyncio.get_running_loop() is loop
-    except RuntimeError:
-        return False
+class ChannelListener(Protocol):
+    """Who holds a channel, and hears what the server does."""
+
+    def on_receipt(self, metadata: bytes) -> None:
+        """An item arrived."""
+        ...
+
+    def on_requested(self, count: int) -> None:
+        """The server asks for `count` more items."""
+        ...
+
+    def on_ended(self, error: Exception | None) -> None:
+        """The server has completed (None), or the channel has failed."""
+        ...
+
+
+class ChannelRequest(Request):
+    """One request-channel whose items are sent by hand, each in one frame.
+
+    Args:
+        connector: Who gave the connection.
+        socket: The connection.
+        payload: What the request itself carries.
+        listener: Hears what the server does.
+    """
+
+    def __init__(self, connector: Connector, socket: RSocketBase, payload: Payload, listener: ChannelListener) -> None:
+        super().__init__(connector, socket, payload, listener.on_ended)
+        self._listener = listener
+        self._has_sent_all = False
+        self._items: deque[OutgoingFrame] = deque()
+
+    def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
+        return to_request_channel_frame(stream_id, self._payload, fragment_size, MAX_REQUEST_N)
+
+    def send_item(self, data: bytes, metadata: bytes | None = None, *, is_last: bool = False) -> None:
+        """Sends one item; ask for the server's demand first."""
+        nbytes = len(data) + len(metadata or b"")
+        assert 0 < nbytes < FRAGMENT_SIZE_BYTES - 64, "an item must fit one frame, and not be empty"
+        self._has_sent_all = is_last
+        frame = to_payload_frame(self._id(), Payload(data, metadata), is_last, True, FRAGMENT_SIZE_BYTES)
+        skipped = SkippedFrame()
+        skipped.stream_id = self._id()
+        item = OutgoingFrame(frame, replacement=skipped)
+        while self._items and self._items[0].is_sent:
+            self._items.popleft()
+        self._items.append(item)
+        self._base.send_frame(item)
+
+    def cancel(self) -> None:
+        """Ends the channel from this side, with the items that aren't sent yet; nothing if it has ended."""
+        self._withdraw_items()
+        super().cancel()
+
+    def fail(self) -> None:
+        """Tells the server that this side failed, but not how; nothing if the channel has ended."""
+        if self._is_done:
+            return
+        if self._outgoing is not None and not self._outgoing.is_sent:
+            self.cancel()
+            return
+        self._withdraw_items()
+        self._end()
+        gave_up = RSocketProtocolError(ErrorCode.APPLICATION_ERROR, data="internal: the client gave up")
+        self._base.send_error(self._id(), gave_up)
+
+    def _withdraw_items(self) -> None:
+        for item in self._items:
+            item.withdraw()
+        self._items.clear()
+
+    def _on_payload(self, frame: PayloadFrame) -> None:
+        if frame.flags_complete:
+            self._end()
+        if frame.flags_next:
+            self._listener.on_receipt(bytes(frame.metadata or b""))
+        if frame.flags_complete:
+            self._listener.on_ended(None)
+
+    def _on_other(self, frame: Frame) -> None:
+        if isinstance(frame, RequestNFrame):
+            self._listener.on_requested(frame.request_n)
+        elif isinstance(frame, CancelFrame) and not self._has_sent_all:
+            self._end()
+            self._listener.on_ended(ProtocolError("the server stopped the upload without saying why"))

@@ -145,5 +145,7 @@ class _Reply(StreamHandler, Disposable):
 
 def _is_payload(value: object) -> bool:
     return isinstance(value, Payload) and all(
-        part is None or isinstance(part, bytes | bytearray) for part in (value.data, value.metadata)
+        # A route may have put anything there.
+        part is None or isinstance(part, bytes | bytearray)  # pyright: ignore[reportUnnecessaryIsInstance]
+        for part in (value.data, value.metadata)
     )

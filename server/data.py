@@ -2,11 +2,16 @@
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from rsocket.extensions.composite_metadata import CompositeMetadata
 
 from shared.metadata import MetadataItem
 from shared.wire import chat_filename_mimetype, parse_name
+
+from .memory_store import MemoryStore
+from .store import Store
+from .upload import UploadOwners
 
 __all__ = ["ChatData", "get_file_name"]
 
@@ -16,10 +21,21 @@ class ChatData:
     """The state that all connections share.
 
     Attributes:
-        files: Each file's content by name, in memory. What the server stores there is `bytes` of its own.
+        files: Where the files live: by default a dictionary of each file's content by name, in memory, as in the
+            tutorial; what the server stores there is `bytes` of its own. Or any other `Store`.
     """
 
-    files: MutableMapping[str, bytes] = field(default_factory=dict[str, bytes])
+    files: MutableMapping[str, bytes] | Store = field(default_factory=dict[str, bytes])
+
+    @cached_property
+    def store(self) -> Store:
+        """`files` as a `Store`; a dictionary stays the one place where its files are."""
+        return MemoryStore(self.files) if isinstance(self.files, MutableMapping) else self.files
+
+    @cached_property
+    def uploads(self) -> UploadOwners:
+        """Who has which unfinished upload."""
+        return UploadOwners()
 
 
 def get_file_name(composite_metadata: CompositeMetadata) -> str:

@@ -46,7 +46,9 @@ class FileRequestHandler(BaseRequestHandler):
         self._router = router
         self._is_set_up = False
 
-    async def on_setup(self, data_encoding: bytes, metadata_encoding: bytes, payload: Payload) -> None:
+    async def on_setup(
+        self, data_encoding: bytes | bytearray, metadata_encoding: bytes | bytearray, payload: Payload
+    ) -> None:
         expected: bytes = WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA.value.name
         if bytes(metadata_encoding) != expected:
             raise InvalidRequest(f"the connection's metadata mimetype must be {expected.decode()}")

@@ -10,15 +10,31 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, ParamSpec
 
 from reactivestreams.publisher import Publisher
+from reactivestreams.subscriber import Subscriber
 from rsocket.extensions.composite_metadata import CompositeMetadata
 from rsocket.payload import Payload
 from rsocket.routing.request_router import RequestRouter
 
-from shared.errors import NotFound, TransferError, to_protocol_error
+from shared.errors import TransferError, to_protocol_error
+from shared.messages import (
+    DownloadRequest,
+    FileRequest,
+    Json,
+    ListRequest,
+    Receipt,
+    UploadRequest,
+    chat_transfer_mimetype,
+    check_upload_id,
+    find_transfer,
+    transfer_metadata,
+)
+from shared.metadata import MetadataItem
 from shared.wire import Route, encode_name, name_metadata
 
 from .data import ChatData, get_file_name
+from .download import read_range
 from .stream import PullStream, SendWindow
+from .upload import UploadChannel
 from .work import Work
 
 __all__ = ["ChatUserSession"]
@@ -60,35 +76,85 @@ class ChatUserSession:
             return self._answer(self._download, composite_metadata)
 
         @router.stream(Route.FILES)
-        async def get_file_names() -> Publisher:
-            return PullStream(self._list(), self._window, self._work.begin().end)
+        async def get_file_names(composite_metadata: CompositeMetadata) -> Publisher:
+            said = _said(composite_metadata)
+            return self._stream(self._list(ListRequest.from_json(said)))
 
-        del upload_file, download_file, get_file_names  # the router has them
+        @router.stream(Route.DOWNLOAD)
+        async def download_chunks(composite_metadata: CompositeMetadata) -> Publisher:
+            name, request = get_file_name(composite_metadata), DownloadRequest.from_json(_said(composite_metadata))
+            return self._stream(read_range(self._data.store, name, request))
+
+        @router.channel(Route.UPLOAD)
+        async def upload_chunks(
+            payload: Payload, composite_metadata: CompositeMetadata
+        ) -> tuple[Publisher, Subscriber]:
+            name, request = get_file_name(composite_metadata), UploadRequest.from_json(_said(composite_metadata))
+            first = bytes(payload.data or b"")
+            channel = UploadChannel(self._data.store, self._data.uploads, name, request, first, self._work)
+            return channel, channel
+
+        @router.response(Route.UPLOAD_STATUS)
+        async def upload_status(composite_metadata: CompositeMetadata) -> asyncio.Task[Payload]:
+            return self._answer(self._status, composite_metadata)
+
+        @router.response(Route.STAT)
+        async def stat_file(composite_metadata: CompositeMetadata) -> asyncio.Task[Payload]:
+            return self._answer(self._stat, composite_metadata)
+
+        @router.response(Route.DELETE)
+        async def delete_file(composite_metadata: CompositeMetadata) -> asyncio.Task[Payload]:
+            return self._answer(self._delete, composite_metadata)
+
+        del upload_file, download_file, get_file_names, download_chunks, upload_chunks  # the router has them
+        del upload_status, stat_file, delete_file
         return router
 
     async def _upload(self, payload: Payload, composite_metadata: CompositeMetadata) -> Payload:
         name = get_file_name(composite_metadata)
         # A copy of its own: what rsocket hands over may be a buffer that somebody still writes to.
-        self._data.files[name] = bytes(payload.data or b"")
+        await self._data.store.put(name, bytes(payload.data or b""))
         return Payload(b"", name_metadata(name))
 
     async def _download(self, composite_metadata: CompositeMetadata) -> Payload:
         name = get_file_name(composite_metadata)
+        reader = await self._data.store.open(name)
         try:
-            content = self._data.files[name]
-        except KeyError:
-            raise NotFound.for_name(name) from None
-        return Payload(bytes(content), name_metadata(name))
+            return Payload(await reader.read(0, reader.info.size), name_metadata(name))
+        finally:
+            await reader.close()
 
-    async def _list(self) -> AsyncGenerator[tuple[Payload, bool], None]:
-        names = list(self._data.files)  # a snapshot: uploads go on meanwhile
-        for index, name in enumerate(names, 1):
-            yield Payload(encode_name(name)), index == len(names)
+    async def _list(self, request: ListRequest) -> AsyncGenerator[tuple[Payload, bool], None]:
+        infos = await self._data.store.list(request.prefix)  # a snapshot: uploads go on meanwhile
+        for index, info in enumerate(infos, 1):
+            metadata = transfer_metadata(info) if request.details else None
+            yield Payload(encode_name(info.name), metadata), index == len(infos)
+
+    async def _status(self, composite_metadata: CompositeMetadata) -> Payload:
+        name, request = get_file_name(composite_metadata), FileRequest.from_json(_said(composite_metadata))
+        upload_id = check_upload_id(request.upload_id or "")
+        return Payload(b"", transfer_metadata(Receipt(await self._data.store.uploaded(upload_id, name))))
+
+    async def _stat(self, composite_metadata: CompositeMetadata) -> Payload:
+        return Payload(b"", transfer_metadata(await self._data.store.stat(get_file_name(composite_metadata))))
+
+    async def _delete(self, composite_metadata: CompositeMetadata) -> Payload:
+        name, request = get_file_name(composite_metadata), FileRequest.from_json(_said(composite_metadata))
+        return Payload(b"", transfer_metadata(await self._data.store.delete(name, request.if_match)))
+
+    def _stream(self, items: AsyncGenerator[tuple[Payload, bool], None]) -> PullStream:
+        return PullStream(items, self._window, self._work.begin().end)
 
     def _answer(
         self, function: Callable[P, Coroutine[Any, Any, Payload]], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Task[Payload]:
         return self._work.spawn(_typed, lambda: function(*args, **kwargs))
+
+
+def _said(composite_metadata: CompositeMetadata) -> Json:
+    """What the request's transfer item says; nothing if it has none."""
+    items = composite_metadata.find_by_mimetype(chat_transfer_mimetype)
+    return find_transfer([MetadataItem(chat_transfer_mimetype, bytes(item.content or b"")) for item in items]) or {}
 
 
 async def _typed(call: Callable[[], Coroutine[Any, Any, Payload]]) -> Payload:

@@ -25,7 +25,7 @@ class Reader(Protocol):
         """Up to `length` bytes from `offset`; fewer only at the end of the file.
 
         Raises:
-            Changed: The file was cut short behind the store's back.
+            Changed: The file was written to in place, or cut short, behind the store's back.
         """
         ...
 
@@ -35,7 +35,12 @@ class Reader(Protocol):
 
 
 class Upload(Protocol):
-    """An unfinished upload that this process has open. One owner at a time; calls don't overlap."""
+    """An unfinished upload that this process has open.
+
+    It has one owner at a time: the newest `begin` with its id takes it over, after the call under way, if any. From
+    then on `append` and `commit` of the older raise Superseded, and its `suspend` and `abort` do nothing. The same
+    holds for one that `sweep` has dropped.
+    """
 
     @property
     def offset(self) -> int:
@@ -47,12 +52,15 @@ class Upload(Protocol):
 
         Raises:
             StorageFull: No room; what was durable before still is, and `offset` says how much.
-            TooLarge: More than the size that `begin` was told.
+            TooLarge: More than the size that `begin` was told, or than the store's limit; nothing was added.
+            Superseded: It has another owner by now.
         """
         ...
 
     async def commit(self, digest: str | None) -> FileInfo:
         """Verifies, makes durable (fsync of file and folder where there is a disk) and publishes, in this order.
+
+        It closes the upload, however it ends.
 
         Args:
             digest: The whole content's, as `algorithm:hex`; None if the sender didn't compute one.
@@ -60,6 +68,9 @@ class Upload(Protocol):
         Raises:
             IntegrityError: The digest or the size isn't what was announced. The part is dropped, nothing is published.
             AlreadyExists: `overwrite` was False and the name has come into use. The part is kept.
+            StorageFull: No room for what is to be kept beside the content. The part is kept.
+            InvalidRequest: The digest isn't of the algorithm that `begin` was told; the upload stays open.
+            Superseded: It has another owner by now.
         """
         ...
 
@@ -73,7 +84,19 @@ class Upload(Protocol):
 
 
 class Store(Protocol):
-    """Files by name."""
+    """Files by name, used between its `start` and its `close`."""
+
+    async def start(self) -> None:
+        """Makes it ready for use.
+
+        Raises:
+            OSError: It can't be used: another process does, or its folder can't be made, read or written.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Frees what it holds; unfinished uploads are suspended. Closing twice is fine."""
+        ...
 
     async def stat(self, name: str) -> FileInfo:
         """What is known of a file.
@@ -98,7 +121,9 @@ class Store(Protocol):
     async def begin(
         self, upload_id: str, name: str, *, size: int | None, algorithm: str, overwrite: bool = True
     ) -> Upload:
-        """Starts the upload `upload_id`, or opens it where it stopped.
+        """Starts the upload `upload_id`, or opens it where it stopped, or takes it over from whoever has it open.
+
+        Where another process has left the part, it is read again here, for the digest; that takes its time.
 
         Args:
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; the caller has checked.
@@ -108,9 +133,26 @@ class Store(Protocol):
             overwrite: Whether a file of that name may be replaced.
 
         Raises:
-            InvalidRequest: There is such an upload, of another name, size or algorithm.
+            InvalidRequest: There is such an upload, of another name, size or algorithm; or the algorithm is unknown.
             AlreadyExists: `overwrite` is False and there is such a file.
             TooLarge: `size` is over the store's limit.
+            StorageFull: There is no room even to begin.
+        """
+        ...
+
+    async def put(self, name: str, content: bytes) -> None:
+        """Publishes a whole file in one step, in place of what has that name.
+
+        Raises:
+            StorageFull: There is no room.
+            TooLarge: It is over the store's limit.
+        """
+        ...
+
+    async def published(self, upload_id: str, name: str) -> FileInfo | None:
+        """The file of that name, if it is the one that this upload published; else None.
+
+        For a client that sent everything and lost the connection before it heard what became of it.
         """
         ...
 

@@ -16,6 +16,7 @@ DEFAULT_ALGORITHM: Final = "xxh3-128"
 class _Hasher(Protocol):
     def update(self, data: bytes | bytearray | memoryview, /) -> object: ...
     def hexdigest(self) -> str: ...
+    def copy(self) -> "_Hasher": ...
 
 
 _ALGORITHMS: Final = {"xxh3-128": xxhash.xxh3_128, "sha-256": hashlib.sha256}
@@ -42,6 +43,12 @@ class Digest:
         """Takes the next bytes of the content."""
         self._hasher.update(data)
         self.length += len(data)
+
+    def copy(self) -> "Digest":
+        """A digest of its own that goes on from here."""
+        copied = Digest(self.algorithm)
+        copied.length, copied._hasher = self.length, self._hasher.copy()
+        return copied
 
     def text(self) -> str:
         """The digest of what came so far, as it stands on the wire: `algorithm:hex`."""

@@ -22,6 +22,7 @@ The tree (`*` marks the retryable ones: the same request may succeed later, unch
     ├── RemoteError               (an error text that is none of the above, from a foreign server)
     ├── ProtocolError             (the peer answered something that the protocol doesn't allow)
     ├── Stalled *                 (also a TimeoutError; no progress within the time allowed)
+    ├── SourceExhausted           (a source can't be read again from where the upload has to go on)
     ├── BackpressureOverflow      (a source that can't be slowed down outran its buffer)
     └── ConnectionFailed *        (also a ConnectionError; no connection could be made)
         └── ConnectionLost *      (the connection ended while the operation was under way)
@@ -53,6 +54,7 @@ __all__ = [
     "RequestRefused",
     "ServerError",
     "ServerFull",
+    "SourceExhausted",
     "Stalled",
     "StorageFull",
     "Superseded",
@@ -205,6 +207,10 @@ class ProtocolError(TransferError):
     """The peer answered something that the protocol doesn't allow."""
 
 
+class SourceExhausted(TransferError):
+    """A source can't be read again from where the upload has to go on, or ended before that."""
+
+
 class BackpressureOverflow(TransferError):
     """A source that can't be slowed down outran its buffer."""
 
@@ -284,7 +290,7 @@ def from_error_frame(error_code: int, data: bytes | bytearray | memoryview, name
     text = _one_line(bytes(data).decode("utf-8", errors="replace"))
     code, separator, message = text.partition(": ")
     known = _BY_CODE.get(code) if separator else None
-    if known is not None and error_code not in _CONNECTION_ERRORS | _SETUP_ERRORS:
+    if known is not None and error_code not in _CONNECTION_ERRORS:
         return known(message, name=name)
     if error_code in _CONNECTION_ERRORS:
         return ConnectionLost(text or "the connection to the server was lost", name=name)

@@ -13,15 +13,27 @@ from dataclasses import dataclass
 
 from .errors import InvalidRequest
 
-__all__ = ["ROUTING_MIMETYPE", "MetadataItem", "build_metadata", "build_routing", "parse_metadata", "parse_routing"]
+__all__ = [
+    "AUTHENTICATION_MIMETYPE",
+    "ROUTING_MIMETYPE",
+    "MetadataItem",
+    "build_bearer",
+    "build_metadata",
+    "build_routing",
+    "build_simple",
+    "parse_authentication",
+    "parse_metadata",
+    "parse_routing",
+]
 
 ROUTING_MIMETYPE = b"message/x.rsocket.routing.v0"
+AUTHENTICATION_MIMETYPE = b"message/x.rsocket.authentication.v0"
 
 # Only what we build or look for needs a name here; every other well-known id is carried as `#id`.
 _WELL_KNOWN_NAMES: dict[int, bytes] = {
     0x7A: b"message/x.rsocket.mime-type.v0",
     0x7B: b"message/x.rsocket.accept-mime-types.v0",
-    0x7C: b"message/x.rsocket.authentication.v0",
+    0x7C: AUTHENTICATION_MIMETYPE,
     0x7D: b"message/x.rsocket.tracing-zipkin.v0",
     0x7E: ROUTING_MIMETYPE,
     0x7F: b"message/x.rsocket.composite-metadata.v0",
@@ -31,6 +43,8 @@ _WELL_KNOWN_BIT = 0x80
 _MAX_MIMETYPE_BYTES = 128
 _MAX_CONTENT_BYTES = 0xFFFFFF
 _MAX_TAG_BYTES = 255
+_SIMPLE, _BEARER = 0, 1
+_AUTHENTICATION_TYPES = {b"simple": bytes([_WELL_KNOWN_BIT | _SIMPLE]), b"bearer": bytes([_WELL_KNOWN_BIT | _BEARER])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +133,47 @@ def build_routing(route: str) -> MetadataItem:
     if not 1 <= len(tag) <= _MAX_TAG_BYTES:
         raise ValueError(f"a route has 1 to {_MAX_TAG_BYTES} bytes, not {len(tag)}")
     return MetadataItem(ROUTING_MIMETYPE, bytes([len(tag)]) + tag)
+
+
+def build_simple(username: str, password: str) -> MetadataItem:
+    """The authentication item of a user name and a password.
+
+    Raises:
+        ValueError: The name is over 65,535 bytes.
+    """
+    name = username.encode()
+    if len(name) > 0xFFFF:
+        raise ValueError(f"a user name has at most {0xFFFF} bytes, not {len(name)}")
+    content = bytes([_WELL_KNOWN_BIT | _SIMPLE]) + len(name).to_bytes(2, "big") + name + password.encode()
+    return MetadataItem(AUTHENTICATION_MIMETYPE, content)
+
+
+def build_bearer(token: str) -> MetadataItem:
+    """The authentication item of a bearer token."""
+    return MetadataItem(AUTHENTICATION_MIMETYPE, bytes([_WELL_KNOWN_BIT | _BEARER]) + token.encode())
+
+
+def parse_authentication(content: bytes) -> tuple[str, bytes]:
+    """The user's name and password that an authentication item carries; a bearer token is `NAME:PASSWORD`.
+
+    Raises:
+        InvalidRequest: It is truncated, not UTF-8, or of another type than `simple` and `bearer`.
+    """
+    kind, rest = content[:1], content[1:]
+    if kind and not kind[0] & _WELL_KNOWN_BIT:
+        name, offset = _take(content, 1, kind[0] + 1, "an authentication type")
+        kind, rest = _AUTHENTICATION_TYPES.get(name, b""), content[offset:]
+    try:
+        if kind == bytes([_WELL_KNOWN_BIT | _SIMPLE]):
+            length, offset = _take(rest, 0, 2, "a user name's length")
+            username, offset = _take(rest, offset, int.from_bytes(length, "big"), "a user name")
+            return username.decode("utf-8"), rest[offset:]
+        if kind == bytes([_WELL_KNOWN_BIT | _BEARER]):
+            username, _, password = rest.partition(b":")
+            return username.decode("utf-8"), password
+    except UnicodeDecodeError:
+        raise InvalidRequest("a user name must be UTF-8") from None
+    raise InvalidRequest("the authentication must be `simple` or `bearer`")
 
 
 def _take(data: bytes, offset: int, length: int, what: str) -> tuple[bytes, int]:

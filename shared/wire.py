@@ -42,6 +42,9 @@ class Route:
     UPLOAD: Final = "file.upload"
     DOWNLOAD: Final = "file.download"
     FILES: Final = "files"
+    UPLOAD_STATUS: Final = "file.upload.status"
+    STAT: Final = "file.stat"
+    DELETE: Final = "file.delete"
 
 
 @dataclass(frozen=True, slots=True)

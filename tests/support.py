@@ -12,6 +12,7 @@ REQUEST_RESPONSE, REQUEST_FNF, REQUEST_STREAM, REQUEST_CHANNEL = 0x04, 0x05, 0x0
 REQUEST_N, CANCEL, PAYLOAD, ERROR, METADATA_PUSH = 0x08, 0x09, 0x0A, 0x0B, 0x0C
 
 IGNORE, METADATA, FOLLOWS, COMPLETE, NEXT = 0x200, 0x100, 0x80, 0x40, 0x20
+RESPOND = 0x80
 
 COMPOSITE = b"message/x.rsocket.composite-metadata.v0"
 
@@ -94,6 +95,7 @@ class RawPeer:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        self.is_alive = True
 
     @classmethod
     async def connect(cls, uri: str) -> Self:
@@ -105,7 +107,7 @@ class RawPeer:
         await self.writer.drain()
 
     async def receive(self, seconds: float = 5.0) -> RawFrame | None:
-        """The next frame that isn't a keepalive; None at the end of the connection."""
+        """The next frame that isn't a keepalive (those are answered); None at the end of the connection."""
         async with asyncio.timeout(seconds):
             while True:
                 try:
@@ -117,6 +119,8 @@ class RawPeer:
                 got = RawFrame(stream_id, type_and_flags >> 10, type_and_flags & 0x3FF, body[6:])
                 if got.kind != KEEPALIVE:
                     return got
+                if got.flags & RESPOND and self.is_alive:
+                    await self.send(frame(0, KEEPALIVE, 0, got.body))
 
     async def silence(self, seconds: float = 0.2) -> None:
         """Asserts that nothing arrives for a while, and that the connection stays open."""
@@ -169,9 +173,11 @@ async def raw_server(serve_one: Callable[[RawPeer], Awaitable[None]]) -> AsyncGe
         yield f"tcp://{host}:{port}"
     finally:
         listener.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=2)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
 
 def stream_ids(rsocket: Any) -> list[int]:

@@ -49,7 +49,8 @@ BIG = bytes(range(256)) * 80_000  # 20 MB: many fragments
 
 
 def client_stream_ids(files: FileClient) -> list[int]:
-    return stream_ids(files._requests._base)
+    rsocket = files._connector.current()
+    return stream_ids(rsocket) if rsocket is not None else []
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ async def test_a_dispose_in_the_middle_of_a_download_stops_the_server(server: Fi
     server.data.files["big"] = BIG * 5
     got: list[bytes] = []
     subscription = files.download("big").subscribe(got.append)
-    transport = files._requests._base._next_transport.result()
+    transport = files._connector.current()._next_transport.result()
     await eventually(lambda: transport._reassembler.pending)
     subscription.dispose()
     await eventually(lambda: server.work.cancelled == 1)
@@ -371,7 +372,9 @@ async def test_a_uri_that_is_none_is_a_value_error(uri: str) -> None:
             pytest.fail("that is no URI")
 
 
-async def test_a_lost_connection_ends_what_is_under_way_and_what_comes_after(server: FileServer) -> None:
+async def test_a_lost_connection_ends_what_is_under_way_and_the_next_subscription_makes_another(
+    server: FileServer,
+) -> None:
     server.data.files["big"] = BIG * 10
     async with FileClient.connect(server.uri) as files:
         pending = asyncio.ensure_future(_value(files.download("big")))
@@ -380,11 +383,24 @@ async def test_a_lost_connection_ends_what_is_under_way_and_what_comes_after(ser
         connection._file_transport._transport.abort()
         with pytest.raises(ConnectionLost):
             await pending
-        with pytest.raises(ConnectionLost):
-            await files.download("a")
-        with pytest.raises(ConnectionLost):
-            await files.list_files()
-        assert not client_stream_ids(files)
+        assert await files.download("a") == b"A"
+        assert server.connections == 1
+
+
+async def test_a_lost_connection_that_is_the_callers_is_not_made_again(server: FileServer) -> None:
+    host, port = server.uri.removeprefix("tcp://").split(":")
+    transport = TransportTCP(*await asyncio.open_connection(host, int(port)))
+    async with RSocketClient(
+        single_transport_provider(transport), metadata_encoding=b"message/x.rsocket.composite-metadata.v0"
+    ) as rsocket:
+        files = FileClient(rsocket)
+        assert await files.download("a") == b"A"
+        (connection,) = await _connections(server)
+        connection._file_transport._transport.abort()
+        await eventually(lambda: rsocket._is_closing)
+        for again in (files.download("a"), files.list_files(), files.upload_from("n", b"x")):
+            with pytest.raises(ConnectionLost):
+                await again
 
 
 async def test_an_rsocket_of_the_callers_own_serves_as_well(server: FileServer) -> None:

@@ -1,0 +1,192 @@
+"""A download in chunks: as an observable of chunks, or into a sink."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from reactivex import Observable
+from reactivex import operators as ops
+from rsocket.frame import FragmentableFrame, PayloadFrame
+from rsocket.frame_builders import to_request_stream_frame
+from rsocket.payload import Payload
+from rsocket.rsocket_base import RSocketBase
+
+from shared.digest import Digest
+from shared.errors import Changed, IntegrityError
+from shared.messages import ChunkHead, DownloadRequest, FileRequest, find_transfer, parse_info, transfer_request
+from shared.transfer import Demand, RangeReceiver
+from shared.wire import FileInfo, Route
+
+from .chunks import Chunk
+from .connection import Connector
+from .events import Completed, Progress, Started, TransferEvent
+from .requests import Request, ask
+from .sinks import PathSink, Sink
+
+__all__ = ["ChunkRequest", "ask_info", "download_into"]
+
+
+class _ChunkListener(Protocol):
+    def on_next(self, value: Chunk, /) -> None: ...
+    def on_error(self, error: Exception, /) -> None: ...
+    def on_completed(self) -> None: ...
+
+
+class ChunkRequest(Request):
+    """One request-stream of a file's chunks; each one's credit is returned when it is released.
+
+    Args:
+        connector: Who gave the connection.
+        socket: The connection.
+        name: The file.
+        request: The range.
+        window: Chunks that the server may be ahead of the consumer.
+        listener: Gets the chunks.
+        digest: To verify the range with, while it passes; None if the listener does that, or nobody.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        socket: RSocketBase,
+        name: str,
+        request: DownloadRequest,
+        window: int,
+        listener: _ChunkListener,
+        digest: Digest | None,
+    ) -> None:
+        payload = Payload(b"", transfer_request(Route.DOWNLOAD, name, request))
+        super().__init__(connector, socket, payload, listener.on_error)
+        self.receiver = RangeReceiver(name, request)
+        self._demand = Demand(window)
+        self._listener = listener
+        self._digest = digest
+
+    def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
+        return to_request_stream_frame(stream_id, self._payload, fragment_size, self._demand.window)
+
+    def _on_payload(self, frame: PayloadFrame) -> None:
+        if frame.flags_next:
+            self._demand.received()
+            data = bytes(frame.data or b"")
+            offset = self.receiver.offset
+            said = find_transfer(bytes(frame.metadata)) if frame.metadata else None
+            self.receiver.item(data, None if said is None else ChunkHead.from_json(said))
+            if self._digest is not None:
+                self._digest.update(data)
+            chunk = Chunk(offset, data, self._on_released)
+            try:
+                self._listener.on_next(chunk)
+            finally:
+                chunk.release()
+        if frame.flags_complete and not self._is_done:
+            self._end()
+            if self._digest is not None:
+                self.receiver.complete(self._digest)
+            self._listener.on_completed()
+
+    def _on_released(self) -> None:
+        more = self._demand.released()
+        if more and not self._is_done:
+            self.send_request_n(more)
+
+
+class _Inbox:
+    """Holds the chunks that wait to be written; each keeps its credit until then."""
+
+    def __init__(self) -> None:
+        self.chunks: deque[Chunk] = deque()
+        self.failure: Exception | None = None
+        self.is_complete = False
+        self.wake = asyncio.Event()
+
+    def on_next(self, value: Chunk) -> None:
+        value.retain()
+        self.chunks.append(value)
+        self.wake.set()
+
+    def on_error(self, error: Exception) -> None:
+        self.failure = error
+        self.wake.set()
+
+    def on_completed(self) -> None:
+        self.is_complete = True
+        self.wake.set()
+
+
+async def download_into(
+    connector: Connector,
+    name: str,
+    sink: Sink,
+    *,
+    algorithm: str | None,
+    digest_from: int,
+    window: int,
+    emit: Callable[[TransferEvent], None],
+) -> None:
+    """Downloads what `sink` doesn't have yet, and emits Started, Progress as bytes are written, Completed."""
+    try:
+        if isinstance(sink, PathSink) and await sink.has_parts():
+            await sink.find_part(await ask_info(connector, Route.STAT, name, FileRequest()))
+        while True:
+            if sink.offset > digest_from and sink.etag is None:
+                await sink.restart()  # nobody can tell whether the rest would be of the same file
+            request = DownloadRequest(sink.offset, None, sink.etag, algorithm, digest_from if algorithm else None)
+            try:
+                info = await _receive(connector, name, request, sink, window, emit)
+            except Changed:
+                if sink.etag is None:
+                    raise
+                await sink.restart()
+            except IntegrityError:
+                if isinstance(sink, PathSink):
+                    await sink.restart()  # what is wrong must not be gone on with
+                raise
+            else:
+                break
+        await sink.finish()
+    finally:
+        await sink.suspend()
+    emit(Completed(info))
+
+
+def ask_info(connector: Connector, route: str, name: str, request: FileRequest) -> Observable[FileInfo]:
+    """Asks one of the routes that answer with a FileInfo."""
+    payload = Payload(b"", transfer_request(route, name, request))
+    return ask(connector, payload).pipe(ops.map(lambda answer: parse_info(bytes(answer.metadata or b""))))
+
+
+async def _receive(
+    connector: Connector,
+    name: str,
+    request: DownloadRequest,
+    sink: Sink,
+    window: int,
+    emit: Callable[[TransferEvent], None],
+) -> FileInfo:
+    inbox = _Inbox()
+    stream = ChunkRequest(connector, await connector.connect(), name, request, window, inbox, None)
+    try:
+        stream.send()
+        is_begun = False
+        while True:
+            await inbox.wake.wait()
+            inbox.wake.clear()
+            chunks = [inbox.chunks.popleft() for _ in range(len(inbox.chunks))]
+            head = stream.receiver.head
+            if chunks and head is not None:
+                if not is_begun:
+                    is_begun = True
+                    await sink.begin(head.info)
+                    emit(Started(None, head.info.size, sink.offset))
+                await sink.write([chunk.data for chunk in chunks])
+                for chunk in chunks:
+                    chunk.release()
+                emit(Progress(sink.offset, head.info.size))
+            if inbox.failure is not None:
+                raise inbox.failure
+            if inbox.is_complete and not inbox.chunks:
+                return stream.receiver.complete(sink.digest)
+    finally:
+        stream.cancel()

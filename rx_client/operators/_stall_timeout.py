@@ -1,0 +1,96 @@
+"""A deadline for no progress, which says nothing about how long the whole may take."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from reactivex import Observable, abc
+from reactivex.disposable import CompositeDisposable, SerialDisposable, SingleAssignmentDisposable
+
+from shared.errors import Stalled
+
+from ..events import Progress, Retrying, Started
+from ..observables import like, time_scheduler
+
+__all__ = ["stall_timeout"]
+
+T = TypeVar("T")
+
+
+def stall_timeout(
+    seconds: float, *, scheduler: abc.SchedulerBase | None = None
+) -> Callable[[Observable[T]], Observable[T]]:
+    """Fails with `Stalled` when nothing has progressed for `seconds`.
+
+    The time runs from the subscription. It starts again with
+
+    - a `Progress` that has more bytes `transferred` than the attempt had before; others don't count;
+    - `Started`, as the server has answered then, and the count of bytes may have gone back;
+    - `Retrying`, which also adds the delay that it announces;
+    - any other item. A consumer that holds a source's chunks for too long makes it stall, too.
+
+    ::
+
+        source          -S--P1--P2---------------------
+                        [     stall_timeout(1 s)      ]
+        result          -S--P1--P2-----------X
+                                <-   1 s   ->
+
+    Example:
+        >>> await reactivex.never().pipe(stall_timeout(0.01))
+        Traceback (most recent call last):
+        shared.errors.Stalled: no progress for 0.01 s
+
+    Args:
+        seconds: The longest time without progress.
+        scheduler: For that time.
+
+    Returns:
+        An operator whose observable emits the source's items, and completes with it.
+
+    Raises:
+        ValueError: `seconds` isn't positive.
+
+    Raises (through `on_error`):
+        Stalled: The time is over; the source has been disposed of.
+        Exception: The source's error.
+    """
+    if not seconds > 0:
+        raise ValueError(f"the time allowed must be more than 0 seconds, not {seconds}")
+
+    def _stall_timeout(source: Observable[T]) -> Observable[T]:
+        def subscribe(observer: abc.ObserverBase[T], scheduler_: abc.SchedulerBase | None = None) -> abc.DisposableBase:
+            timers = time_scheduler(scheduler, scheduler_)
+            upstream = SingleAssignmentDisposable()
+            timer = SerialDisposable()
+            furthest = 0
+
+            def allow(time: float) -> None:
+                timer.disposable = timers.schedule_relative(time, on_stall)
+
+            def on_stall(_: abc.SchedulerBase, __: object = None) -> None:
+                upstream.dispose()
+                observer.on_error(Stalled(f"no progress for {seconds:g} s"))
+
+            def on_next(item: T) -> None:
+                nonlocal furthest
+                match item:
+                    case Progress(transferred=reached) if reached <= furthest:
+                        pass
+                    case Progress(transferred=reached) | Started(resumed_from=reached):
+                        furthest = reached
+                        allow(seconds)
+                    case Retrying(delay=delay):
+                        allow(seconds + delay)
+                    case _:
+                        allow(seconds)
+                observer.on_next(item)
+
+            allow(seconds)
+            upstream.disposable = source.subscribe(
+                on_next, observer.on_error, observer.on_completed, scheduler=scheduler_
+            )
+            return CompositeDisposable(upstream, timer)
+
+        return like(source, subscribe)
+
+    return _stall_timeout

@@ -1,0 +1,109 @@
+"""Many transfers, a few at a time."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from reactivex import Observable, abc
+from reactivex.disposable import CompositeDisposable, SingleAssignmentDisposable
+
+from ..observables import LoopObservable
+
+__all__ = ["transfer_all"]
+
+T = TypeVar("T")
+
+
+def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], Observable[T]]:
+    """Subscribes to the transfers that the source emits, in order, and merges what they emit.
+
+    Transfers that wait for their turn are kept, without limit: they are cold, and cost a few hundred bytes each. Unlike
+    RxPY's `merge(max_concurrent=...)`, none is begun after another has failed. The merged events don't say which
+    transfer they are of: map them inside, where that matters, and use `retry_backoff` and the like there, too.
+
+    ::
+
+        a               ---1--2--3-|
+        b               ----4---5-|
+        c                           --6--7-|
+        source          -a-b-c-|
+                        [ transfer_all(2)           ]
+        result          ----1-4-2--35--6--7-|
+
+    Example:
+        >>> names = reactivex.of("a.txt", "b.txt", "c.txt")
+        >>> done = names.pipe(ops.map(lambda name: reactivex.just(f"{name} is up")), transfer_all(2))
+        >>> await done.pipe(ops.to_list())
+        ['a.txt is up', 'b.txt is up', 'c.txt is up']
+
+    Args:
+        max_concurrent: The most transfers that are subscribed to at a time.
+
+    Returns:
+        An operator whose observable completes when the source and all transfers have; it is empty if they are.
+
+    Raises:
+        ValueError: `max_concurrent` is less than 1.
+
+    Raises (through `on_error`):
+        Exception: The first error of the source or of a transfer; the other transfers have been disposed of.
+    """
+    if max_concurrent < 1:
+        raise ValueError(f"max_concurrent must be 1 or more, not {max_concurrent}")
+
+    def _transfer_all(source: Observable[Observable[T]]) -> Observable[T]:
+        def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
+            subscriptions = CompositeDisposable()
+            waiting: deque[Observable[T]] = deque()
+            active = 0
+            is_starting = is_source_done = False
+
+            def start() -> None:
+                nonlocal active, is_starting
+                # A transfer that ends while it's subscribed to calls this again: the loop below goes on, without
+                # a deeper stack for each.
+                if is_starting:
+                    return
+                is_starting = True
+                while waiting and active < max_concurrent and not subscriptions.is_disposed:
+                    active += 1
+                    run(waiting.popleft())
+                is_starting = False
+                if is_source_done and not active:
+                    observer.on_completed()
+
+            def run(transfer: Observable[T]) -> None:
+                subscription = SingleAssignmentDisposable()
+                subscriptions.add(subscription)
+
+                def on_transfer_completed() -> None:
+                    nonlocal active
+                    active -= 1
+                    subscriptions.remove(subscription)
+                    start()
+
+                subscription.disposable = transfer.subscribe(
+                    observer.on_next, on_error, on_transfer_completed, scheduler=scheduler
+                )
+
+            def on_error(error: Exception) -> None:
+                subscriptions.dispose()
+                observer.on_error(error)
+
+            def on_next(transfer: Observable[T]) -> None:
+                waiting.append(transfer)
+                start()
+
+            def on_completed() -> None:
+                nonlocal is_source_done
+                is_source_done = True
+                start()
+
+            upstream = SingleAssignmentDisposable()
+            subscriptions.add(upstream)
+            upstream.disposable = source.subscribe(on_next, on_error, on_completed, scheduler=scheduler)
+            return subscriptions
+
+        return LoopObservable(subscribe)
+
+    return _transfer_all

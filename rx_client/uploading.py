@@ -1,0 +1,210 @@
+"""An upload in chunks: one channel an attempt, each going on where the server has it."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import replace
+from uuid import uuid4
+
+from rsocket.payload import Payload
+from rsocket.rsocket_base import RSocketBase
+
+from shared.digest import Digest
+from shared.errors import InvalidRequest, ProtocolError, SourceExhausted
+from shared.messages import Receipt, UploadEnd, UploadRequest, find_transfer, transfer_metadata, transfer_request
+from shared.transfer import UploadSender
+from shared.wire import FileInfo, Route
+
+from .connection import Connector
+from .events import Completed, Progress, Started, TransferEvent
+from .requests import ChannelRequest
+from .sources import Source
+
+__all__ = ["UploadTransfer"]
+
+
+class UploadTransfer:
+    """What the subscriptions of one `upload_from` share: the upload's id, and how far its digest has come.
+
+    Args:
+        name: The file's name.
+        source: The content.
+        size: What the caller says of its length in bytes; None if nothing.
+        chunk_bytes: What one item carries.
+        window: Chunks that may be sent and not yet durable.
+        overwrite: Whether a file of that name may be replaced.
+        algorithm: Of the digest to verify with; None to do without.
+        upload_id: Names the upload; None to make one up.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        *,
+        size: int | None,
+        chunk_bytes: int,
+        window: int,
+        overwrite: bool,
+        algorithm: str | None,
+        upload_id: str | None,
+    ) -> None:
+        self._name = name
+        self._source = source
+        self._size = size
+        self._chunk_bytes = chunk_bytes
+        self._window = window
+        self._overwrite = overwrite
+        self._algorithm = algorithm
+        self._upload_id = upload_id or uuid4().hex
+        # Running digests at offsets that the server may name on the next attempt, oldest first.
+        self._digests: deque[Digest] = deque()
+        self._has_sent_all = False
+
+    async def attempt(self, connector: Connector, emit: Callable[[TransferEvent], None]) -> None:
+        """Uploads what the server doesn't have yet, and emits Started, Progress as bytes become durable, Completed."""
+        known = await self._source.size()
+        if self._size is not None and known is not None and known != self._size:
+            raise InvalidRequest(f"the source has {known} bytes, not {self._size}", name=self._name)
+        total = known if self._size is None else self._size
+        request = UploadRequest(self._upload_id, total, self._algorithm, self._overwrite, self._has_sent_all)
+        payload = Payload(b"", transfer_request(Route.UPLOAD, self._name, request))
+        started = Started(self._upload_id, total, resumed_from=0)
+        channel = _Channel(connector, await connector.connect(), payload, self._window, emit, started)
+        try:
+            start = await channel.start()
+            if channel.info is None:
+                await self._send(channel, start)
+            info = await channel.finish()
+        except Exception:
+            channel.request.fail()
+            raise
+        except asyncio.CancelledError:
+            channel.request.cancel()
+            raise
+        self._digests.clear()
+        self._has_sent_all = False
+        emit(Completed(info))
+
+    async def _send(self, channel: "_Channel", start: int) -> None:
+        digest = self._digest_before(start)
+        offset = digest.length if digest is not None else start
+        async with aclosing(self._source.read(offset, self._chunk_bytes)) as chunks:
+            async for chunk in chunks:
+                data = chunk
+                if digest is not None:
+                    digest.update(data)
+                if offset < start:
+                    # What the server has, but no digest of this process covers.
+                    skipped = min(len(data), start - offset)
+                    offset, data = offset + skipped, data[skipped:]
+                    if not data:
+                        continue
+                await channel.ready()
+                offset += len(data)
+                channel.send(data)
+                self._remember(digest, channel.committed)
+        if offset < start:
+            raise SourceExhausted(f"the source has {offset} bytes; the server has {start} already", name=self._name)
+        await channel.ready()
+        self._has_sent_all = True
+        channel.send(b"", UploadEnd(offset, None if digest is None else digest.text()))
+
+    def _digest_before(self, start: int) -> Digest | None:
+        """A running digest to go on with: the latest that isn't beyond `start`."""
+        if self._algorithm is None:
+            return None
+        while self._digests and self._digests[-1].length > start:
+            self._digests.pop()
+        return self._digests[-1].copy() if self._digests else Digest(self._algorithm)
+
+    def _remember(self, digest: Digest | None, committed: int) -> None:
+        if digest is None:
+            return
+        self._digests.append(digest.copy())
+        while len(self._digests) > 1 and self._digests[1].length <= committed:
+            self._digests.popleft()
+
+
+class _Channel:
+    """One attempt's channel: waits for demand, and turns receipts into events."""
+
+    def __init__(
+        self,
+        connector: Connector,
+        rsocket: RSocketBase,
+        payload: Payload,
+        window: int,
+        emit: Callable[[TransferEvent], None],
+        started: Started,
+    ) -> None:
+        self.request = ChannelRequest(connector, rsocket, payload, self)
+        self.info: FileInfo | None = None
+        self._sender = UploadSender(window)
+        self._emit = emit
+        self._started = started
+        self._start: int | None = None
+        self._is_ended = False
+        self._failure: Exception | None = None
+        self._wake = asyncio.Event()
+
+    @property
+    def committed(self) -> int:
+        return self._sender.committed
+
+    async def start(self) -> int:
+        """Sends the request; the offset that the server wants to go on from."""
+        self.request.send()
+        await self._until(lambda: self._start is not None)
+        assert self._start is not None, "that was waited for"
+        return self._start
+
+    async def ready(self) -> None:
+        """Returns when another item may be sent."""
+        await self._until(lambda: self._sender.may_send)
+
+    def send(self, data: bytes, end: UploadEnd | None = None) -> None:
+        """Sends one item; the last one says so with `end`."""
+        self._sender.sends(len(data), is_last=end is not None)
+        self.request.send_item(data, None if end is None else transfer_metadata(end), is_last=end is not None)
+
+    async def finish(self) -> FileInfo:
+        """Returns when the server has verified and published the file."""
+        await self._until(lambda: self.info is not None)
+        assert self.info is not None, "that was waited for"
+        return self.info
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while self._failure is None and not condition():
+            if self._is_ended:
+                raise ProtocolError("the server completed the upload without a final receipt")
+            self._wake.clear()
+            await self._wake.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    # What the request calls
+
+    def on_receipt(self, metadata: bytes) -> None:
+        said = find_transfer(metadata)
+        if said is None:
+            raise ProtocolError("the server sent a receipt that says nothing")
+        receipt = Receipt.from_json(said)
+        self.info = receipt.info
+        start = self._sender.receipt(receipt)
+        if start is not None:
+            self._start = start
+            self._emit(replace(self._started, resumed_from=start))
+        else:
+            self._emit(Progress(receipt.committed, self._started.total))
+        self._wake.set()
+
+    def on_requested(self, count: int) -> None:
+        self._sender.requested(count)
+        self._wake.set()
+
+    def on_ended(self, error: Exception | None) -> None:
+        self._is_ended = True
+        self._failure = error
+        self._wake.set()

@@ -1,0 +1,79 @@
+"""A range of a file, as the items of a stream."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Final
+
+from rsocket.payload import Payload
+
+from shared.digest import Digest
+from shared.errors import Changed, InvalidRequest
+from shared.messages import CHUNK_BYTES, ChunkHead, DownloadRequest, transfer_metadata
+
+from .store import Reader, Store
+
+__all__ = ["read_range"]
+
+# One hop to a thread for several chunks: a hop for each costs more than the read.
+_READ_BYTES: Final = 4 * CHUNK_BYTES
+
+
+async def read_range(store: Store, name: str, request: DownloadRequest) -> AsyncGenerator[tuple[Payload, bool], None]:
+    """Yields the chunks of the range, each with whether it is the last.
+
+    The first and the last carry a ChunkHead. An empty range is one empty chunk. The content is that of the moment when
+    the generator starts, whatever happens to the file meanwhile.
+
+    Raises:
+        NotFound: There is no such file.
+        Changed: Its etag isn't `request.if_match`, or it was cut short behind the store's back.
+        InvalidRequest: The range starts beyond the end.
+    """
+    reader = await store.open(name)
+    try:
+        info = reader.info
+        if request.if_match is not None and request.if_match != info.etag:
+            raise Changed(f"{name!r} is not the file that it was; its etag is {info.etag}", name=name)
+        if request.offset > info.size:
+            raise InvalidRequest(f"offset {request.offset} is beyond the end of {name!r}, at {info.size}")
+        end = info.size if request.length is None else min(info.size, request.offset + request.length)
+        head = ChunkHead(info, request.offset, end - request.offset)
+        digest_from = request.offset if request.digest_from is None else request.digest_from
+        is_whole = (digest_from, end) == (0, info.size)
+        if is_whole and info.digest is not None and info.digest.startswith(f"{request.digest}:"):
+            running, head = None, replace(head, range_digest=info.digest)  # the store knows it
+        else:
+            running = await _running_digest(reader, request, digest_from)
+
+        offset, block, at = request.offset, b"", 0
+        while True:
+            if at == len(block) and offset < end:
+                block, at = await reader.read(offset, min(_READ_BYTES, end - offset)), 0
+            data = block[at : at + CHUNK_BYTES]
+            if not data and offset < end:
+                raise Changed(f"{name!r} was cut short while it was sent", name=name)
+            is_first, offset, at = offset == request.offset, offset + len(data), at + len(data)
+            if running is not None:
+                running.update(data)
+            is_last = offset == end
+            if is_last and running is not None:
+                text = running.text()
+                head = replace(head, range_digest=text, info=replace(info, digest=text) if is_whole else info)
+            yield Payload(data, transfer_metadata(head) if is_first or is_last else None), is_last
+            if is_last:
+                return
+    finally:
+        await reader.close()
+
+
+async def _running_digest(reader: Reader, request: DownloadRequest, digest_from: int) -> Digest | None:
+    """The digest that the range's bytes are to be added to; None if none was asked for."""
+    if digest_from > request.offset:
+        raise InvalidRequest(f"the digest can't start at {digest_from}, behind the range's start {request.offset}")
+    if request.digest is None:
+        return None
+    digest = Digest(request.digest)
+    # Read again for somebody who goes on with a file that this store didn't receive itself, and knows no digest of.
+    while (before := digest_from + digest.length) < request.offset:
+        digest.update(await reader.read(before, min(_READ_BYTES, request.offset - before)))
+    return digest

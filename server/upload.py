@@ -1,0 +1,235 @@
+"""An upload as a channel: chunks in, receipts out, one owner for each `upload_id`."""
+
+import asyncio
+import logging
+from collections import deque
+from typing import Final
+
+from reactivestreams.publisher import Publisher
+from reactivestreams.subscriber import Subscriber
+from reactivestreams.subscription import Subscription
+from rsocket.disposable import Disposable
+from rsocket.payload import Payload
+
+from shared.digest import DEFAULT_ALGORITHM
+from shared.errors import InvalidRequest, Superseded, TransferError, to_protocol_error
+from shared.messages import Receipt, UploadEnd, UploadRequest, find_transfer, transfer_metadata
+from shared.transfer import DEFAULT_WINDOW, UploadReceiver
+
+from .store import Store, Upload
+from .work import Operation, Work
+
+__all__ = ["UploadChannel", "UploadOwners"]
+
+_log = logging.getLogger(__name__)
+
+_MAX_REQUEST_N: Final = 0x7FFFFFFF
+
+
+class UploadOwners:
+    """Who has which upload: the newest channel wins, since the older one may be a half-dead connection."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, UploadChannel] = {}
+
+    def claim(self, channel: "UploadChannel") -> None:
+        """Makes the channel its upload's owner; an older one ends with Superseded, and the store waits for its end.
+
+        Raises:
+            InvalidRequest: The id is in use for another file.
+        """
+        upload_id = channel.request_made.upload_id
+        older = self._newest.get(upload_id)
+        if older is not None:
+            if older.name != channel.name:
+                raise InvalidRequest(f"the upload {upload_id!r} is of another file", name=channel.name)
+            older.supersede()
+        self._newest[upload_id] = channel
+
+    def release(self, channel: "UploadChannel") -> None:
+        """Notes that the channel has ended."""
+        if self._newest.get(channel.request_made.upload_id) is channel:
+            del self._newest[channel.request_made.upload_id]
+
+
+class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
+    """Both halves of one `file.upload` channel.
+
+    One object, so that whatever ends one half ends the other: the connection's loss reaches it as `cancel`, the
+    client's failure as `on_error`. What is durable by then is kept for the next channel with the same `upload_id`.
+
+    Args:
+        store: Where the file goes.
+        owners: Who has which upload.
+        name: The file's name.
+        request: What the client asked for.
+        first: Bytes that came with the request itself.
+        work: Owns the task.
+    """
+
+    def __init__(
+        self, store: Store, owners: UploadOwners, name: str, request: UploadRequest, first: bytes, work: Work
+    ) -> None:
+        self.name = name
+        self.request_made = request
+        self._store = store
+        self._owners = owners
+        self._first = first
+        self._work = work
+        self._operation: Operation = work.begin()
+        self._task: asyncio.Task[None] | None = None
+        self._inbound: Subscription | None = None
+        self._outbound: Subscriber | None = None
+        self._items: deque[tuple[bytes, UploadEnd | None]] = deque()
+        self._receiver: UploadReceiver | None = None
+        self._wake = asyncio.Event()
+        self._is_complete = False
+        self._failure: Exception | None = None
+        self._is_given_up = False
+        self._receipts = 0
+        self._receipt: Receipt | None = None
+
+    # What rsocket calls
+
+    def on_subscribe(self, subscription: Subscription) -> None:
+        self._inbound = subscription
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        self._outbound = subscriber
+        subscriber.on_subscribe(self)
+        self._task = self._work.spawn(self._run)
+        self._task.add_done_callback(self._on_done)
+
+    def request(self, n: int) -> None:
+        self._receipts = min(self._receipts + max(n, 0), _MAX_REQUEST_N)
+        self._send_receipt()
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def dispose(self) -> None:
+        self.cancel()
+
+    def on_next(self, value: Payload, is_complete: bool = False) -> None:
+        if self._failure is not None:
+            return
+        try:
+            self._take(bytes(value.data or b""), bytes(value.metadata or b""))
+        except TransferError as error:
+            self._failure = error
+        self._is_complete = self._is_complete or is_complete
+        self._wake.set()
+
+    def on_complete(self) -> None:
+        self._is_complete = True
+        self._wake.set()
+
+    def on_error(self, exception: Exception) -> None:
+        _log.info("the client gave up uploading %r", self.name)
+        self._is_given_up = True
+        self.cancel()
+
+    def supersede(self) -> None:
+        """A newer channel takes over."""
+        if self._failure is None:
+            self._failure = Superseded(f"a newer upload of {self.name!r} with the same id took over", name=self.name)
+        self.cancel()
+
+    # The work
+
+    def _take(self, data: bytes, metadata: bytes) -> None:
+        said = find_transfer(metadata)
+        end = None if said is None else UploadEnd.from_json(said)
+        if self._receiver is None:
+            raise InvalidRequest("an item came before the server asked for any", name=self.name)
+        self._receiver.item(data, end)
+        self._items.append((data, end))
+
+    async def _run(self) -> None:
+        request = self.request_made
+        self._owners.claim(self)
+        try:
+            if request.sent_all:
+                published = await self._store.published(request.upload_id, self.name)
+                if published is not None:
+                    self._finish(Receipt(published.size, published))
+                    return
+            upload = await self._store.begin(
+                request.upload_id,
+                self.name,
+                size=request.size,
+                algorithm=request.digest or DEFAULT_ALGORITHM,
+                overwrite=request.overwrite,
+            )
+            try:
+                await self._receive(upload)
+            finally:
+                await upload.suspend()
+        finally:
+            self._owners.release(self)
+
+    async def _receive(self, upload: Upload) -> None:
+        assert self._inbound is not None, "rsocket subscribes both halves before the task starts"
+        if self._first and upload.offset:
+            raise InvalidRequest(f"the upload goes on at {upload.offset}; its request can't carry the first bytes")
+        receiver = UploadReceiver(upload.offset, self.request_made.size, self.request_made.digest, DEFAULT_WINDOW)
+        self._receiver = receiver
+        self._acknowledge(Receipt(upload.offset))
+        granted = DEFAULT_WINDOW
+        if self._first:
+            receiver.item(self._first, None)
+            self._acknowledge(Receipt(await upload.append([self._first])))
+            granted += receiver.stored(1) - 1
+        self._inbound.request(granted)
+        while receiver.end is None or self._items:
+            await self._wake.wait()
+            self._wake.clear()
+            items, count = [data for data, _ in self._items if data], len(self._items)
+            self._items.clear()
+            if items:
+                self._acknowledge(Receipt(await upload.append(items)))
+            if self._failure is not None:
+                raise self._failure
+            if self._is_complete and not self._items:
+                receiver.complete()
+            more = receiver.stored(count)
+            if more and receiver.end is None:
+                self._inbound.request(more)
+        info = await upload.commit(receiver.end.digest)
+        self._finish(Receipt(info.size, info))
+
+    def _acknowledge(self, receipt: Receipt) -> None:
+        self._receipt = receipt
+        self._send_receipt()
+
+    def _send_receipt(self) -> None:
+        """Sends the newest receipt if the client asked for one; older ones that it didn't take are left out."""
+        if self._receipt is None or not self._receipts or self._outbound is None:
+            return
+        receipt, self._receipt = self._receipt, None
+        self._receipts -= 1
+        self._outbound.on_next(Payload(b"", transfer_metadata(receipt)))
+        if receipt.info is not None:
+            self._outbound.on_complete()
+
+    def _finish(self, receipt: Receipt) -> None:
+        self._acknowledge(receipt)
+        if not self._is_complete and self._inbound is not None:
+            self._inbound.cancel()  # a client that doesn't complete its half would keep the stream open
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        outcome = asyncio.CancelledError() if task.cancelled() else task.exception()
+        error = self._failure or outcome
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            if not isinstance(error, TransferError):
+                _log.error("an upload failed", exc_info=error)
+            if self._outbound is not None:
+                self._outbound.on_error(to_protocol_error(error))
+            if self._inbound is not None:
+                self._inbound.cancel()
+        elif error is not None and self._inbound is not None:
+            self._inbound.cancel()
+            if self._is_given_up and self._outbound is not None:
+                self._outbound.on_complete()  # frees the stream here; the client has forgotten it
+        self._operation.end(error)

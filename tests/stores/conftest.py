@@ -1,0 +1,44 @@
+"""The stores under test, started and closed."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from server.directory_store import DirectoryStore
+from server.memory_store import MemoryStore
+from server.store import Store
+
+OpenStore = Callable[..., AbstractAsyncContextManager[Store]]
+
+
+@pytest.fixture(params=["memory", "directory"])
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
+    """Opens a store of each kind; `limit` is the largest file that it takes."""
+
+    @asynccontextmanager
+    async def opened(limit: int | None = None) -> AsyncIterator[Store]:
+        store = MemoryStore({}, limit) if request.param == "memory" else DirectoryStore(tmp_path / "files", limit)
+        await store.start()
+        try:
+            yield store
+        finally:
+            await store.close()
+
+    return opened
+
+
+@pytest.fixture
+async def store(open_store: OpenStore) -> AsyncGenerator[Store, None]:
+    async with open_store() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def directory(tmp_path: Path) -> AsyncGenerator[DirectoryStore, None]:
+    """A store in `tmp_path / "files"`."""
+    store = DirectoryStore(tmp_path / "files")
+    await store.start()
+    yield store
+    await store.close()

@@ -1,0 +1,218 @@
+"""Kills a process that uses a directory store, at any moment, again and again.
+
+The long run is `python -m tests.stores.crash --rounds 100`.
+
+The process says on its standard output what it is about to do and what it was told is done. Whoever kills it then opens
+the folder and looks: every file is the old one or the new one, whole; every upload goes on at an offset that isn't
+before the last one that was reported; nothing else is there.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.directory_store import DirectoryStore
+from shared.errors import NotFound
+
+from .support import begin, digest_of, get
+
+_WORKERS = 3
+_MAX_BYTES = 200_000
+
+
+def content_of(upload_id: str) -> bytes:
+    """What the upload of that id carries."""
+    source = random.Random(upload_id)
+    return source.randbytes(source.choice([0, 10, 5000, source.randrange(_MAX_BYTES)]))
+
+
+def names_of(worker: int) -> list[str]:
+    return [f"plain-{worker}", f"../encoded-{worker}", f"{'x' * 900}-{worker}"]
+
+
+# The process that is killed
+
+
+async def work(path: Path, round_number: int) -> None:
+    """Stores and deletes files until it is killed."""
+    store = DirectoryStore(path)
+    await store.start()
+    await asyncio.gather(*(_work(store, worker, round_number) for worker in range(_WORKERS)))
+
+
+async def _work(store: DirectoryStore, worker: int, round_number: int) -> None:
+    choose = random.Random(f"{round_number}/{worker}")
+    for number in range(1_000_000):
+        name = choose.choice(names_of(worker))
+        if choose.random() < 0.2:
+            _say(worker, "delete", name)
+            try:
+                await store.delete(name)
+            except NotFound:
+                pass
+            _say(worker, "deleted", name)
+            continue
+        upload_id = f"{round_number}-{worker}-{number}"
+        content = content_of(upload_id)
+        overwrite = choose.random() < 0.7
+        if not overwrite:
+            name += f"-{upload_id}"
+        _say(worker, "put", name, upload_id)
+        upload = await begin(store, name, upload_id=upload_id, size=len(content), overwrite=overwrite)
+        while upload.offset < len(content):
+            end = upload.offset + choose.randrange(1, 50_000)
+            middle = (upload.offset + end) // 2
+            _say(worker, "at", await upload.append([content[upload.offset : middle], content[middle:end]]))
+            if choose.random() < 0.1:
+                await upload.suspend()
+                upload = await begin(store, name, upload_id=upload_id, size=len(content), overwrite=overwrite)
+        await upload.commit(digest_of(content))
+        _say(worker, "stored", name, upload_id)
+
+
+def _say(worker: int, *words: object) -> None:
+    os.write(1, json.dumps([worker, *words]).encode() + b"\n")  # one write is one line, or nothing
+
+
+# The one who looks
+
+
+@dataclass
+class _Upload:
+    name: str
+    upload_id: str
+    offset: int | None = None
+
+
+class Survey:
+    """What must be in a folder whose process was killed.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: dict[str, str] = {}  # upload ids by name
+        self.published = self.resumed = 0
+
+    async def look(self, lines: Sequence[bytes]) -> None:
+        """Checks the folder against what the process said; finishes its uploads."""
+        files = self._files
+        uploads: dict[int, _Upload] = {}
+        deletes: dict[int, str] = {}
+        for line in lines:
+            match json.loads(line):
+                case [worker, "put", name, upload_id]:
+                    uploads[worker] = _Upload(name, upload_id)
+                case [worker, "at", offset]:
+                    uploads[worker].offset = offset
+                case [worker, "stored", name, upload_id]:
+                    files[name] = upload_id
+                    del uploads[worker]
+                case [worker, "delete", name]:
+                    deletes[worker] = name
+                case [worker, "deleted", name]:
+                    files.pop(name, None)
+                    del deletes[worker]
+                case other:
+                    raise AssertionError(other)
+
+        store = DirectoryStore(self._path)
+        await store.start()
+        try:
+            infos = {info.name: info for info in await store.list()}
+            for name in deletes.values():
+                if name not in infos:
+                    files.pop(name, None)
+            for upload in uploads.values():
+                await self._finish(store, upload, infos)
+            infos = {info.name: info for info in await store.list()}
+            assert infos.keys() == files.keys(), infos.keys() ^ files.keys()
+            for name, upload_id in files.items():
+                content = content_of(upload_id)
+                assert await get(store, name) == content, (name, upload_id)
+                assert infos[name].digest == digest_of(content)
+            await self._forget_some(store)
+        finally:
+            await store.close()
+        assert not list((self._path / ".rxfiles" / "parts").iterdir())
+        assert not list((self._path / ".rxfiles" / "tmp").iterdir())
+        assert len(list((self._path / ".rxfiles" / "records").iterdir())) == len(files)
+
+    async def _finish(self, store: DirectoryStore, upload: _Upload, infos: dict[str, Any]) -> None:
+        content = content_of(upload.upload_id)
+        name, upload_id = upload.name, upload.upload_id
+        try:
+            offset = await store.uploaded(upload_id, name)
+        except NotFound:
+            # Not begun, or published.
+            if name in infos and infos[name].digest == digest_of(content):
+                self._files[name] = upload_id
+                self.published += 1
+            else:
+                assert upload.offset is None, f"an upload that was at {upload.offset} is lost"
+            return
+        assert (upload.offset or 0) <= offset <= len(content)
+        again = await begin(store, name, upload_id=upload_id, size=len(content))
+        assert again.offset == offset
+        if offset < len(content):
+            await again.append([content[offset:]])
+        await again.commit(digest_of(content))
+        self._files[name] = upload_id
+        self.resumed += 1
+
+    async def _forget_some(self, store: DirectoryStore) -> None:
+        for name in list(self._files)[: -4 * _WORKERS]:
+            await store.delete(name)
+            del self._files[name]
+
+
+async def crash(path: Path, rounds: int, seed: int = 0) -> Survey:
+    """Kills `rounds` processes, each at another moment, and looks after each."""
+    survey = Survey(path)
+    choose = random.Random(seed)
+    for number in range(rounds):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.stores.crash", "--work", str(path), str(number), stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        lines = [await process.stdout.readline()]  # it has begun to work
+        reading = asyncio.create_task(process.stdout.read())
+        await asyncio.sleep(choose.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        lines += (await reading).splitlines()
+        await process.wait()
+        assert lines[0], "the process ended by itself"
+        await survey.look(lines)
+    return survey
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", nargs=2, metavar=("PATH", "ROUND"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        asyncio.run(work(Path(options.work[0]), int(options.work[1])))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        survey = asyncio.run(crash(Path(folder) / "files", options.rounds, options.seed))
+    print(
+        f"{options.rounds} processes killed; of the uploads under way {survey.resumed} were resumed and "
+        f"{survey.published} had been published; nothing was lost or doubled"
+    )
+
+
+if __name__ == "__main__":
+    main()

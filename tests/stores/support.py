@@ -1,0 +1,105 @@
+"""What the tests of the stores share."""
+
+from server.store import Store, Upload
+from shared.digest import Digest
+from shared.wire import FileInfo
+
+ALGORITHM = "xxh3-128"
+
+
+def digest_of(content: bytes, algorithm: str = ALGORITHM) -> str:
+    digest = Digest(algorithm)
+    digest.update(content)
+    return digest.text()
+
+
+async def begin(
+    store: Store,
+    name: str,
+    *,
+    upload_id: str = "u1",
+    size: int | None = None,
+    algorithm: str = ALGORITHM,
+    overwrite: bool = True,
+) -> Upload:
+    return await store.begin(upload_id, name, size=size, algorithm=algorithm, overwrite=overwrite)
+
+
+async def put(store: Store, name: str, content: bytes, *, upload_id: str = "put", overwrite: bool = True) -> FileInfo:
+    """Stores a file, in chunks of three bytes or a tenth."""
+    upload = await begin(store, name, upload_id=upload_id, size=len(content), overwrite=overwrite)
+    step = max(3, len(content) // 10)
+    await upload.append([content[start : start + step] for start in range(0, len(content), step)])
+    return await upload.commit(digest_of(content))
+
+
+async def get(store: Store, name: str) -> bytes:
+    """A file's content."""
+    reader = await store.open(name)
+    try:
+        return await reader.read(0, reader.info.size + 1)
+    finally:
+        await reader.close()
+
+
+async def names_in(store: Store, prefix: str = "") -> set[str]:
+    return {info.name for info in await store.list(prefix)}
+
+
+NAMES = [
+    "a.txt",
+    "A.txt",
+    "README.md",
+    "Grüße.txt",
+    "Gru\u0308ße.txt",
+    "two words.txt",
+    "../x",
+    "..\\x",
+    "/etc/passwd",
+    "a/b",
+    "a",
+    ".",
+    "..",
+    "...",
+    " ",
+    "~",
+    "-rf",
+    "*?",
+    "CON",
+    "con",
+    "con.txt",
+    "com¹",
+    "trailing.",
+    "trailing ",
+    " leading",
+    ".hidden",
+    ".rxfiles",
+    ".rxfiles/lock",
+    ".RXFILES",
+    "=a",
+    "=a%2fb",
+    "a%2fb",
+    "%",
+    "~" + "0" * 64,
+    "PROGRA~1",
+    "a:stream",
+    "\u202egnp.exe",
+    "\u200b",
+    "\N{LATIN SMALL LETTER LONG S}",
+    "s",
+    "K",
+    "\N{KELVIN SIGN}",
+    "日本語",
+    "🗂️",
+    "\ud7ff\ue000\uffff\U0010ffff",
+    "x" * 255,
+    "x" * 256,
+    "x" * 1024,
+    "X" * 1024,
+    "ä" * 127,
+    "ä" * 128,
+    "ä" * 512,
+    "a" * 127,
+    "a" * 126,
+]
+"""Names that some file system can't have, hides, folds or obeys. All differ."""

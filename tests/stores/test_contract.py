@@ -1,0 +1,419 @@
+"""What `server.store.Store` promises, asked of each implementation."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from server.store import Store
+from shared.errors import (
+    AlreadyExists,
+    Changed,
+    IntegrityError,
+    InvalidRequest,
+    NotFound,
+    Superseded,
+    TooLarge,
+)
+
+from .conftest import OpenStore
+from .support import NAMES, begin, digest_of, get, names_in, put
+
+
+async def test_a_file_goes_in_and_comes_out(store: Store) -> None:
+    content = bytes(range(256)) * 100
+    info = await put(store, "a.bin", content)
+
+    assert (info.name, info.size, info.digest) == ("a.bin", len(content), digest_of(content))
+    assert info.etag
+    assert info.modified
+    assert await store.stat("a.bin") == info
+    assert list(await store.list()) == [info]
+    assert await get(store, "a.bin") == content
+
+
+async def test_an_empty_file(store: Store) -> None:
+    upload = await begin(store, "empty", size=0)
+    assert upload.offset == 0
+    info = await upload.commit(digest_of(b""))
+
+    assert (info.size, info.digest) == (0, digest_of(b""))
+    assert await get(store, "empty") == b""
+
+
+@pytest.mark.parametrize("size", [None, 6])
+@pytest.mark.parametrize("algorithm", ["xxh3-128", "sha-256"])
+async def test_digest_and_size_are_optional(store: Store, size: int | None, algorithm: str) -> None:
+    upload = await begin(store, "a", size=size, algorithm=algorithm)
+    await upload.append([b"con", b"", b"ten"])
+
+    assert (await upload.commit(None)).digest == digest_of(b"conten", algorithm)
+
+
+async def test_reads_any_range(store: Store) -> None:
+    await put(store, "a", b"0123456789")
+    reader = await store.open("a")
+
+    assert await reader.read(2, 3) == b"234"
+    assert await reader.read(8, 10) == b"89"
+    assert await reader.read(10, 1) == await reader.read(99, 1) == await reader.read(0, 0) == b""
+    await reader.close()
+    await reader.close()
+
+
+async def test_an_open_file_stays_as_it_was(store: Store) -> None:
+    await put(store, "a", b"old" * 1000)
+    overwritten = await store.open("a")
+    await put(store, "a", b"new")
+    deleted = await store.open("a")
+    await store.delete("a")
+
+    assert await overwritten.read(0, 5000) == b"old" * 1000
+    assert await deleted.read(0, 5000) == b"new"
+    await overwritten.close()
+    await deleted.close()
+
+
+async def test_unfinished_uploads_are_invisible(store: Store) -> None:
+    upload = await begin(store, "a")
+    await upload.append([b"half"])
+
+    assert not await store.list()
+    with pytest.raises(NotFound):
+        await store.stat("a")
+    with pytest.raises(NotFound):
+        await store.open("a")
+    with pytest.raises(NotFound):
+        await store.delete("a")
+    await upload.abort()
+
+
+async def test_the_old_content_stays_until_the_commit(store: Store) -> None:
+    old = await put(store, "a", b"old")
+    upload = await begin(store, "a")
+    await upload.append([b"new content"])
+    assert await get(store, "a") == b"old"
+    assert await store.stat("a") == old
+
+    new = await upload.commit(None)
+    assert await get(store, "a") == b"new content"
+    assert new.etag != old.etag
+
+
+async def test_the_etag_changes_with_the_content_however_fast(store: Store) -> None:
+    etags = {(await put(store, "a", b"%03d" % number)).etag for number in range(50)}
+
+    assert len(etags) == 50
+
+
+async def test_an_upload_goes_on_where_it_stopped(store: Store) -> None:
+    upload = await begin(store, "a", size=9)
+    assert await upload.append([b"one"]) == upload.offset == 3
+    await upload.suspend()
+    assert await store.uploaded("u1", "a") == 3
+
+    upload = await begin(store, "a", size=9)
+    assert upload.offset == 3
+    assert await upload.append([b"two", b"six"]) == 9
+    assert await store.uploaded("u1", "a") == 9
+    await upload.commit(digest_of(b"onetwosix"))
+    assert await get(store, "a") == b"onetwosix"
+    with pytest.raises(NotFound):
+        await store.uploaded("u1", "a")
+
+
+async def test_after_completion_the_id_is_a_new_upload(store: Store) -> None:
+    await put(store, "a", b"first", upload_id="same")
+    upload = await begin(store, "b", upload_id="same")
+
+    assert upload.offset == 0
+    await upload.append([b"second"])
+    await upload.commit(None)
+    assert await get(store, "a") == b"first"
+    assert await get(store, "b") == b"second"
+
+
+async def test_after_abort_nothing_is_left(store: Store) -> None:
+    upload = await begin(store, "a")
+    await upload.append([b"half"])
+    await upload.abort()
+
+    with pytest.raises(NotFound):
+        await store.uploaded("u1", "a")
+    again = await begin(store, "b")
+    assert again.offset == 0
+    await again.abort()
+
+
+async def test_suspend_and_abort_are_fine_after_the_end(store: Store) -> None:
+    upload = await begin(store, "a")
+    await upload.commit(None)
+    await upload.suspend()
+    await upload.abort()
+    with pytest.raises(RuntimeError):
+        await upload.append([b"more"])
+
+    assert await get(store, "a") == b""
+
+
+@pytest.mark.parametrize(
+    "other", [{"name": "b"}, {"size": 5}, {"size": 4}, {"algorithm": "sha-256"}], ids=lambda other: next(iter(other))
+)
+async def test_another_upload_of_that_id_is_refused(store: Store, other: dict[str, Any]) -> None:
+    upload = await begin(store, "a", size=None)
+    await upload.append([b"half"])
+    wanted: dict[str, Any] = {"name": "a", "size": None, **other}
+
+    for suspended in (False, True):
+        if suspended:
+            await upload.suspend()
+        with pytest.raises(InvalidRequest):
+            await begin(store, **wanted)
+    with pytest.raises(NotFound):
+        await store.uploaded("u1", "b")
+    assert await store.uploaded("u1", "a") == 4
+
+
+async def test_unknown_algorithm(store: Store) -> None:
+    with pytest.raises(InvalidRequest):
+        await begin(store, "a", algorithm="crc32")
+
+
+async def test_the_newer_takes_over(store: Store) -> None:
+    older = await begin(store, "a")
+    await older.append([b"one"])
+    newer = await begin(store, "a")
+    assert newer.offset == 3
+
+    with pytest.raises(Superseded):
+        await older.append([b"lost"])
+    with pytest.raises(Superseded):
+        await older.commit(None)
+    await older.suspend()
+    await older.abort()
+    await newer.append([b"two"])
+    await newer.commit(digest_of(b"onetwo"))
+    assert await get(store, "a") == b"onetwo"
+
+
+async def test_a_takeover_waits_for_the_append_under_way(store: Store) -> None:
+    older = await begin(store, "a")
+    append = asyncio.create_task(older.append([b"x" * 100_000] * 40))
+    await asyncio.sleep(0)
+    newer = await begin(store, "a")
+
+    assert newer.offset == await append == 4_000_000
+    await newer.abort()
+
+
+async def test_a_cancelled_append_leaves_no_write_behind(store: Store) -> None:
+    chunk = b"x" * 100_000
+    upload = await begin(store, "a")
+    append = asyncio.create_task(upload.append([chunk] * 40))
+    await asyncio.sleep(0)
+    append.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await append
+    offset = upload.offset
+
+    assert await store.uploaded("u1", "a") == offset
+    await upload.suspend()
+    upload = await begin(store, "a")
+    assert upload.offset == offset
+    await upload.append([b"end"])
+    content = (chunk * 40)[:offset] + b"end"
+    await upload.commit(digest_of(content))
+    assert await get(store, "a") == content
+
+
+async def test_a_cancelled_commit_is_done_or_not(store: Store) -> None:
+    for turns in range(30):
+        upload = await begin(store, "a")
+        await upload.append([b"content"])
+        commit = asyncio.create_task(upload.commit(None))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        commit.cancel()
+        await asyncio.wait([commit])
+
+        if await names_in(store):
+            assert await get(store, "a") == b"content"
+            await store.delete("a")
+            with pytest.raises(NotFound):
+                await store.uploaded("u1", "a")
+        else:
+            assert await store.uploaded("u1", "a") == 7
+            await (await begin(store, "a")).abort()
+
+
+async def test_a_wrong_digest_publishes_nothing(store: Store) -> None:
+    await put(store, "a", b"old")
+    upload = await begin(store, "a")
+    await upload.append([b"new"])
+    with pytest.raises(IntegrityError):
+        await upload.commit(digest_of(b"something else"))
+
+    assert await get(store, "a") == b"old"
+    with pytest.raises(NotFound):
+        await store.uploaded("u1", "a")
+
+
+async def test_too_few_bytes_are_an_error(store: Store) -> None:
+    upload = await begin(store, "a", size=4)
+    await upload.append([b"new"])
+    with pytest.raises(IntegrityError):
+        await upload.commit(digest_of(b"new"))
+
+    assert not await store.list()
+
+
+async def test_too_many_bytes_are_refused_before_they_are_stored(store: Store) -> None:
+    upload = await begin(store, "a", size=4)
+    await upload.append([b"abc"])
+    with pytest.raises(TooLarge):
+        await upload.append([b"d", b"e"])
+
+    assert upload.offset == 3
+    await upload.append([b"d"])
+    await upload.commit(digest_of(b"abcd"))
+
+
+async def test_a_digest_of_another_algorithm_is_a_mistake_not_damage(store: Store) -> None:
+    upload = await begin(store, "a")
+    await upload.append([b"abc"])
+    for digest in (digest_of(b"abc", "sha-256"), "nonsense"):
+        with pytest.raises(InvalidRequest):
+            await upload.commit(digest)
+
+    await upload.commit(digest_of(b"abc"))
+
+
+async def test_without_overwrite(store: Store) -> None:
+    first = await begin(store, "a", upload_id="u1", overwrite=False)
+    second = await begin(store, "a", upload_id="u2", overwrite=False)
+    await first.append([b"first"])
+    await second.append([b"second"])
+    info = await first.commit(None)
+    with pytest.raises(AlreadyExists):
+        await second.commit(None)
+    with pytest.raises(AlreadyExists):
+        await begin(store, "a", upload_id="u3", overwrite=False)
+
+    assert await store.stat("a") == info
+    assert await get(store, "a") == b"first"
+    second = await begin(store, "a", upload_id="u2", overwrite=True)
+    assert second.offset == 6
+    await second.commit(digest_of(b"second"))
+    assert await get(store, "a") == b"second"
+
+
+async def test_commits_at_once_leave_one_of_them(store: Store) -> None:
+    contents = [b"%d" % number * 1000 for number in range(10)]
+    infos = await asyncio.gather(*(put(store, "a", content, upload_id=f"u{n}") for n, content in enumerate(contents)))
+
+    assert await store.stat("a") in infos
+    content = await get(store, "a")
+    assert content in contents
+    assert (await store.stat("a")).digest == digest_of(content)
+
+
+async def test_only_one_of_many_without_overwrite_wins(store: Store) -> None:
+    uploads = [await begin(store, "a", upload_id=f"u{n}", overwrite=False) for n in range(8)]
+    results = await asyncio.gather(*(upload.commit(None) for upload in uploads), return_exceptions=True)
+
+    assert sum(isinstance(result, AlreadyExists) for result in results) == 7
+
+
+async def test_delete(store: Store) -> None:
+    info = await put(store, "a", b"content")
+    with pytest.raises(Changed):
+        await store.delete("a", if_match="other")
+
+    assert await store.delete("a", if_match=info.etag) == info
+    with pytest.raises(NotFound):
+        await store.delete("a")
+    with pytest.raises(NotFound):
+        await store.stat("a")
+    assert not await store.list()
+
+
+async def test_delete_if_match_never_hits_a_replacement(store: Store) -> None:
+    for number in range(20):
+        info = await put(store, "a", b"old %d" % number)
+        upload = await begin(store, "a")
+        await upload.append([b"new"])
+        delete = asyncio.create_task(store.delete("a", if_match=info.etag))
+        await upload.commit(None)
+        try:
+            await delete
+        except Changed:
+            pass
+        assert await get(store, "a") == b"new"
+
+
+async def test_list_by_prefix(store: Store) -> None:
+    for name in ("a/1", "a/2", "ab", "b"):
+        await put(store, name, name.encode())
+
+    assert await names_in(store, "a/") == {"a/1", "a/2"}
+    assert await names_in(store, "a") == {"a/1", "a/2", "ab"}
+    assert await names_in(store, "c") == set()
+
+
+async def test_any_name_comes_back_as_it_was(store: Store) -> None:
+    for number, name in enumerate(NAMES):
+        await put(store, name, b"%d" % number)
+
+    assert len(set(NAMES)) == len(NAMES)
+    assert sorted(info.name for info in await store.list()) == sorted(NAMES)
+    for number, name in enumerate(NAMES):
+        assert await get(store, name) == b"%d" % number
+    for name in NAMES:
+        assert (await store.delete(name)).name == name
+    assert not await store.list()
+
+
+async def test_any_upload_id_the_protocol_admits(store: Store) -> None:
+    ids = ["a", "A", "CON", "a.", "x" * 128, "X" * 128, "-", "_", "a.part", "a.json"]
+    for number, upload_id in enumerate(ids):
+        upload = await begin(store, f"{number}", upload_id=upload_id)
+        await upload.append([bytes(number)])
+        await upload.suspend()
+
+    for number, upload_id in enumerate(ids):
+        assert await store.uploaded(upload_id, f"{number}") == number
+
+
+async def test_sweep_drops_what_nobody_has_added_to(store: Store) -> None:
+    await put(store, "file", b"stays")
+    uploads = [await begin(store, "a", upload_id=f"u{n}") for n in range(3)]
+    for upload in uploads:
+        await upload.append([b"half"])
+    await uploads[0].suspend()
+    assert await store.sweep(3600) == 0
+    assert await store.uploaded("u0", "a") == 4
+
+    assert await store.sweep(-1) == 3
+    for number in range(3):
+        with pytest.raises(NotFound):
+            await store.uploaded(f"u{number}", "a")
+    with pytest.raises(Superseded):
+        await uploads[1].append([b"more"])
+    await uploads[1].suspend()
+    assert await names_in(store) == {"file"}
+    assert (await begin(store, "a", upload_id="u0")).offset == 0
+
+
+async def test_the_limit_for_one_file(open_store: OpenStore) -> None:
+    async with open_store(10) as store:
+        with pytest.raises(TooLarge):
+            await begin(store, "a", size=11)
+        await put(store, "a", b"x" * 10)
+
+
+async def test_closing_twice_is_fine(store: Store) -> None:
+    upload = await begin(store, "a")
+    await upload.append([b"half"])
+    await store.close()
+    await store.close()
+    await upload.suspend()

@@ -1,0 +1,715 @@
+"""The directory store: what lies in the folder, what survives, and on which thread the disk is touched."""
+
+import asyncio
+import builtins
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import disk
+from server.directory_store import DirectoryStore
+from server.folder import Folder, PartFile
+from server.names import encode, fingerprint
+from shared.errors import AlreadyExists, Changed, IntegrityError, NotFound, StorageFull, TransferError
+
+from .support import NAMES, begin, digest_of, get, names_in, put
+
+
+async def _opened(path: Path) -> DirectoryStore:
+    store = DirectoryStore(path)
+    await store.start()
+    return store
+
+
+async def _reopened(store: DirectoryStore, path: Path) -> DirectoryStore:
+    """What another process finds."""
+    await store.close()
+    return await _opened(path)
+
+
+def _tree(path: Path) -> set[str]:
+    return {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+
+
+# What lies where
+
+
+async def test_ordinary_names_are_plain_files(directory: DirectoryStore, tmp_path: Path) -> None:
+    for name in ("a.txt", "README.md", "Grüße.txt"):
+        await put(directory, name, name.encode())
+
+    root = tmp_path / "files"
+    assert sorted(os.listdir(root)) == [".rxfiles", "Grüße.txt", "README.md", "a.txt"]
+    assert (root / "README.md").read_bytes() == b"README.md"
+
+
+async def test_nothing_is_ever_stored_outside(directory: DirectoryStore, tmp_path: Path) -> None:
+    for name in NAMES:
+        await put(directory, name, b"x")
+
+    assert os.listdir(tmp_path) == ["files"]
+    ours = {path.parent.name for path in (tmp_path / "files").rglob("*") if path.is_file()}
+    assert ours == {"files", "names", "records", ".rxfiles"}
+
+
+async def test_all_names_are_there_after_a_restart(directory: DirectoryStore, tmp_path: Path) -> None:
+    infos = [await put(directory, name, b"%d" % number) for number, name in enumerate(NAMES)]
+    store = await _reopened(directory, tmp_path / "files")
+
+    assert sorted(await store.list(), key=lambda info: info.name) == sorted(infos, key=lambda info: info.name)
+    await store.close()
+
+
+async def test_files_put_there_by_hand_are_served(directory: DirectoryStore, tmp_path: Path) -> None:
+    file = tmp_path / "files" / "by hand.txt"
+    file.write_bytes(b"content")
+    info = await directory.stat("by hand.txt")
+
+    assert (info.size, info.digest, info.modified) == (7, None, file.stat().st_mtime)
+    assert await get(directory, "by hand.txt") == b"content"
+    assert list(await directory.list()) == [info]
+    file.write_bytes(b"CONTENT")
+    assert (await directory.stat("by hand.txt")).etag != info.etag
+    with pytest.raises(Changed):
+        await directory.delete("by hand.txt", if_match=info.etag)
+    await directory.delete("by hand.txt")
+    assert not file.exists()
+
+
+async def test_a_digest_is_not_believed_of_what_was_written_by_hand(directory: DirectoryStore, tmp_path: Path) -> None:
+    stored = await put(directory, "a", b"content")
+    (tmp_path / "files" / "a").write_bytes(b"CONTENT")
+
+    info = await directory.stat("a")
+    assert info.digest is None
+    assert info.etag != stored.etag
+
+
+async def test_only_regular_files_are_served(directory: DirectoryStore, tmp_path: Path) -> None:
+    root = tmp_path / "files"
+    (tmp_path / "secret").write_bytes(b"secret")
+    (root / "folder").mkdir()
+    (root / "folder" / "inner").write_bytes(b"x")
+    (root / "link").symlink_to(tmp_path / "secret")
+    (root / "linked").symlink_to(root / "folder")
+    (root / ".hidden").write_bytes(b"x")
+    os.mkfifo(root / "fifo")
+
+    assert await names_in(directory) == set()
+    for name in ("folder", "folder/inner", "link", "linked/inner", "../secret", ".hidden", "fifo", ".rxfiles/lock"):
+        with pytest.raises(NotFound):
+            await directory.open(name)
+        with pytest.raises(NotFound):
+            await directory.delete(name)
+    # Their names are free all the same, and what has them in the folder stays.
+    for name in ("folder", "link", "fifo"):
+        await put(directory, name, name.encode())
+        assert await get(directory, name) == name.encode()
+        await put(directory, name, b"again")
+    assert await names_in(directory) == {"folder", "link", "fifo"}
+    assert (tmp_path / "secret").read_bytes() == b"secret"
+    assert (root / "link").is_symlink()
+
+
+async def test_names_that_the_file_system_does_not_tell_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A file system that ignores case, as far as the store can see: paths are folded on their way to the system.
+    root = tmp_path / "files"
+    given: dict[str, str] = {}
+
+    def folded(path: str) -> str:
+        folder, name = os.path.split(path)
+        return os.path.join(folder, given.setdefault(name.casefold(), name)) if folder == str(root) else path
+
+    for module, function in ((os, "lstat"), (os, "open"), (os, "unlink"), (os.path, "lexists")):
+        original = getattr(module, function)
+
+        def call(path: Any, *args: Any, original: Callable[..., Any] = original, **kwargs: Any) -> Any:
+            return original(folded(path) if isinstance(path, str) else path, *args, **kwargs)
+
+        monkeypatch.setattr(module, function, call)
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: replace(source, folded(target)))
+    monkeypatch.setattr(Folder, "_probe", lambda self: False)
+
+    store = await _opened(root)
+    alike = ["README.md", "readme.md", "ReadMe.md", "Grüße", "grüße"]
+    for name in alike:
+        await put(store, name, name.encode(), overwrite=False)
+    assert await names_in(store) == set(alike)
+    for name in alike:
+        assert await get(store, name) == name.encode()
+    assert {name for name in os.listdir(root) if name != ".rxfiles"} == {"README.md"}
+    await store.delete("README.md")
+    assert await get(store, "readme.md") == b"readme.md"
+    await put(store, "readme.md", b"new")
+    assert await get(store, "readme.md") == b"new"
+    assert await names_in(store) == set(alike) - {"README.md"}
+    await store.close()
+
+
+async def test_a_second_process_is_refused(directory: DirectoryStore, tmp_path: Path) -> None:
+    code = (
+        "import asyncio, sys; from server.directory_store import DirectoryStore\n"
+        "try: asyncio.run(DirectoryStore(sys.argv[1]).start())\n"
+        "except BlockingIOError as error: print(error.strerror)"
+    )
+    second = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", code, tmp_path / "files"], capture_output=True, text=True, check=False
+    )
+    assert second.stdout.strip() == "another process serves this folder"
+    with pytest.raises(BlockingIOError, match="another process serves this folder"):
+        await _opened(tmp_path / "files")
+
+    again = await _reopened(directory, tmp_path / "files")
+    await again.close()
+
+
+async def test_it_does_nothing_before_start_and_after_close(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "files")
+    with pytest.raises(RuntimeError):
+        await store.list()
+    assert not os.listdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        await DirectoryStore(tmp_path / "file").start()
+
+
+async def test_close_closes_what_is_open(directory: DirectoryStore) -> None:
+    await put(directory, "a", b"content")
+    reader = await directory.open("a")
+    upload = await begin(directory, "b")
+    await upload.append([b"x"])
+    await directory.close()  # the fixture of all tests counts descriptors and threads
+
+    with pytest.raises(RuntimeError):
+        await reader.read(0, 1)
+    await reader.close()
+
+
+# Reading
+
+
+async def test_a_file_that_is_cut_or_written_while_it_is_read(directory: DirectoryStore, tmp_path: Path) -> None:
+    file = tmp_path / "files" / "a"
+    for change in (b"", b"01234", b"0123456789more", b"9876543210"):
+        await put(directory, "a", b"0123456789")
+        reader = await directory.open("a")
+        assert await reader.read(0, 4) == b"0123"
+        file.write_bytes(change)
+        with pytest.raises(Changed):
+            await reader.read(4, 4)
+        await reader.close()
+
+
+async def test_a_cancelled_open_leaves_no_descriptor(directory: DirectoryStore) -> None:
+    await put(directory, "a", b"content")
+    for turns in range(10):
+        opening = asyncio.create_task(directory.open("a"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        try:
+            await (await opening).close()
+        except asyncio.CancelledError:
+            pass
+    assert not directory._readers
+
+
+async def test_what_takes_a_files_place_before_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "link").symlink_to("secret")
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.setattr(disk, "regular_file", lambda path: os.lstat(tmp_path / "secret"))
+
+    for name in ("link", "fifo", "nothing"):
+        assert disk.open_to_read(str(tmp_path / name)) is None
+
+
+# Uploads
+
+
+async def test_an_upload_goes_on_in_another_process(directory: DirectoryStore, tmp_path: Path) -> None:
+    content = os.urandom(5_000_000)
+    upload = await begin(directory, "a", size=len(content))
+    await upload.append([content[:1_000_000], content[1_000_000:3_100_000]])
+    store = await _reopened(directory, tmp_path / "files")
+
+    assert await store.uploaded("u1", "a") == 3_100_000
+    upload = await begin(store, "a", size=len(content))
+    assert upload.offset == 3_100_000
+    await upload.append([content[3_100_000:]])
+    await upload.commit(digest_of(content))
+    assert await get(store, "a") == content
+    await store.close()
+
+
+async def test_the_same_process_reads_nothing_again(
+    directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = 0
+    read_at = disk.read_at
+
+    def counted(fd: int, length: int, offset: int) -> bytes:
+        nonlocal reads
+        data = read_at(fd, length, offset)
+        reads += len(data)
+        return data
+
+    monkeypatch.setattr(disk, "read_at", counted)
+    upload = await begin(directory, "a")
+    await upload.append([b"x" * 3_000_000])
+    await upload.suspend()
+    upload = await begin(directory, "a")
+    assert (upload.offset, reads) == (3_000_000, 0)
+    store = await _reopened(directory, tmp_path / "files")
+    upload = await begin(store, "a")
+    await upload.suspend()
+    upload = await begin(store, "a")
+    assert (upload.offset, reads) == (3_000_000, 3_000_000)
+    await upload.commit(digest_of(b"x" * 3_000_000))
+    await store.close()
+
+
+async def test_a_part_that_was_cut_or_spoiled_behind_our_back(directory: DirectoryStore, tmp_path: Path) -> None:
+    part = tmp_path / "files" / ".rxfiles" / "parts" / f"{fingerprint('u1')}.part"
+    upload = await begin(directory, "a")
+    await upload.append([b"0123456789"])
+    await upload.suspend()
+    os.truncate(part, 4)
+    upload = await begin(directory, "a")
+    assert upload.offset == 4
+    await upload.append([b"xyz"])
+    os.truncate(part, 5)
+    with pytest.raises(IntegrityError):
+        await upload.commit(None)
+    assert not await directory.list()
+    assert not part.exists()
+
+
+async def test_a_part_without_its_record_is_started_anew(directory: DirectoryStore, tmp_path: Path) -> None:
+    upload = await begin(directory, "a")
+    await upload.append([b"lost"])
+    await upload.suspend()
+    (tmp_path / "files" / ".rxfiles" / "parts" / f"{fingerprint('u1')}.json").unlink()
+
+    upload = await begin(directory, "a")
+    assert upload.offset == 0
+    await upload.commit(digest_of(b""))
+
+
+async def test_an_old_part_that_somebody_goes_on_with_is_not_swept(directory: DirectoryStore, tmp_path: Path) -> None:
+    part = tmp_path / "files" / ".rxfiles" / "parts" / f"{fingerprint('u1')}.part"
+    upload = await begin(directory, "a")
+    await upload.suspend()
+    os.utime(part, (0, 0))
+    upload = await begin(directory, "a")
+
+    assert await directory.sweep(3600) == 0
+    # What is published is as old as its publication, to the nanosecond: the digest is told by that.
+    os.utime(part, (0, 0))
+    info = await upload.commit(None)
+    assert info.modified is not None
+    assert abs(info.modified - time.time()) < 60
+
+
+async def test_a_delete_does_not_hit_a_replacement(
+    directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = await put(directory, "a", b"old")
+    upload = await begin(directory, "a")
+    await upload.append([b"new"])
+    entered, leave = threading.Event(), threading.Event()
+    unlink = os.unlink
+
+    def slow(path: str) -> None:
+        if path == str(tmp_path / "files" / "a"):
+            entered.set()
+            assert leave.wait(10)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", slow)
+    delete = asyncio.create_task(directory.delete("a", if_match=info.etag))
+    await asyncio.to_thread(entered.wait, 10)
+    commit = asyncio.create_task(upload.commit(None))
+    await asyncio.wait([commit], timeout=0.2)  # it waits, too; if it didn't, it would be done by then
+    leave.set()
+    await delete
+    await commit
+
+    assert await get(directory, "a") == b"new"
+
+
+@pytest.mark.parametrize("links", [True, False])
+async def test_a_file_put_there_by_hand_is_not_overwritten(
+    directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def unsupported(source: str, target: str) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", unsupported)
+    for number in range(2):
+        upload = await begin(directory, f"a{number}", overwrite=False)
+        await upload.append([b"upload"])
+        if number:
+            # It comes after the store has looked.
+            monkeypatch.setattr(Folder, "exists", lambda self, name: False)
+            monkeypatch.setattr(Folder, "_target", lambda self, name: str(tmp_path / "files" / name))
+            (tmp_path / "files" / "a1").write_bytes(b"by hand")
+            with pytest.raises(AlreadyExists):
+                await upload.commit(None)
+            assert await directory.uploaded("u1", "a1") == 6
+        else:
+            await upload.commit(None)
+
+    assert await get(directory, "a0") == b"upload"
+    assert await get(directory, "a1") == b"by hand"
+
+
+async def test_many_chunks_and_short_writes(directory: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_at = disk.write_at
+    monkeypatch.setattr(disk, "write_at", lambda fd, views, offset: write_at(fd, [views[0][:7]], offset))
+    short = [bytes([number % 251]) * (number % 20) for number in range(300)]
+    upload = await begin(directory, "a")
+    await upload.append(short)
+    monkeypatch.undo()
+    many = [b"%d" % number for number in range(3000)]
+    await upload.append(many)
+    content = b"".join(short + many)
+
+    await upload.commit(digest_of(content))
+    assert await get(directory, "a") == content
+
+
+async def test_a_write_that_fails_half_way(directory: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    write_at = disk.write_at
+
+    def full(fd: int, views: list[memoryview], offset: int) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_at(fd, [views[0][:5]], offset)
+
+    upload = await begin(directory, "a")
+    monkeypatch.setattr(disk, "write_at", full)
+    with pytest.raises(StorageFull):
+        await upload.append([b"0123", b"456789", b"abc"])
+    assert upload.offset == await directory.uploaded("u1", "a") == 9
+    assert await upload.append([b"9"]) == 10
+    await upload.commit(digest_of(b"0123456789"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(path)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting a file system isn't allowed here")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+async def test_a_full_disk(small_disk: Path) -> None:
+    store = await _opened(small_disk)
+    await put(store, "old", b"o" * 100_000)
+    upload = await begin(store, "old")
+    await upload.append([b"n" * 50_000])
+    with pytest.raises(StorageFull):
+        await upload.append([b"n" * 50_000] * 4)
+    offset = upload.offset
+    assert 50_000 <= offset == await store.uploaded("u1", "old")
+    assert await get(store, "old") == b"o" * 100_000
+    other = DirectoryStore(small_disk)
+    with pytest.raises(BlockingIOError):
+        await other.start()
+
+    # Nothing can begin, or be published, and all that was there stays.
+    with pytest.raises(StorageFull):
+        await put(store, "new", b"x" * 5000)
+    with pytest.raises(StorageFull):
+        await upload.commit(None)
+    assert await get(store, "old") == b"o" * 100_000
+    store = await _reopened(store, small_disk)
+    assert await store.uploaded("u1", "old") == offset
+    await store.delete("old")
+    upload = await begin(store, "old")
+    await upload.commit(digest_of(b"n" * offset))
+    assert (await store.stat("old")).size == offset
+    await store.close()
+
+
+async def test_a_failed_sync_is_never_tried_again(directory: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = await begin(directory, "a")
+    await upload.append([b"content"])
+
+    def broken(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        await upload.commit(None)
+    monkeypatch.undo()
+    with pytest.raises(NotFound):
+        await directory.uploaded("u1", "a")
+    assert not await directory.list()
+
+
+async def test_what_is_synced_before_the_receipt(
+    directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "files"
+    done: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(fd: int) -> None:
+        done.append(("fsync", os.readlink(f"/proc/self/fd/{fd}")))
+        fsync(fd)
+
+    def replaced(source: str, target: str) -> None:
+        done.append(("replace", target))
+        replace(source, target)
+
+    upload = await begin(directory, "a")
+    await upload.append([b"content"])
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    await upload.commit(None)
+
+    ours = root / ".rxfiles"
+    record = ours / "records" / f"{fingerprint('a')}.json"
+    assert [(what, Path(path)) for what, path in done if "/tmp/" not in path.removeprefix(str(tmp_path))] == [
+        ("fsync", ours / "parts" / f"{fingerprint('u1')}.part"),
+        ("replace", record),
+        ("fsync", record.parent),
+        ("replace", root / "a"),
+        ("fsync", root),
+    ]
+
+
+# Crashes, step by step. `tests.stores.crash` kills processes at any moment.
+
+
+@pytest.mark.parametrize("name", ["a", "../a", "x" * 1000])
+@pytest.mark.parametrize("overwrite", [True, False])
+async def test_death_after_any_step_of_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, overwrite: bool
+) -> None:
+    class Death(BaseException):
+        pass
+
+    steps_left = 0
+
+    def mortal(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal steps_left
+            if steps_left == 0:
+                raise Death
+            steps_left -= 1
+            return function(*args, **kwargs)
+
+        return call
+
+    outcomes: list[bytes | None] = []
+    for steps in range(30):
+        folder = Folder(str(tmp_path / str(steps)))
+        folder.open()
+        store = await _opened_over(folder)
+        if overwrite:
+            await put(store, name, b"old content")
+        upload = await begin(store, name, overwrite=overwrite)
+        await upload.append([b"new"])
+        await store.close()
+
+        folder.open()
+        part = PartFile(folder, upload._part.spec)
+        part.open()
+        part.catch_up()
+        steps_left = steps
+        with monkeypatch.context() as patch:
+            for function in ("utime", "fsync", "lstat", "replace", "link", "unlink", "open", "rename"):
+                patch.setattr(os, function, mortal(getattr(os, function)))
+            try:
+                part.seal()
+                part.publish(overwrite=overwrite)
+                survived = True
+            except Death:
+                survived = False
+        part.close()
+        folder.close()
+
+        store = await _opened(tmp_path / str(steps))
+        found = {info.name: info for info in await store.list()}
+        content = await get(store, name) if found else None
+        outcomes.append(content)
+        assert set(found) <= {name}
+        assert content in ((b"old content", b"new") if overwrite else (None, b"new"))
+        if content is not None:
+            assert found[name].digest == digest_of(content)  # the old one's, too, is known all the time
+        if content == b"new":
+            with pytest.raises(NotFound):
+                await store.uploaded("u1", name)
+        else:
+            upload = await begin(store, name, overwrite=overwrite)
+            assert upload.offset == 3
+            await upload.commit(digest_of(b"new"))
+        assert await get(store, name) == b"new"
+        files = _tree(tmp_path / str(steps))
+        place = name if name == "a" else f".rxfiles/names/{encode(name)}"
+        assert files == {place, ".rxfiles/lock", f".rxfiles/records/{fingerprint(name)}.json"}
+        await store.close()
+        if survived:
+            break
+    else:
+        raise AssertionError("a commit has fewer steps")
+    assert outcomes[0] != b"new" == outcomes[-1]
+    assert outcomes == sorted(outcomes, key=lambda content: content == b"new")
+
+
+async def _opened_over(folder: Folder) -> DirectoryStore:
+    folder.close()
+    return await _opened(Path(folder._root))
+
+
+async def test_what_a_killed_process_leaves_is_cleaned(directory: DirectoryStore, tmp_path: Path) -> None:
+    await put(directory, "kept", b"x")
+    upload = await begin(directory, "kept too")
+    await upload.append([b"half"])
+    await directory.close()
+    before = _tree(tmp_path)
+    ours = tmp_path / "files" / ".rxfiles"
+    (ours / "tmp" / "7").write_bytes(b"{")
+    (ours / "parts" / f"{'0' * 64}.part").write_bytes(b"no record")
+    (ours / "parts" / f"{'1' * 64}.json").write_bytes(b"no part")
+    (ours / "parts" / f"{'2' * 64}.part").write_bytes(b"a bad record")
+    (ours / "parts" / f"{'2' * 64}.json").write_text(json.dumps({"upload_id": "u", "name": "n", "size": "?"}))
+    (ours / "records" / f"{'3' * 64}.json").write_text("{}")
+    store = await _opened(tmp_path / "files")
+
+    assert _tree(tmp_path) == before
+    assert await store.uploaded("u1", "kept too") == 4
+    await store.close()
+
+
+async def test_sweep_removes_the_records_of_what_was_deleted_by_hand(directory: DirectoryStore, tmp_path: Path) -> None:
+    for name in ("kept", "gone", "x" * 1000):
+        await put(directory, name, b"x")
+    (tmp_path / "files" / "gone").unlink()
+    assert await directory.sweep(3600) == 0
+
+    records = os.listdir(tmp_path / "files" / ".rxfiles" / "records")
+    assert sorted(records) == sorted(f"{fingerprint(name)}.json" for name in ("kept", "x" * 1000))
+
+
+async def test_digests_of_many_suspended_uploads_are_forgotten(
+    directory: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.directory_store._MAX_SUSPENDED", 3)
+    for number in range(10):
+        upload = await begin(directory, "a", upload_id=f"u{number}")
+        await upload.append([b"%d" % number])
+        await upload.suspend()
+
+    assert len(directory._suspended) == 3
+    upload = await begin(directory, "a", upload_id="u1")
+    await upload.append([b"!"])
+    await upload.commit(digest_of(b"1!"))
+
+
+# The event loop
+
+
+async def test_the_disk_is_touched_in_threads_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop_thread = threading.get_ident()
+    called: set[str] = set()
+    in_loop: set[str] = set()
+
+    def watch(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            (in_loop if threading.get_ident() == loop_thread else called).add(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    for name in [
+        *("open", "close", "read", "write", "pread", "pwrite", "readv", "writev", "lseek", "fsync", "truncate"),
+        *("stat", "lstat", "fstat", "scandir", "listdir", "mkdir", "makedirs", "rename", "replace", "link", "unlink"),
+        *("remove", "rmdir", "utime", "readlink", "access"),
+    ]:
+        watch(os, name)
+    for name in ("exists", "lexists", "isfile", "isdir", "islink", "getsize", "getmtime", "realpath"):
+        watch(os.path, name)
+    watch(builtins, "open")
+
+    store = await _opened(tmp_path / "files")
+    await put(store, "a", b"content" * 1000)
+    await put(store, "../b", b"content", overwrite=False)
+    await store.list()
+    await store.stat("a")
+    await get(store, "a")
+    upload = await begin(store, "c")
+    await upload.append([b"half", b"more"])
+    await upload.suspend()
+    await store.uploaded("u1", "c")
+    upload = await begin(store, "c")
+    await upload.abort()
+    with pytest.raises(TransferError):
+        await begin(store, "a", upload_id="u2", overwrite=False)
+    await (await begin(store, "d")).suspend()
+    await store.sweep(-1)
+    await store.delete("a")
+    await store.close()
+    monkeypatch.undo()
+
+    assert not in_loop
+    assert {"open", "writev", "pread", "fsync", "lstat", "scandir", "replace", "link", "unlink", "close"} <= called
+
+
+async def test_a_thread_that_hangs_holds_up_its_caller_only(
+    directory: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, leave = threading.Event(), threading.Event()
+    write_at = disk.write_at
+
+    def slow(fd: int, views: list[memoryview], offset: int) -> int:
+        entered.set()
+        assert leave.wait(10)
+        return write_at(fd, views, offset)
+
+    upload = await begin(directory, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "write_at", slow)
+        append = asyncio.create_task(upload.append([b"content"]))
+        await asyncio.to_thread(entered.wait, 10)
+    append.cancel()
+    takeover = asyncio.create_task(begin(directory, "a"))
+    await put(directory, "b", b"x")
+    assert await get(directory, "b") == b"x"
+    append.cancel()  # a second cancel doesn't cut the wait short, either
+    await asyncio.sleep(0)
+    assert not append.done()
+    assert not takeover.done()
+    leave.set()
+    with pytest.raises(asyncio.CancelledError):
+        await append
+    newer = await takeover
+    assert newer.offset == 7
+    await newer.commit(digest_of(b"content"))

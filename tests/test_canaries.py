@@ -1,0 +1,781 @@
+"""Canaries: rsocket 0.4.20 and reactivex 6, used the obvious way and without our code, still misbehave as we found.
+
+A canary that fails is good news: a release has mended something, and the remedy that its docstring names can go. The
+numbers are those of `test_traps.py`, which shows that our users don't meet the same faults. Where a fault is that
+nothing happens, a canary waits a moment, so a slow machine can hide a remedy but never makes a canary fail.
+"""
+
+import asyncio
+import inspect
+import logging
+import struct
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from importlib import metadata
+from typing import Any
+
+import pytest
+import reactivex
+from reactivestreams.publisher import Publisher
+from reactivestreams.subscriber import DefaultSubscriber, Subscriber
+from reactivex import Observable, Subject
+from reactivex import operators as ops
+from reactivex.internal.exceptions import SequenceContainsNoElementsError
+from rsocket.exceptions import RSocketStreamIdInUse, RSocketTransportError
+from rsocket.extensions.composite_metadata import CompositeMetadata
+from rsocket.frame import (
+    FrameFragmentMixin,
+    FrameType,
+    PayloadFrame,
+    RequestResponseFrame,
+    serialize_prefix_with_frame_size_header,
+)
+from rsocket.frame_builders import to_cancel_frame, to_payload_frame, to_request_response_frame
+from rsocket.frame_fragment_cache import FrameFragmentCache
+from rsocket.helpers import DefaultPublisherSubscription, create_future, single_transport_provider
+from rsocket.payload import Payload
+from rsocket.reactivex.back_pressure_publisher import observable_to_publisher
+from rsocket.reactivex.reactivex_channel import ReactivexChannel
+from rsocket.reactivex.reactivex_client import ReactiveXClient
+from rsocket.reactivex.reactivex_handler import BaseReactivexHandler
+from rsocket.reactivex.reactivex_handler_adapter import ReactivexHandlerAdapter
+from rsocket.request_handler import BaseRequestHandler
+from rsocket.routing.request_router import RequestRouter
+from rsocket.rsocket_base import RSocketBase
+from rsocket.rsocket_client import RSocketClient
+from rsocket.rsocket_server import RSocketServer
+from rsocket.streams.stream_from_generator import StreamFromGenerator
+from rsocket.transports.tcp import TransportTCP
+
+from tests.support import (
+    APPLICATION_ERROR,
+    CANCEL,
+    COMPLETE,
+    ERROR,
+    NEXT,
+    PAYLOAD,
+    REQUEST_CHANNEL,
+    REQUEST_RESPONSE,
+    REQUEST_STREAM,
+    RawPeer,
+    eventually,
+    frame,
+    item,
+    raw_peer,
+    raw_server,
+    request,
+    stream_ids,
+)
+
+SMALLEST_FRAGMENTS = 64
+A_MOMENT = 0.03
+
+
+class Handler(BaseRequestHandler):
+    """Answers request-responses with `respond`, streams with `publish`, channels with `connect`."""
+
+    def __init__(
+        self,
+        respond: Callable[[bytes], Any] | None = None,
+        publish: Callable[[], Publisher] | None = None,
+        connect: Callable[[], tuple[Publisher | None, Subscriber | None]] | None = None,
+    ) -> None:
+        self._respond = respond
+        self._publish = publish
+        self._connect = connect
+
+    async def request_response(self, payload: Payload) -> Any:
+        assert self._respond is not None
+        answer = self._respond(payload.data)
+        if inspect.iscoroutine(answer):
+            answer = await answer
+        return answer if isinstance(answer, asyncio.Future) else create_future(answer)
+
+    async def request_stream(self, payload: Payload) -> Publisher:
+        assert self._publish is not None
+        return self._publish()
+
+    async def request_channel(self, payload: Payload) -> tuple[Publisher | None, Subscriber | None]:
+        assert self._connect is not None
+        return self._connect()
+
+
+@asynccontextmanager
+async def plain_server(
+    handler: BaseRequestHandler, **options: Any
+) -> AsyncGenerator[tuple[str, list[RSocketServer]], None]:
+    """A server as in rsocket's examples; gives its URI and its sessions."""
+    sessions: list[RSocketServer] = []
+
+    def accept(*connection: Any) -> None:
+        sessions.append(RSocketServer(TransportTCP(*connection), handler_factory=lambda: handler, **options))
+
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+    host, port = listener.sockets[0].getsockname()[:2]
+    try:
+        yield f"tcp://{host}:{port}", sessions
+    finally:
+        listener.close()
+        for session in sessions:
+            await session.close()
+        await listener.wait_closed()
+
+
+@asynccontextmanager
+async def plain_client(uri: str, **options: Any) -> AsyncGenerator[RSocketClient, None]:
+    """A client as in rsocket's examples."""
+    host, port = uri.removeprefix("tcp://").split(":")
+    transport = TransportTCP(*await asyncio.open_connection(host, int(port)))
+    async with RSocketClient(single_transport_provider(transport), **options) as client:
+        yield client
+
+
+@asynccontextmanager
+async def plain_pair(
+    handler: BaseRequestHandler, fragment_size_bytes: int | None = None
+) -> AsyncGenerator[tuple[RSocketClient, RSocketServer], None]:
+    """A client and the server's end of its connection."""
+    async with (
+        plain_server(handler, fragment_size_bytes=fragment_size_bytes) as (uri, sessions),
+        plain_client(uri, fragment_size_bytes=fragment_size_bytes) as client,
+    ):
+        await eventually(lambda: sessions)
+        yield client, sessions[0]
+
+
+class AtOnce(DefaultPublisherSubscription):
+    """Publishes all its items on the first request, the last one as such."""
+
+    def __init__(self, *items: Payload) -> None:
+        self._items = items
+
+    def request(self, n: int) -> None:
+        items, self._items = self._items, ()
+        for index, each in enumerate(items, 1):
+            self._subscriber.on_next(each, is_complete=index == len(items))
+
+
+class Silent(DefaultPublisherSubscription):
+    """Never publishes anything."""
+
+
+class Collector(DefaultSubscriber):
+    """Subscribes one item at a time, and remembers them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items: list[bytes] = []
+        self.calls: list[str] = []
+
+    def on_subscribe(self, subscription: Any) -> None:
+        super().on_subscribe(subscription)
+        subscription.request(1)
+
+    def on_next(self, value: Payload, is_complete: bool = False) -> None:
+        self.items.append(bytes(value.data or b""))
+        self.calls.append("on_next")
+        if not is_complete:
+            self.subscription.request(1)
+
+    def on_error(self, exception: Exception) -> None:
+        self.calls.append("on_error")
+
+    def on_complete(self) -> None:
+        self.calls.append("on_complete")
+
+
+async def assert_hangs(future: Awaitable[Any]) -> None:
+    """Asserts that a moment isn't enough for `future`, and cancels it."""
+    waiting = asyncio.ensure_future(future)
+    done, _ = await asyncio.wait([waiting], timeout=A_MOMENT)
+    assert not done, "it ended"
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+
+@contextmanager
+def errors_of_the_loop() -> Iterator[list[dict[str, Any]]]:
+    """Collects what rsocket leaves to the event loop's exception handler."""
+    loop = asyncio.get_running_loop()
+    before, seen = loop.get_exception_handler(), list[dict[str, Any]]()
+    loop.set_exception_handler(lambda _, context: seen.append(context))
+    try:
+        yield seen
+    finally:
+        loop.set_exception_handler(before)
+
+
+def echo(data: bytes) -> Payload:
+    return Payload(data)
+
+
+# What we rely on
+
+
+def test_the_versions_are_those_that_were_examined() -> None:
+    """Each statement of this module, of `tests/typings` and of our comments on rsocket is about these versions."""
+    assert metadata.version("rsocket") == "0.4.20"
+    assert metadata.version("reactivex") == "6.1.0"
+
+
+def test_the_private_parts_that_we_use_are_there() -> None:
+    """`server/connection.py` overrides or calls all of these, `rx_client/requests.py` some."""
+
+    def parameters(function: Callable[..., Any]) -> list[str]:
+        return list(inspect.signature(function).parameters)
+
+    assert parameters(RSocketBase._register_stream) == ["self", "stream_id", "handler"]
+    assert parameters(RSocketBase.send_payload) == ["self", "stream_id", "payload", "complete", "is_next"]
+    assert parameters(RSocketBase.send_request) == ["self", "frame"]
+    assert parameters(RSocketBase.send_error) == ["self", "stream_id", "exception"]
+    assert parameters(RSocketBase.handle_setup) == ["self", "frame"]
+    assert parameters(RSocketBase.handle_request_response) == ["self", "frame"]
+    assert parameters(FrameFragmentMixin.get_next_fragment) == ["self", "requires_length_header"]
+
+
+async def test_a_connection_has_the_private_state_that_we_read() -> None:
+    """`rx_client/requests.py` reads `_is_closing`; `server/connection.py` `_handler` and `_stream_control`."""
+    handler = Handler(respond=lambda _: asyncio.get_running_loop().create_future())
+    async with plain_pair(handler) as (client, server):
+        assert client._is_closing is False
+        assert server._handler is handler
+        asking = client.request_response(Payload(b"x"))
+        await eventually(lambda: stream_ids(server))
+        server._stream_control.assert_stream_id_available(3)
+        with pytest.raises(RSocketStreamIdInUse):
+            server._stream_control.assert_stream_id_available(1)
+        asking.cancel()
+    assert client._is_closing is True
+
+
+async def test_the_sender_asks_a_queued_frame_for_fragments_and_once_more_after_the_last() -> None:
+    """`shared/outgoing.py` is such a queued frame; the assertion in it relies on this."""
+
+    class Queued(FrameFragmentMixin):
+        def __init__(self) -> None:
+            self.answers = [to_payload_frame(1, Payload(b"first")), to_cancel_frame(1), None]
+            self.answers[0].flags_follows = True
+            self.asked: list[bool] = []
+
+        def get_next_fragment(self, requires_length_header: bool = True) -> Any:
+            self.asked.append(requires_length_header)
+            return self.answers.pop(0)
+
+    async with plain_pair(Handler()) as (client, _):
+        queued = Queued()
+        client.send_request(queued)
+        await eventually(lambda: len(queued.asked) == 3)
+        assert queued.asked == [True, True, True]
+
+
+# Bytes are lost or corrupted, silently
+
+
+async def test_trap_1_fragments_of_one_streams_items_interleave() -> None:
+    """Remedy: the assertion in `server/connection.py` that an item of a stream fits one frame."""
+    items = [b"a" * 100, b"b" * 100]
+    handler = Handler(publish=lambda: AtOnce(*map(Payload, items)))
+    async with plain_pair(handler, SMALLEST_FRAGMENTS) as (client, _):
+        got = await ReactiveXClient(client).request_stream(Payload(b"x")).pipe(ops.to_list())
+    assert [bytes(each.data) for each in got] != items
+    assert b"ab" in bytes(got[0].data)
+
+
+def test_trap_2_the_length_of_a_large_frame_wraps() -> None:
+    """Remedy: the fragment size that `rx_client/requests.py` insists on, and the assertion in `shared/transport.py`."""
+    upload = to_request_response_frame(1, Payload(bytes(2**24)), fragment_size_bytes=None).get_next_fragment()
+    assert int.from_bytes(serialize_prefix_with_frame_size_header(upload)[:3], "big") == 6
+
+
+async def test_trap_3_a_cancelled_request_is_sent_and_served() -> None:
+    """Remedy: `shared/outgoing.py` doesn't send the rest; `shared/frames.py` drops what a cancelled request left."""
+    served: list[bytes] = []
+    handler = Handler(respond=lambda data: served.append(bytes(data)) or Payload(b"ok"))
+    async with plain_pair(handler, SMALLEST_FRAGMENTS) as (client, _):
+        asking = client.request_response(Payload(bytes(500)))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await eventually(lambda: served)
+    assert served == [bytes(500)]
+
+
+async def test_trap_4_payloads_are_mutable_and_not_copied() -> None:
+    """Remedy: `bytes(...)` where data comes in: `server/session.py`, `rx_client/client.py`, `rx_client/requests.py`."""
+    content = bytearray(b"content")
+    assert to_payload_frame(1, Payload(content)).get_next_fragment().data is content
+
+    types: list[type] = []
+    async with plain_pair(Handler(respond=lambda data: types.append(type(data)) or Payload(data))) as (client, _):
+        types.append(type((await client.request_response(Payload(b"x"))).data))
+    assert types == [bytearray, bytearray]
+
+
+async def test_trap_5_an_item_that_is_empty_in_both_vanishes() -> None:
+    """Remedy: the assertion in `server/stream.py`; the name in an upload's reply in `server/session.py`."""
+    items = [Payload(b"a"), Payload(b"", b""), Payload(b"c")]
+    async with plain_pair(Handler(publish=lambda: AtOnce(*items)), SMALLEST_FRAGMENTS) as (client, _):
+        got = await ReactiveXClient(client).request_stream(Payload(b"x")).pipe(ops.to_list())
+    assert [bytes(each.data) for each in got] == [b"a", b"c"]
+
+
+def test_trap_6_truncated_metadata_is_a_shorter_name() -> None:
+    """Remedy: `shared/metadata.py`."""
+    found = CompositeMetadata().parse(item(b"chat/file-name", b"secret", length=len(b"secret.txt"))).items
+    assert [each.content for each in found] == [b"secret"]
+
+
+# Observables that are not what Rx users expect
+
+
+async def test_trap_7_a_request_is_sent_at_the_call_and_only_then() -> None:
+    """Remedy: `ColdReactiveXClient.request_response` in `rx_client/requests.py`."""
+    served: list[bytes] = []
+
+    def respond(data: bytes) -> Payload:
+        served.append(data)
+        raise ValueError("no")
+
+    async with plain_pair(Handler(respond=respond)) as (client, _):
+        hot = ReactiveXClient(client).request_response(Payload(b"x"))
+        await eventually(lambda: served)
+        with pytest.raises(RuntimeError):
+            await hot.pipe(ops.retry(5))
+    assert len(served) == 1
+
+
+async def test_trap_7_disposing_one_subscription_ends_the_other() -> None:
+    """Remedy: `ColdReactiveXClient.request_response` in `rx_client/requests.py`."""
+    errors: list[BaseException] = []
+    answer = asyncio.get_running_loop().create_future()
+    async with plain_pair(Handler(respond=lambda _: answer)) as (client, _):
+        hot = ReactiveXClient(client).request_response(Payload(b"x"))
+        one = hot.subscribe()
+        hot.subscribe(on_error=errors.append)
+        one.dispose()
+        await eventually(lambda: errors)
+    assert isinstance(errors[0], asyncio.CancelledError)
+
+
+async def test_trap_7_a_second_subscription_to_a_stream_hangs() -> None:
+    """Remedy: `ColdReactiveXClient.request_stream` in `rx_client/requests.py`."""
+    async with plain_pair(Handler(publish=lambda: AtOnce(Payload(b"a")))) as (client, _):
+        once = ReactiveXClient(client).request_stream(Payload(b"x"))
+        await once
+        await assert_hangs(once)
+
+
+async def test_trap_7_a_stream_disposed_in_the_same_tick_leaks() -> None:
+    """Remedy: the synchronous `_Request` in `rx_client/requests.py`."""
+    async with plain_pair(Handler(respond=echo)) as (client, _):
+        ReactiveXClient(client).request_stream(Payload(b"x")).subscribe().dispose()
+        await client.request_response(Payload(b"a round trip later"))
+        assert stream_ids(client) == [1]
+
+
+async def test_trap_8_an_empty_response_is_no_response() -> None:
+    """Remedy: `ColdReactiveXClient.request_response` in `rx_client/requests.py` emits it."""
+    async with plain_pair(Handler(respond=lambda _: Payload())) as (client, _):
+        with pytest.raises(SequenceContainsNoElementsError):
+            await ReactiveXClient(client).request_response(Payload(b"x"))
+
+
+async def test_trap_9_a_slow_consumer_slows_nobody() -> None:
+    """Remedy: `rx_client/chunks.py`, whose credit goes back when the consumer is done."""
+    produced = 0
+
+    def items() -> Iterator[tuple[Payload, bool]]:
+        nonlocal produced
+        for produced in range(1, 101):
+            yield Payload(b"%d" % produced), produced == 100
+
+    async with plain_pair(Handler(publish=lambda: StreamFromGenerator(items))) as (client, _):
+        stream = ReactiveXClient(client).request_stream(Payload(b"x"), request_limit=2)
+        consuming = stream.pipe(ops.map(lambda _: reactivex.never()), ops.merge(max_concurrent=1)).subscribe()
+        await eventually(lambda: produced == 100)
+        await eventually(lambda: not stream_ids(client))
+        consuming.dispose()
+
+
+async def test_trap_10_an_observable_is_pulled_without_limit_and_never_disposed() -> None:
+    """Remedy: `PullStream` in `server/stream.py`."""
+    pulled: list[int] = []
+    subject = Subject[Payload]()
+    many = reactivex.from_iterable(range(1_000)).pipe(ops.do_action(pulled.append), ops.map(lambda _: Payload(b"x")))
+    publisher = observable_to_publisher(many.pipe(ops.concat(subject)))
+    subscriber = DefaultSubscriber()
+    publisher.subscribe(subscriber)
+    subscriber.subscription.request(1)
+    await eventually(lambda: len(pulled) == 1_000)
+
+    subscriber.subscription.cancel()
+    await asyncio.sleep(A_MOMENT)
+    assert subject.observers
+
+
+async def test_trap_11_an_observer_that_raises_tells_the_server_and_the_stream_goes_on() -> None:
+    """Remedy: `_Request.frame_received` in `rx_client/requests.py`."""
+    errors: list[str] = []
+
+    async def serve_one(peer: RawPeer) -> None:
+        await peer.receive()  # SETUP
+        await peer.receive()  # the request
+        for _ in range(2):
+            await peer.send(frame(1, PAYLOAD, NEXT, b"item"))
+            answer = await peer.receive()
+            assert answer is not None
+            assert answer.kind == ERROR
+            errors.append(answer.error[1])
+
+    def on_next(_: Payload) -> None:
+        raise ValueError("a secret of the application")
+
+    async with raw_server(serve_one) as uri, plain_client(uri) as client:
+        ReactiveXClient(client).request_stream(Payload(b"x")).subscribe(on_next, lambda _: None)
+        await eventually(lambda: errors == ["a secret of the application"] * 2)
+
+
+async def test_trap_12_a_timeout_fires_on_a_foreign_thread() -> None:
+    """Remedy: `rx_client/observables.py`."""
+    fired: list[threading.Thread] = []
+    reactivex.never().pipe(ops.timeout(0.001)).subscribe(on_error=lambda _: fired.append(threading.current_thread()))
+    await eventually(lambda: fired)
+    assert fired != [threading.main_thread()]
+
+
+async def test_trap_13_the_last_item_completes_without_on_complete() -> None:
+    """Remedy: `_StreamRequest` in `rx_client/requests.py` reads the frame's flags itself."""
+    collector = Collector()
+    async with plain_pair(Handler(publish=lambda: AtOnce(Payload(b"only")))) as (client, _):
+        client.request_stream(Payload(b"x")).subscribe(collector)
+        await eventually(lambda: collector.items and not stream_ids(client))
+    assert collector.calls == ["on_next"]
+
+
+# Hangs
+
+
+async def test_trap_14_a_request_on_a_lost_connection_hangs() -> None:
+    """Remedy: the look at `_is_closing` in `rx_client/requests.py`."""
+    async with plain_pair(Handler(respond=echo)) as (client, server):
+        await server.close()
+        await eventually(lambda: client._is_closing)
+        await assert_hangs(client.request_response(Payload(b"x")))
+
+
+async def test_trap_14_a_refused_connect_does_not_raise_until_the_close() -> None:
+    """Remedy: `rx_client/connection.py` opens the socket."""
+
+    async def refused() -> AsyncGenerator[TransportTCP, None]:
+        raise ConnectionRefusedError
+        yield
+
+    async with asyncio.timeout(5):
+        client = RSocketClient(refused())
+        assert await client.connect() is None
+        await assert_hangs(client.request_response(Payload(b"x")))
+        with pytest.raises(RSocketTransportError):
+            await client.close()
+
+
+async def test_trap_15_a_keepalive_timeout_ends_nothing() -> None:
+    """Remedy: `_ClientHandler.on_keepalive_timeout` in `rx_client/connection.py`."""
+    noticed = asyncio.Event()
+
+    class Noticing(BaseRequestHandler):
+        async def on_keepalive_timeout(self, time_since_last_keepalive: timedelta, rsocket: RSocketBase) -> None:
+            await super().on_keepalive_timeout(time_since_last_keepalive, rsocket)
+            noticed.set()
+
+    async def silent(peer: RawPeer) -> None:
+        await peer.reader.read()
+
+    quick = timedelta(milliseconds=20)
+    async with (
+        raw_server(silent) as uri,
+        plain_client(uri, handler_factory=Noticing, keep_alive_period=quick, max_lifetime_period=quick) as client,
+    ):
+        asking = client.request_response(Payload(b"x"))
+        await noticed.wait()
+        await assert_hangs(asking)
+
+
+@pytest.mark.parametrize("answer", [None, b"bytes"])
+async def test_trap_17_an_answer_that_is_no_payload_hangs_the_client(answer: object) -> None:
+    """Remedy: `_Reply` in `server/connection.py`."""
+    with errors_of_the_loop() as errors:
+        async with plain_pair(Handler(respond=lambda _: answer)) as (client, _):
+            await assert_hangs(client.request_response(Payload(b"x")))
+    assert isinstance(errors[0]["exception"], AttributeError)
+
+
+async def test_trap_17_a_text_as_data_makes_the_connection_mute() -> None:
+    """Remedy: `_Reply` in `server/connection.py`."""
+    async with plain_pair(Handler(respond=lambda data: Payload("text" if data == b"text" else data))) as (client, _):
+        await assert_hangs(client.request_response(Payload(b"text")))
+        await assert_hangs(client.request_response(Payload(b"another")))
+        assert not client._is_closing
+
+
+async def test_trap_17_a_handler_that_is_cancelled_makes_the_connection_mute() -> None:
+    """Remedy: `_typed` in `server/session.py`, and tasks as answers."""
+
+    async def respond(data: bytes) -> Payload:
+        if data == b"cancel":
+            raise asyncio.CancelledError
+        return Payload(data)
+
+    async with plain_pair(Handler(respond=respond)) as (client, _):
+        await assert_hangs(client.request_response(Payload(b"cancel")))
+        await assert_hangs(client.request_response(Payload(b"another")))
+        assert not client._is_closing
+
+
+async def test_trap_17_a_cancelled_fire_and_forget_makes_the_connection_mute() -> None:
+    """Remedy: none; `rx_client` has no fire-and-forget of its own."""
+    with errors_of_the_loop():
+        async with plain_pair(Handler(respond=echo)) as (client, _):
+            client.fire_and_forget(Payload(b"x")).cancel()
+            await assert_hangs(client.request_response(Payload(b"another")))
+            assert not client._is_closing
+
+
+async def test_trap_18_a_rejected_setup_changes_nothing() -> None:
+    """Remedy: `ServerConnection.handle_setup` in `server/connection.py`, and the gate in `server/handler.py`."""
+
+    class Rejecting(Handler):
+        async def on_setup(self, data_encoding: bytes, metadata_encoding: bytes, payload: Payload) -> None:
+            raise PermissionError("go away")
+
+    async with plain_pair(Rejecting(respond=echo)) as (client, _):
+        assert (await client.request_response(Payload(b"secret"))).data == b"secret"
+
+
+async def test_trap_19_a_slow_handler_holds_up_the_connection() -> None:
+    """Remedy: `ChatUserSession._answer` in `server/session.py` gives tasks."""
+    seen: list[bytes] = []
+    release = asyncio.Event()
+
+    async def respond(data: bytes) -> Payload:
+        seen.append(bytes(data))
+        await release.wait()
+        return Payload(data)
+
+    async with plain_pair(Handler(respond=respond)) as (client, _):
+        slow, other = (client.request_response(Payload(data)) for data in (b"slow", b"other"))
+        await asyncio.sleep(A_MOMENT)
+        assert seen == [b"slow"]
+        release.set()
+        await asyncio.gather(slow, other)
+
+
+# Channels
+
+
+def numbers(count: int) -> Observable[Payload]:
+    return reactivex.from_iterable(range(count)).pipe(ops.map(lambda number: Payload(b"%d" % number)))
+
+
+async def test_trap_20_a_disposed_upload_goes_on() -> None:
+    """Remedy: not needed before there are channels; the requester has to stop its source itself."""
+    collector = Collector()
+    async with plain_pair(Handler(connect=lambda: (Silent(), collector))) as (client, _):
+        upload = ReactiveXClient(client).request_channel(Payload(b"x"), observable=numbers(100)).subscribe()
+        await eventually(lambda: collector.items)
+        upload.dispose()
+        await eventually(lambda: len(collector.items) == 100)
+
+
+async def test_trap_20_an_upload_goes_on_after_the_servers_error() -> None:
+    """Remedy: the server has to cancel as well, as `_RefusedChannel` in `server/handler.py` does."""
+
+    class Failing(DefaultPublisherSubscription):
+        def request(self, n: int) -> None:
+            self._subscriber.on_error(ValueError("no"))
+
+    collector = Collector()
+    errors: list[Exception] = []
+    async with plain_pair(Handler(connect=lambda: (Failing(), collector))) as (client, _):
+        channel = ReactiveXClient(client).request_channel(Payload(b"x"), observable=numbers(100))
+        channel.subscribe(on_error=errors.append)
+        await eventually(lambda: errors)
+        await eventually(lambda: len(collector.items) == 100)
+
+
+async def test_trap_20_an_error_of_the_uploads_source_is_not_reported() -> None:
+    """Remedy: not needed before there are channels; the requester has to report it itself."""
+    collector = Collector()
+    async with plain_pair(Handler(connect=lambda: (Silent(), collector))) as (client, _):
+        failing = reactivex.throw(OSError("the disk"))
+        await assert_hangs(ReactiveXClient(client).request_channel(Payload(b"x"), observable=failing))
+        assert collector.calls == ["on_error"]
+
+
+async def test_trap_21_the_subscriber_of_an_upload_is_not_told_of_a_lost_connection() -> None:
+    """Remedy: not needed before there are channels; the publisher's half of a channel is told."""
+    collector = Collector()
+    cancelled = asyncio.Event()
+
+    class Told(DefaultPublisherSubscription):
+        def cancel(self) -> None:
+            cancelled.set()
+
+    async with plain_server(Handler(connect=lambda: (Told(), collector))) as (uri, _):
+        async with raw_peer(uri) as peer:
+            await peer.send(request(1, REQUEST_CHANNEL, None, b"x"), frame(1, PAYLOAD, NEXT, b"item"))
+            await eventually(lambda: collector.items)
+        await cancelled.wait()
+    assert collector.calls == ["on_next"]
+
+
+async def test_trap_22_without_a_publisher_the_client_completes_before_the_upload() -> None:
+    """Remedy: not needed before there are channels; the server has to publish a receipt after the commit."""
+    collector = Collector()
+    received: list[int] = []
+    async with plain_pair(Handler(connect=lambda: (None, collector))) as (client, _):
+        upload = ReactiveXClient(client).request_channel(Payload(b"x"), observable=numbers(100))
+        upload.subscribe(on_completed=lambda: received.append(len(collector.items)))
+        await eventually(lambda: len(collector.items) == 100)
+    assert received[0] < 100
+
+
+async def test_trap_23_a_stream_cancelled_in_the_segment_of_its_request_leaks() -> None:
+    """Remedy: `PullStream` in `server/stream.py`."""
+    handler = Handler(respond=echo, publish=lambda: StreamFromGenerator(lambda: iter(())))
+    async with plain_server(handler) as (uri, sessions), raw_peer(uri) as peer:
+        await peer.send(request(1, REQUEST_STREAM, None, b"x") + frame(1, CANCEL))
+        answer = await peer.receive()
+        assert answer is not None
+        assert answer.error == (APPLICATION_ERROR, "'StreamFromGenerator' object has no attribute '_generator'")
+        assert stream_ids(sessions[0]) == [1]
+        sessions[0]._stream_control._streams.clear()  # it would make the end of the connection fail, too
+
+
+# Memory and load
+
+
+def test_trap_24_what_a_stranger_has_the_server_reassemble_is_unlimited() -> None:
+    """Remedy: `Reassembler` in `shared/frames.py`, which stands in the cache's place, and where limits belong."""
+    cache = FrameFragmentCache()
+    for _ in range(20):
+        fragment = RequestResponseFrame() if not cache._frames_by_stream_id else PayloadFrame()
+        fragment.stream_id, fragment.flags_follows, fragment.data = 1, True, bytearray(1_000_000)
+        assert cache.append(fragment) is None
+    assert len(cache._frames_by_stream_id[1].data) == 20_000_000
+
+
+async def test_trap_24_the_send_queue_is_unlimited() -> None:
+    """Remedy: `SendWindow` in `server/stream.py`."""
+    async with plain_pair(Handler()) as (_, server):
+        assert server._send_queue.maxsize == 0
+
+
+def test_trap_25_the_socket_is_read_in_small_pieces() -> None:
+    """Remedy: `shared/transport.py`."""
+    assert inspect.signature(TransportTCP).parameters["read_buffer_size"].default == 1024
+
+
+# Smaller
+
+
+async def test_trap_26_an_exceptions_text_reaches_the_client() -> None:
+    """Remedy: `to_protocol_error` in `shared/errors.py`."""
+
+    async def respond(data: bytes) -> Payload:
+        raise FileNotFoundError(2, "No such file or directory", "/srv/secret") if data == b"path" else KeyError("nope")
+
+    async with plain_pair(Handler(respond=respond)) as (client, _):
+        with pytest.raises(RuntimeError, match="/srv/secret"):
+            await client.request_response(Payload(b"path"))
+        with pytest.raises(RuntimeError, match=r"^'nope'$"):
+            await client.request_response(Payload(b"x"))
+
+
+@pytest.mark.parametrize(
+    "error", [struct.pack(">I", 0x301) + b"text", struct.pack(">I", APPLICATION_ERROR) + b"\xff"], ids=["code", "text"]
+)
+async def test_trap_26_an_unusual_error_hangs_the_client(error: bytes) -> None:
+    """Remedy: `_parse_error` in `shared/frames.py` and `from_error_frame` in `shared/errors.py`."""
+
+    async def serve_one(peer: RawPeer) -> None:
+        while (got := await peer.receive()) is not None:
+            if got.kind == REQUEST_RESPONSE:
+                usual = frame(got.stream_id, PAYLOAD, NEXT | COMPLETE, b"usual")
+                await peer.send(frame(got.stream_id, ERROR, 0, error) if got.stream_id == 1 else usual)
+
+    async with raw_server(serve_one) as uri, plain_client(uri) as client:
+        asking = client.request_response(Payload(b"x"))
+        assert (await client.request_response(Payload(b"x"))).data == b"usual"
+        await assert_hangs(asking)
+
+
+async def test_trap_27_a_listing_fails_when_a_file_is_uploaded_meanwhile() -> None:
+    """Remedy: the snapshot in `ChatUserSession._list` in `server/session.py`."""
+    stored = {b"a": b"", b"b": b""}
+    names = ((Payload(name), False) for name in stored)
+    async with plain_pair(Handler(publish=lambda: StreamFromGenerator(lambda: names))) as (client, _):
+        listing = ReactiveXClient(client).request_stream(Payload(b"x"), request_limit=1)
+        with pytest.raises(RuntimeError, match="dictionary changed size during iteration"):
+            await listing.pipe(ops.do_action(lambda _: stored.update({b"c": b""})))
+
+
+async def test_trap_28_the_reactivex_handler_has_holes() -> None:
+    """Remedy: our server uses rsocket's own handlers: `server/handler.py`."""
+    with pytest.raises(RecursionError):
+        await ReactivexHandlerAdapter(BaseReactivexHandler()).on_metadata_push(Payload())
+    assert list(inspect.signature(ReactivexChannel).parameters) == ["observable", "observer", "limit_rate"]
+
+
+async def test_trap_29_the_router_goes_by_names_and_unquoted_annotations() -> None:
+    """Remedy: `server/session.py` names its parameters so, and has no `from __future__ import annotations`."""
+    seen: list[object] = []
+    router = RequestRouter(payload_deserializer=lambda cls, _: f"deserialised as {cls}")
+
+    @router.response("named otherwise")
+    async def takes_metadata(metadata: CompositeMetadata) -> None:
+        seen.append(metadata)
+
+    @router.response("quoted")
+    async def takes_payload(payload: "Payload") -> None:
+        seen.append(payload)
+
+    for name in ("named otherwise", "quoted"):
+        await router.route(FrameType.REQUEST_RESPONSE, name, Payload(b"x"), CompositeMetadata())
+    assert seen == [f"deserialised as {CompositeMetadata}", "deserialised as Payload"]
+
+
+def test_trap_29_the_command_of_rsocket_is_not_installed() -> None:
+    """Remedy: none; the README doesn't mention it."""
+    assert not metadata.entry_points(group="console_scripts", name="rsocket-py")
+
+
+async def test_trap_31_normal_cancels_and_disconnects_are_logged_as_trouble(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Remedy: `shared/logs.py`."""
+    monkeypatch.setattr(logging.getLogger("pyrsocket"), "filters", [])
+    async with plain_pair(Handler(respond=echo)) as (client, server):
+        await client.request_response(Payload(b"x"))
+        client.send_frame(to_cancel_frame(1))  # as a cancel that crosses its answer
+        await client.request_response(Payload(b"x"))
+        await client.close()
+        await server.close()
+    logged = [record.msg for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "%s: Dropping frame from unknown stream %d" in logged
+    assert "Runtime error canceling task: %s" in logged
+
+
+def test_trap_32_retries_are_immediate_and_observables_are_not_iterated() -> None:
+    """Remedy: the operators of `rx_client`."""
+    assert not hasattr(ops, "retry_when")
+    assert list(inspect.signature(ops.retry).parameters) == ["retry_count"]
+    assert not hasattr(Observable, "__aiter__")
+
+
+def test_trap_32_merge_queues_without_bound() -> None:
+    """Remedy: none; so `merge` may carry transfers, never chunks."""
+    pulled: list[int] = []
+    source = reactivex.from_iterable(range(1_000)).pipe(ops.do_action(pulled.append))
+    source.pipe(ops.map(lambda _: reactivex.never()), ops.merge(max_concurrent=1)).subscribe().dispose()
+    assert len(pulled) == 1_000

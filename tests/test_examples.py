@@ -1,0 +1,376 @@
+"""The example pipelines, as a newcomer runs them: in a process, against servers that are right, wrong, or not there."""
+
+import argparse
+import asyncio
+import os
+import re
+import shutil
+import sys
+import sysconfig
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import reactivex
+from reactivex import Observable
+from reactivex import operators as ops
+
+from rx_client import FileClient
+from rx_client.examples import etl, parallel, racing
+from rx_client.examples.__main__ import EXAMPLES
+from rx_client.examples.context import Context, WrongResult
+from rx_client.examples.slow_link import slow_link
+from rx_client.requests import _ResponseRequest
+from server import ChatData, serve
+from shared import ServerError, StorageFull
+from tests.support import raw_server
+
+ROOT = Path(__file__).parents[1]
+STDLIB = Path(sysconfig.get_path("stdlib"))
+
+
+class Ended(NamedTuple):
+    """A process that has ended."""
+
+    status: int | None
+    stdout: str
+    stderr: str
+
+
+@asynccontextmanager
+async def a_process(*arguments: str, **options: Any) -> AsyncGenerator[asyncio.subprocess.Process, None]:
+    pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE} | options
+    process = await asyncio.create_subprocess_exec(sys.executable, "-W", "error", "-m", *arguments, cwd=ROOT, **pipes)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def run_examples(*arguments: str) -> Ended:
+    async with a_process("rx_client.examples", *arguments) as process, asyncio.timeout(40):
+        stdout, stderr = await process.communicate()
+        return Ended(process.returncode, stdout.decode(), stderr.decode())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twenty-odd real files, one of them empty, one in a folder with a name that isn't ASCII."""
+    folder = tmp_path / "some files"
+    shutil.copytree(STDLIB / "json", folder / "Grüße", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(STDLIB / "email", folder / "email", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "empty").touch()
+    return folder
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+# Right results
+
+
+async def test_they_are_listed() -> None:
+    status, stdout, stderr = await run_examples()
+    assert (status, stderr) == (0, "")
+    lines = stdout.splitlines()
+    for name, example in EXAMPLES.items():
+        assert example.summary
+        assert [line for line in lines if line.split()[:1] == [name] and line.endswith(example.summary)]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+async def test_each_has_its_docstring_as_its_help(name: str) -> None:
+    status, stdout, stderr = await run_examples(name, "--help")
+    assert (status, stderr) == (0, "")
+    assert EXAMPLES[name].about in stdout
+    assert "--uri" in stdout
+
+
+async def test_files() -> None:
+    status, stdout, stderr = await run_examples("files")
+    assert (status, stderr) == (0, "")
+    told = [re.sub(r"[\d,]+ bytes", "N bytes", line) for line in stdout.splitlines()]
+    assert len(told) == 4
+    name = told[0].split("'")[1]
+    assert told == [
+        f"user 1 uploaded '{name}': N bytes",
+        "user 2 listed 1 file(s)",
+        f"user 2 downloaded '{name}': N bytes",
+        f"the download has the bytes of {STDLIB / name}",
+    ]
+
+
+async def test_parallel(folder: Path) -> None:
+    status, stdout, stderr = await run_examples("parallel", "--folder", str(folder))
+    assert (status, stderr) == (0, "")
+    files = files_of(folder)
+    done = f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes"
+    lines = stdout.splitlines()
+    assert lines[0] == f"{len(files)} files of {folder}, 4 at a time"
+    assert f"uploaded {len(files)}/{done}" in lines
+    assert f"downloaded and compared {len(files)}/{done}" in lines
+    assert lines[-1] == f"every byte is as on the disk: {done}"
+    assert len(lines) <= 2 + 2 * 6, "progress is sparse where nobody watches"
+
+
+async def test_etl() -> None:
+    status, stdout, stderr = await run_examples("etl")
+    assert (status, stderr) == (0, "")
+    (uploaded,) = re.findall(r"^uploaded (\d+) CSV files to (etl-\w+)/$", stdout, re.MULTILINE)
+    downloaded = re.findall(rf"^downloaded {uploaded[1]}/(\S+)\.csv: ", stdout, re.MULTILINE)
+    assert len(downloaded) == int(uploaded[0])
+    (json_row,) = [line.split() for line in stdout.splitlines() if line.startswith("json ")]
+    sources = list((STDLIB / "json").glob("**/*.py"))
+    contents = [path.read_bytes() for path in sources]
+    expected = len(sources), sum(content.count(b"\n") for content in contents), sum(map(len, contents))
+    assert tuple(int(number.replace(",", "")) for number in json_row[1:]) == expected
+    assert re.fullmatch(r"a direct count of [\d,]+ sources gives the same report", stdout.splitlines()[-1])
+
+
+async def test_racing() -> None:
+    status, stdout, stderr = await run_examples("racing")
+    assert (status, stderr) == (0, "")
+    assert stdout.splitlines()[-3:] == [
+        "the first server won",
+        "the first server: 2 completed (one is the upload), 0 cancelled, 0 under way",
+        "the second server: 1 completed (one is the upload), 1 cancelled, 0 under way",
+    ]
+
+
+async def test_each_against_a_server_that_has_files_of_others(folder: Path) -> None:
+    async with a_process("server", "--port", "0") as server:
+        assert server.stdout is not None
+        uri = (await server.stdout.readline()).decode().split()[-1]
+        async with FileClient.connect(uri) as files:
+            await files.upload("theirs.csv", b"not,what\nwe,expect")
+            await files.upload("etl-theirs/report.csv", b"name,lines,bytes\nx,1,1")
+            for name in EXAMPLES:
+                more = ["--folder", str(folder)] if name == "parallel" else []
+                assert (await run_examples(name, "--uri", uri, *more))[::2] == (0, ""), name
+            listed = await files.list_files().pipe(ops.to_list())
+        assert {"theirs.csv", "some files/empty", "pydoc_data/topics.py"} <= set(listed), "they used that very server"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+async def test_progress_is_one_line_on_a_terminal(folder: Path) -> None:
+    import pty
+
+    terminal, theirs = pty.openpty()
+    async with a_process("rx_client.examples", "parallel", "--folder", str(folder), stdout=theirs) as process:
+        os.close(theirs)
+        async with asyncio.timeout(40):
+            shown = await asyncio.to_thread(read_to_the_end, terminal)
+            assert await process.wait() == 0
+    count = len(files_of(folder))
+    assert shown.count("\r\n") == 3, "what it is about, progress, the result"
+    for number in range(1, count + 1):
+        assert f"\ruploaded {number}/{count} files, " in shown
+
+
+def read_to_the_end(terminal: int) -> str:
+    shown = bytearray()
+    with open(terminal, "rb", buffering=0) as stream:
+        try:
+            while some := stream.read(65536):
+                shown += some
+        except OSError:
+            pass  # how Linux says that the other end is closed
+    return shown.decode()
+
+
+# Wrong results
+
+
+class Altered(dict[str, bytes]):
+    """Files that come out with other bytes than went in."""
+
+    def __getitem__(self, name: str) -> bytes:
+        return super().__getitem__(name).replace(b"1", b"2")
+
+
+class Truncated(dict[str, bytes]):
+    """Files that come out without their end."""
+
+    def __getitem__(self, name: str) -> bytes:
+        return super().__getitem__(name)[:-7]
+
+
+class Unlisted(dict[str, bytes]):
+    """Files that can be had, but aren't listed."""
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "told"),
+    [
+        ("files", Altered, "'pydoc_data/topics.py' came back with other bytes"),
+        ("files", Unlisted, "'pydoc_data/topics.py' was uploaded, but isn't listed"),
+        ("parallel", Altered, "came back with other bytes than"),
+        ("parallel", Truncated, "came back with other bytes than"),
+        ("etl", Altered, "a direct count gives another report"),
+        ("etl", Truncated, "came back as something that isn't our CSV"),
+        ("etl", Unlisted, "a direct count gives another report"),
+        ("racing", Truncated, "came back with other bytes"),
+    ],
+)
+async def test_a_wrong_result_is_a_failure(
+    name: str, files: Callable[[], dict[str, bytes]], told: str, folder: Path
+) -> None:
+    more = ["--folder", str(folder)] if name == "parallel" else []
+    async with serve(data=ChatData(files())) as server:
+        status, _, stderr = await run_examples(name, "--uri", server.uri, *more)
+    assert status == 1
+    assert stderr.startswith(f"{name}: wrong result: ")
+    assert told in stderr
+    assert "Traceback" not in stderr
+
+
+async def test_racing_notices_a_server_that_goes_on_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ResponseRequest, "cancel", lambda self: None)
+    monkeypatch.setattr(racing, "_CANCEL_SECONDS", 0.2)
+    async with serve() as server:
+        with pytest.raises(WrongResult, match="went on with what nobody wants"):
+            await racing.run(context_for(server.uri))
+
+
+# Wrong use, and servers that aren't there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nosuch"], "invalid choice: 'nosuch'"),
+        (["files", "--uri", "http://127.0.0.1:1"], "'http://127.0.0.1:1' is not of the form tcp://HOST[:PORT]"),
+        (["files", "--uri", "tcp://127.0.0.1:65536"], "has no valid port"),
+        (["files", "--folder", "."], "unrecognized arguments: --folder"),
+        (["parallel", "--folder", "no such folder"], "'no such folder' is not a folder"),
+    ],
+)
+async def test_wrong_use_is_told(arguments: list[str], told: str) -> None:
+    status, stdout, stderr = await run_examples(*arguments)
+    assert (status, stdout) == (2, "")
+    assert told in stderr
+    assert "Traceback" not in stderr
+
+
+async def test_a_folder_without_files_is_wrong_use(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    status, _, stderr = await run_examples("parallel", "--folder", str(tmp_path))
+    assert status == 2
+    assert f"there are no files below '{tmp_path}'" in stderr
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+async def test_a_server_that_is_not_there(name: str) -> None:
+    listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    uri = f"tcp://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    listener.close()
+    status, _, stderr = await run_examples(name, "--uri", uri)
+    assert status == 1
+    assert len(stderr.splitlines()) == 1
+    assert stderr.startswith(f"{name}: failed: no connection to {uri}")
+
+
+async def test_a_server_that_hangs_up() -> None:
+    async def hang_up(_: object) -> None:
+        """Returns, which closes the connection."""
+
+    async with raw_server(hang_up) as uri:
+        status, _, stderr = await run_examples("files", "--uri", uri)
+    assert status == 1
+    assert len(stderr.splitlines()) == 1
+    assert stderr.startswith("files: failed: ")
+
+
+async def test_a_server_that_refuses() -> None:
+    class Full(dict[str, bytes]):
+        def __setitem__(self, name: str, content: bytes) -> None:
+            raise StorageFull("no room")
+
+    async with serve(data=ChatData(Full())) as server:
+        assert await run_examples("files", "--uri", server.uri) == (1, "", "files: failed: no room\n")
+
+
+# What the pipelines promise
+
+
+def context_for(uri: str, **options: object) -> Context:
+    lines: list[str] = []
+    return Context(uri, lines.append, lines.append, False, None, argparse.Namespace(**options))
+
+
+async def test_parallel_retries_each_file(folder: Path) -> None:
+    failed: list[tuple[str, str]] = []
+
+    class Flaky(dict[str, bytes]):
+        """Fails the first time for each file, up and down."""
+
+        def once(self, *what: str) -> None:
+            if what not in failed:
+                failed.append(what)
+                raise ServerError("not just now")
+
+        def __setitem__(self, name: str, content: bytes) -> None:
+            self.once("up", name)
+            super().__setitem__(name, content)
+
+        def __getitem__(self, name: str) -> bytes:
+            self.once("down", name)
+            return super().__getitem__(name)
+
+    async with serve(data=ChatData(Flaky())) as server:
+        await parallel.run(context_for(server.uri, folder=folder))
+        assert server.work.failed == len(failed) == 2 * len(files_of(folder))
+
+
+async def test_parallel_has_four_under_way_at_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    under_way, most = 0, {"upload": 0, "download": 0}
+
+    def counted(verb: str) -> Callable[..., Observable[Any]]:
+        method: Callable[..., Observable[Any]] = getattr(FileClient, verb)
+
+        def counting(self: FileClient, *arguments: Any) -> Observable[Any]:
+            def start(_: object) -> Observable[Any]:
+                nonlocal under_way
+                under_way += 1
+                most[verb] = max(most[verb], under_way)
+                return method(self, *arguments)
+
+            def end() -> None:
+                nonlocal under_way
+                under_way -= 1
+
+            return reactivex.defer(start).pipe(ops.finally_action(end))
+
+        return counting
+
+    for verb in most:
+        monkeypatch.setattr(FileClient, verb, counted(verb))
+    async with serve() as server:
+        await parallel.run(context_for(server.uri, folder=folder))
+    assert under_way == 0
+    assert most["upload"] <= 4, "reading the file is a part of it, so it may be fewer"
+    assert most["download"] == 4
+
+
+async def test_etl_leaves_its_report_on_the_server() -> None:
+    async with serve() as server:
+        await etl.run(context_for(server.uri))
+        (report,) = [content for name, content in server.data.files.items() if name.endswith("/report.txt")]
+        assert report.startswith(b"package")
+        assert report.count(b"\n") == len(server.data.files)
+
+
+async def test_a_slow_link_loses_nothing() -> None:
+    content = (STDLIB / "argparse.py").read_bytes()
+    async with serve() as server, slow_link(server.uri) as uri, FileClient.connect(uri) as files:
+        await files.upload("argparse.py", content)
+        assert await files.download("argparse.py") == content
+        assert server.connections == 1

@@ -1,0 +1,63 @@
+"""A user's code, never run: `test_typing.py` has pyright prove, in strict mode, that these types reach it.
+
+A comment that ignores a problem which isn't there is a problem, too.
+"""
+
+from typing import assert_type
+
+from reactivex import Observable, abc
+from reactivex import operators as ops
+from reactivex.scheduler.eventloop import AsyncIOScheduler
+
+from rx_client import FileClient
+from shared import FileInfo, NotFound, is_retryable
+
+
+async def uses_the_client(content: bytes) -> None:
+    async with FileClient.connect("tcp://localhost:6565") as files:
+        assert_type(files, FileClient)
+        for anything_bytes_like in (content, bytearray(content), memoryview(content)):
+            assert_type(files.upload("name", anything_bytes_like), Observable[FileInfo])
+        assert_type(files.download("name"), Observable[bytes])
+        assert_type(files.list_files(request_n=8), Observable[str])
+
+        assert_type(await files.upload("name", content), FileInfo)
+        assert_type(await files.download("name"), bytes)
+        assert_type(await files.list_files().pipe(ops.to_list()), list[str])
+
+
+def pipes(files: FileClient) -> None:
+    upload = files.upload("name", b"")
+    assert_type(upload.pipe(ops.retry(3), ops.timeout(5)), Observable[FileInfo])
+    assert_type(upload.pipe(ops.map(lambda info: info.name), ops.retry(3), ops.timeout(5)), Observable[str])
+    listing = files.list_files()
+    assert_type(listing.pipe(ops.filter(lambda name: name.endswith(".csv")), ops.share()), Observable[str])
+    assert_type(listing.pipe(ops.flat_map(files.download), ops.map(len)), Observable[int])
+    assert_type(listing.pipe(ops.take(1), ops.to_list()), Observable[list[str]])
+
+
+def calls_fluent_methods(files: FileClient) -> None:
+    assert_type(files.upload("name", b"").map(lambda info: info.size).retry(3).timeout(5.0), Observable[int])
+    assert_type(files.download("name").map(lambda content: content.decode()), Observable[str])
+    assert_type(files.list_files().filter(lambda name: name != "").flat_map(files.download), Observable[bytes])
+    assert_type(files.list_files().to_list(), Observable[list[str]])
+
+
+def subscribes(files: FileClient, scheduler: AsyncIOScheduler) -> abc.DisposableBase:
+    def on_next(content: bytes) -> None:
+        print(content)
+
+    def on_error(error: Exception) -> None:
+        if isinstance(error, NotFound):
+            assert_type(error.name, str | None)
+        print(is_retryable(error))
+
+    return files.download("name").subscribe(on_next, on_error, scheduler=scheduler)
+
+
+def calls_wrongly(files: FileClient) -> None:
+    files.upload("name", "text")  # pyright: ignore[reportArgumentType]
+    files.download(b"name")  # pyright: ignore[reportArgumentType]
+    files.list_files("prefix")  # pyright: ignore[reportArgumentType]
+    files.download("name").map(lambda content: content.encode())  # pyright: ignore
+    files.list_files().pipe(ops.map(lambda name: name.no_such_method()))  # pyright: ignore

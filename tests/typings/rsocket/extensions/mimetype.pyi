@@ -1,0 +1,6 @@
+class WellKnownType:
+    name: bytes
+    id: int
+    def __init__(self, name: bytes, id_: int) -> None: ...
+
+class WellKnownMimeType(WellKnownType): ...

@@ -1,0 +1,3 @@
+from .request_cahnnel_common import RequestChannelCommon
+
+class RequestChannelResponder(RequestChannelCommon): ...

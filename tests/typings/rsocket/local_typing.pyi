@@ -1,0 +1,3 @@
+from collections.abc import Awaitable as Awaitable
+
+ByteTypes = bytes | bytearray
