@@ -1,4 +1,4 @@
-"""How fast the transport is, beside rsocket's own and plain asyncio streams: `python -m tests.transport.bench_transport`.
+"""The transport's speed, beside rsocket's own and plain asyncio streams: `python -m tests.transport.bench_transport`.
 
 A server in a process of its own, over loopback; every repetition runs each system once, and medians are printed. A
 transfer is one request-stream (download) or request-channel (upload) of 256 KiB items with a window of 16, from memory
@@ -145,7 +145,7 @@ async def serve(system: str) -> None:
     if system == STREAMS:
         listener = await asyncio.start_server(_serve_streams, "127.0.0.1", 0, limit=len(CHUNK))
     elif system.startswith("rsocket"):
-        size = int(system.split()[-1])
+        size = int(system.rsplit(maxsplit=1)[-1])
         listener = await asyncio.start_server(
             lambda reader, writer: rsocket_server(TransportTCP(reader, writer, size)), "127.0.0.1", 0
         )
@@ -190,7 +190,7 @@ async def _client(system: str, port: int) -> AsyncGenerator[RSocketClient, None]
     loop = asyncio.get_running_loop()
     if system.startswith("rsocket"):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        transport: Transport = TransportTCP(reader, writer, int(system.split()[-1]))
+        transport: Transport = TransportTCP(reader, writer, int(system.rsplit(maxsplit=1)[-1]))
     else:
         _, transport = await loop.create_connection(_transport_class(system), "127.0.0.1", port)
     async with RSocketClient(single_transport_provider(transport), fragment_size_bytes=FRAGMENT) as client:
