@@ -11,7 +11,7 @@ import pytest
 from reactivex import operators as ops
 
 from rx_client import FileClient
-from shared import ConnectionLost
+from shared import ConnectionFailed
 from tests.support import REQUEST_RESPONSE, name_item, raw_peer, request, route_item
 
 
@@ -46,7 +46,7 @@ async def test_it_serves_until_a_signal_and_exits_0_with_clients_connected(numbe
             assert await files.list_files().pipe(ops.to_list()) == ["a"]
             process.send_signal(number)
             assert await ended(process) == (0, "")
-            with pytest.raises(ConnectionLost):
+            with pytest.raises(ConnectionFailed):
                 await files.download("a")
 
 
