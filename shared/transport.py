@@ -160,8 +160,9 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        # No high water: `pause_writing` says that something waits, `resume_writing` that all of it is in the socket.
-        self._transport.set_write_buffer_limits(high=0)
+        # `pause_writing` says that something waits, `resume_writing` that all of it is in the socket. Not `high=0`, with
+        # which asyncio's TLS pauses when nothing waits, and never resumes.
+        self._transport.set_write_buffer_limits(high=1, low=0)
         socket = self._transport.get_extra_info("socket")
         if _HAS_WRITEV and socket is not None and self._transport.get_extra_info("sslcontext") is None:
             self._fd = socket.fileno()

@@ -1,4 +1,4 @@
-"""How fast the transport is, beside rsocket's own and plain asyncio streams: `python -m tests.transport.bench_transport`.
+"""The transport's speed, beside rsocket's own and plain asyncio streams: `python -m tests.transport.bench_transport`.
 
 A server in a process of its own, over loopback; every repetition runs each system once, and medians are printed. A
 transfer is one request-stream (download) or request-channel (upload) of 256 KiB items with a window of 16, from memory

@@ -157,7 +157,9 @@ _streams = st.lists(
 
 @settings(deadline=None)
 @given(st.data(), _streams)
-def test_reassembly_is_what_a_simple_model_says(data: st.DataObject, streams: list[tuple[int, list[bytes], bool]]) -> None:
+def test_reassembly_is_what_a_simple_model_says(
+    data: st.DataObject, streams: list[tuple[int, list[bytes], bool]]
+) -> None:
     limits = ReassemblyLimits(max_payload_bytes=60, max_connection_bytes=data.draw(st.sampled_from([None, 2500])))
     budget = ReassemblyBudget(data.draw(st.sampled_from([None, 3600])))
     receiving = Receiving(limits, budget)
@@ -282,3 +284,12 @@ def test_a_request_of_the_same_id_after_a_refused_one_is_a_new_one() -> None:
     receiving.feed(request(1, REQUEST_RESPONSE, None, b"small"))
     assert [type(got) for got in receiving.frames] == [RequestResponseFrame]
     assert not any(isinstance(got, PayloadFrame) for got in receiving.frames)
+
+
+def test_a_buffer_that_served_a_larger_frame_is_full_where_its_frame_says() -> None:
+    receiving = Receiving().feed(frame(1, PAYLOAD, NEXT, bytes(900_000)))
+    small = frame(1, PAYLOAD, NEXT, bytes(100_000))
+    receiving.feed(small[:9])
+    receiving.feed(small[9:] + small * 3, taking=False)
+    receiving.take()
+    assert len(receiving.frames) == 5
