@@ -16,9 +16,12 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import reactivex
+from reactivestreams.publisher import Publisher
+from reactivestreams.subscriber import Subscriber
 from reactivex import Observable
 from reactivex.subject import BehaviorSubject
 from rsocket.error_codes import ErrorCode
+from rsocket.exceptions import RSocketProtocolError
 from rsocket.extensions.mimetypes import WellKnownMimeTypes
 from rsocket.frame import KeepAliveFrame
 from rsocket.frame_builders import to_keepalive_frame
@@ -39,6 +42,8 @@ from .observables import on_loop
 # How long a new connection waits for the server's first keepalive. A server that answers none is used all the same,
 # until the keepalive timeout: then it is dead, whatever it is.
 _FIRST_SIGN_SECONDS: Final = 1.0
+
+_NOTHING_HERE: Final = RSocketProtocolError(ErrorCode.REJECTED, data="unknown_route: this client serves nothing")
 
 Auth = tuple[str, str] | str
 """A user name and a password, or a bearer token."""
@@ -64,7 +69,7 @@ class ConnectOptions:
     Attributes:
         connect_timeout: For one attempt: name resolution, TCP and the peer's first sign of life.
         keepalive_period: Between two signs of life.
-        keepalive_timeout: A peer that was silent for this long is dead; noticed within twice that.
+        keepalive_timeout: A server of which nothing arrived, and that took nothing, for this long is dead.
         reconnect_timeout: For all attempts together, when an operation needs a connection and there is none.
         reconnect_base: The delay before the second attempt; it doubles with each.
         reconnect_cap: The longest delay between two attempts. Each is random, from half of it to all of it.
@@ -297,6 +302,7 @@ class Connection:
             setup_payload=self._setup,
             fragment_size_bytes=FRAGMENT_SIZE_BYTES,
         )
+        rsocket.watch(transport)
         handler.on_end = lambda code, text: self._end(rsocket, code, text)
         try:
             await rsocket.connect()
@@ -328,7 +334,23 @@ class Connection:
 
 
 class _Client(RSocketClient):
-    """rsocket's client, whose handler hears the first keepalive, too."""
+    """rsocket's client, whose handler hears the first keepalive, too, and which knows a slow peer from a dead one."""
+
+    def watch(self, transport: FrameTransport) -> None:
+        """Takes the transport whose bytes are the peer's signs of life."""
+        self._file_transport = transport
+
+    async def _keepalive_timeout_task(self) -> None:
+        """In place of rsocket's, which takes only keepalives for life: they wait behind megabytes on a slow link."""
+        assert isinstance(self._handler, _ClientHandler)
+        loop, timeout = asyncio.get_running_loop(), self._max_lifetime_period.total_seconds()
+        transport = self._file_transport
+        alive_at = loop.time()
+        while loop.time() - alive_at <= timeout:
+            await asyncio.sleep(timeout / 5)
+            # What arrives is life, and so is what the peer takes of that which waits to be sent.
+            alive_at = max(alive_at, transport.received_at, transport.write_blocked_since or 0.0)
+        self._handler.end(ErrorCode.CONNECTION_ERROR, f"the server was silent for {timeout:g} s")
 
     async def handle_keep_alive(self, frame: KeepAliveFrame) -> None:
         assert isinstance(self._handler, _ClientHandler)
@@ -344,21 +366,26 @@ class _ClientHandler(BaseRequestHandler):
         self.on_end: Callable[[ErrorCode, str], None] | None = None
         self.ended: tuple[ErrorCode, str] | None = None
         self.first_sign = asyncio.Event()
-        self._said: tuple[ErrorCode, str] | None = None
 
     async def on_error(self, error_code: ErrorCode, payload: Payload) -> None:
-        """An ERROR on stream 0, after which the server closes."""
-        self._said = (error_code, bytes(payload.data or b"").decode("utf-8", errors="replace"))
+        """An ERROR on stream 0 is the connection's end, also if the server leaves it open."""
+        self.end(error_code, bytes(payload.data or b"").decode("utf-8", errors="replace"))
 
-    async def on_keepalive_timeout(self, time_since_last_keepalive: timedelta, rsocket: RSocketBase) -> None:
-        self._end(ErrorCode.CONNECTION_ERROR, f"the server was silent for {time_since_last_keepalive.seconds} s")
+    async def request_response(self, payload: Payload) -> asyncio.Future[Payload]:
+        raise _NOTHING_HERE
+
+    async def request_stream(self, payload: Payload) -> Publisher:
+        raise _NOTHING_HERE
+
+    async def request_channel(self, payload: Payload) -> tuple[Publisher | None, Subscriber | None]:
+        raise _NOTHING_HERE
 
     def on_lost(self, error: Exception | None) -> None:
         """The transport has ended."""
-        code, text = self._said or (ErrorCode.CONNECTION_ERROR, "the connection to the server was lost")
-        self._end(code, text)
+        self.end(ErrorCode.CONNECTION_ERROR, "the connection to the server was lost")
 
-    def _end(self, code: ErrorCode, text: str) -> None:
+    def end(self, code: ErrorCode, text: str) -> None:
+        """Gives up the connection; the first call counts."""
         if self.ended is None:
             self.ended = (code, text)
             self.first_sign.set()

@@ -93,7 +93,7 @@ def ask(connector: Connector, request: Payload) -> Observable[Payload]:
 
 def ask_stream(connector: Connector, request: Payload, request_limit: int) -> Observable[Payload]:
     """One request-stream for each subscription; see `ColdReactiveXClient.request_stream`."""
-    if not 1 <= request_limit <= MAX_REQUEST_N:
+    if not isinstance(request_limit, int) or not 1 <= request_limit <= MAX_REQUEST_N:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"the request limit is 1 to {MAX_REQUEST_N}, not {request_limit}")
     return cold(connector, lambda socket, observer: _StreamRequest(connector, socket, request, observer, request_limit))
 

@@ -26,7 +26,7 @@ from rsocket.payload import Payload
 from rsocket.rsocket_server import RSocketServer
 from rsocket.streams.stream_handler import StreamHandler
 
-from shared.errors import ServerError, TooManyStreams, TransferError, to_protocol_error
+from shared.errors import InvalidRequest, ServerError, TooManyStreams, TransferError, to_protocol_error
 from shared.metadata import parse_metadata, parse_routing
 from shared.outgoing import OutgoingFrame
 from shared.reassembly import ReassemblyLimits
@@ -129,31 +129,35 @@ class ServerConnection(RSocketServer):
         await super()._handle_frame_by_type(frame, async_frame_handler_by_type)
 
     async def handle_setup(self, frame: SetupFrame) -> None:
-        """As rsocket's, but it authenticates, and a SETUP that is rejected, or comes twice, ends the connection."""
-        if self._is_set_up:
-            self._file_transport.fail(ErrorCode.INVALID_SETUP, "invalid_setup: the connection is set up already")
-            return
-        if frame.major_version != PROTOCOL_MAJOR_VERSION:
-            reason = (
-                f"unsupported_setup: this server speaks version {PROTOCOL_MAJOR_VERSION}, not {frame.major_version}"
-            )
-            self._file_transport.fail(ErrorCode.UNSUPPORTED_SETUP, reason)
-            return
+        """In place of rsocket's, which leaves a rejected connection usable."""
         try:
-            await super().handle_setup(frame)
+            self._check_setup(frame)
             if self._users is not None:
                 self._session.user = await self._users.authenticate(parse_metadata(frame.metadata or b""))
         except RSocketProtocolError as error:
-            self._file_transport.fail(error.error_code, error.data or "rejected_setup: the server gave no reason")
+            self._file_transport.fail(error.error_code, error.data or "")
             return
         except TransferError as error:
-            self._file_transport.fail(ErrorCode.REJECTED_SETUP, to_protocol_error(error).data or error.code)
+            self._file_transport.fail(ErrorCode.REJECTED_SETUP, to_protocol_error(error).data or "")
             return
         limits = self._limits
         announced = frame.max_lifetime_milliseconds / 1000
         self._idle_seconds = max(limits.idle_seconds, min(announced, 10 * limits.idle_seconds))
         self._file_transport.set_limits(ReassemblyLimits(limits.max_request_bytes, limits.max_connection_bytes))
         self._is_set_up = True
+
+    def _check_setup(self, frame: SetupFrame) -> None:
+        composite = WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA.value.name
+        unsupported, invalid = ErrorCode.UNSUPPORTED_SETUP, ErrorCode.INVALID_SETUP
+        if self._is_set_up:
+            raise RSocketProtocolError(invalid, data="invalid_setup: the connection is set up already")
+        if frame.major_version != PROTOCOL_MAJOR_VERSION:
+            reason = f"the version must be {PROTOCOL_MAJOR_VERSION}, not {frame.major_version}"
+            raise RSocketProtocolError(unsupported, data=f"unsupported_setup: {reason}")
+        if frame.flags_resume or frame.flags_lease:
+            raise RSocketProtocolError(unsupported, data="unsupported_setup: there is no resumption and no lease here")
+        if bytes(frame.metadata_encoding) != composite:
+            raise InvalidRequest(f"the connection's metadata mimetype must be {composite.decode()}")
 
     async def handle_resume(self, frame: ResumeFrame) -> None:
         """This server resumes transfers, not connections."""

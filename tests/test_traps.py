@@ -370,7 +370,10 @@ async def test_trap_18_a_rejected_setup_ends_the_connection(server: FileServer) 
         assert await peer.receive() is None
     async with raw_peer(server.uri, set_up=False) as peer:
         await peer.send(download)
-        assert (await receive(peer)).kind == ERROR
+        refused = await peer.receive()
+        assert refused is not None
+        assert (refused.stream_id, refused.kind) == (0, ERROR)
+        assert await peer.receive() is None
     assert server.work.completed == 0
 
 

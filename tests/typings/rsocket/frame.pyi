@@ -11,7 +11,6 @@ from .local_typing import ByteTypes
 PROTOCOL_MAJOR_VERSION: Final = 1
 PROTOCOL_MINOR_VERSION: Final = 0
 CONNECTION_STREAM_ID: Final = 0
-PROTOCOL_MAJOR_VERSION: Final = 1
 MAX_REQUEST_N: Final = 0x7FFFFFFF
 
 class FrameType(IntEnum):
@@ -134,19 +133,6 @@ FragmentableFrame = (
     PayloadFrame | RequestResponseFrame | RequestChannelFrame | RequestStreamFrame | RequestFireAndForgetFrame
 )
 
-class ResumeFrame(Frame):
-    def __init__(self) -> None: ...
-    def parse(self, buffer: ByteTypes, offset: int) -> None: ...
-
-initiate_request_frame_types: Final = (
-    RequestResponseFrame,
-    RequestStreamFrame,
-    RequestChannelFrame,
-    RequestFireAndForgetFrame,
-)
-
-def get_header_length(frame: FragmentableFrame) -> int: ...
-def new_frame_fragment(base_frame: FragmentableFrame, fragment: Fragment) -> Frame: ...
 def parse_or_ignore(buffer: ByteTypes) -> Frame | None: ...
 def get_header_length(frame: FragmentableFrame) -> int: ...
 def new_frame_fragment(base_frame: FragmentableFrame, fragment: Fragment) -> Frame: ...

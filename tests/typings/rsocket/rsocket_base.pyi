@@ -36,6 +36,7 @@ T = TypeVar("T", bound=StreamHandler)
 class RSocketBase(RSocket):
     _handler: RequestHandler  # what serves this side's requests
     _stream_control: StreamControl  # this side's open streams
+    _max_lifetime_period: timedelta  # how long a silent peer is alive
     _is_closing: bool  # once set, the sender has stopped
     def __init__(
         self,

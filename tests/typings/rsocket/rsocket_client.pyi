@@ -26,3 +26,4 @@ class RSocketClient(RSocketBase):
         setup_payload: Payload | None = None,
         fragment_size_bytes: int | None = None,
     ) -> None: ...
+    async def _keepalive_timeout_task(self) -> None: ...  # runs beside the receiver
