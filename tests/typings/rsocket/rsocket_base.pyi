@@ -1,3 +1,4 @@
+from abc import abstractmethod
 from asyncio import Event, Future
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
@@ -29,6 +30,7 @@ from .request_handler import RequestHandler
 from .rsocket import RSocket
 from .stream_control import StreamControl
 from .streams.stream_handler import StreamHandler
+from .transports.transport import Transport
 
 T = TypeVar("T", bound=StreamHandler)
 
@@ -51,6 +53,8 @@ class RSocketBase(RSocket):
         setup_payload: Payload | None = None,
         fragment_size_bytes: int | None = None,
     ) -> None: ...
+    @abstractmethod
+    def _current_transport(self) -> Future[Transport]: ...  # done once connected
     def get_fragment_size_bytes(self) -> int | None: ...
     def stop_all_streams(self, error_code: ErrorCode = ..., data: bytes = b"") -> None: ...
     def register_new_stream(self, handler: T) -> T: ...
