@@ -2,7 +2,7 @@
 
 from .chunks import Chunk
 from .client import FileClient
-from .connection import parse_uri
+from .connection import Connected, Connecting, ConnectionState, ConnectOptions, Disconnected, parse_uri
 from .events import Completed, Progress, Retrying, Started, TransferEvent
 from .requests import ColdReactiveXClient
 from .sinks import AsyncWriter
@@ -12,6 +12,11 @@ __all__ = [
     "Chunk",
     "ColdReactiveXClient",
     "Completed",
+    "ConnectOptions",
+    "Connected",
+    "Connecting",
+    "ConnectionState",
+    "Disconnected",
     "FileClient",
     "Progress",
     "Retrying",

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -29,7 +30,8 @@ from shared.transfer import DEFAULT_WINDOW
 from shared.wire import FileInfo, Route, decode_name, request_metadata
 
 from .chunks import Chunk
-from .connection import Connection, ConnectionState, ConnectOptions, Connector, GivenConnection
+from .connection import Auth, Connection, ConnectionState, ConnectOptions, Connector, GivenConnection
+from .deadlines import check_deadline, within
 from .downloading import ChunkRequest, ask_info, download_into
 from .events import TransferEvent
 from .observables import on_loop
@@ -66,21 +68,31 @@ class FileClient:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @staticmethod
-    def connect(uri: str, *, options: ConnectOptions | None = None) -> "AbstractAsyncContextManager[FileClient]":
+    def connect(
+        uri: str,
+        *,
+        auth: Auth | None = None,
+        tls: ssl.SSLContext | None = None,
+        options: ConnectOptions | None = None,
+    ) -> "AbstractAsyncContextManager[FileClient]":
         """A client with a connection of its own: `async with FileClient.connect("tcp://localhost:6565") as files:`.
 
         If the connection is lost, everything under way fails with ConnectionLost, and the next subscription makes a
         new one: so `retry` resumes. At the block's end, what is under way fails with ClientClosed.
 
         Args:
-            uri: `tcp://HOST[:PORT]`; the port is 6565 if it isn't given.
+            uri: `tcp://HOST[:PORT]`, or `tcps://HOST[:PORT]` with TLS; the port is 6565 if it isn't given.
+            auth: A user name and a password, or a bearer token; None for neither.
+            tls: How to verify the server, and who this client is; the system's authorities if None.
             options: See `ConnectOptions`.
 
         Raises (on entering the block):
-            ValueError: `uri` is something else.
-            ConnectionFailed: The connection is refused, the host unknown, or nobody answers.
+            ValueError: `uri` is something else, or `tls` is given with `tcp`.
+            ConnectionFailed: The connection is refused, the host unknown, the certificate wrong, or nobody answers.
+            Unauthenticated: The server wants other credentials.
+            ServerFull: The server has no room for another connection.
         """
-        return _connected(uri, options if options is not None else ConnectOptions())
+        return _connected(uri, options if options is not None else ConnectOptions(), auth, tls)
 
     def connection_state(self) -> Observable[ConnectionState]:
         """Tells whether there is a connection.
@@ -96,12 +108,13 @@ class FileClient:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def upload(self, name: str, content: Content) -> Observable[FileInfo]:
+    def upload(self, name: str, content: Content, *, deadline: float | None = None) -> Observable[FileInfo]:
         """Stores `content` as the file `name`, in place of what has that name.
 
         Args:
             name: 1 to 1,024 bytes of UTF-8 without control characters.
             content: The whole file. A mutable one is copied when this method is called.
+            deadline: Seconds that a subscription may take; None for no limit.
 
         Returns:
             Emits one FileInfo (name and size; the tutorial's route tells no more) when the server has stored the file,
@@ -109,47 +122,58 @@ class FileClient:
 
         Raises:
             TypeError: `name` isn't a str, or `content` isn't bytes-like.
+            ValueError: `deadline` isn't positive.
 
         Raises (through `on_error`):
             InvalidName: `name` isn't one.
-            TransferError: The server refused, or the connection was lost.
+            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
         """
         _check_type(name)
         if not isinstance(content, bytes | bytearray | memoryview):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"content must be bytes, bytearray or memoryview, not {type(content).__name__}")
         data = bytes(content)
         info = FileInfo(name=name, size=len(data))
-        return self._ask(Route.UPLOAD, name, data, lambda _: info)
+        return self._ask(Route.UPLOAD, name, data, lambda _: info, deadline)
 
-    def download(self, name: str) -> Observable[bytes]:
+    def download(self, name: str, *, deadline: float | None = None) -> Observable[bytes]:
         """Fetches the whole file `name` into memory.
+
+        Args:
+            name: The file.
+            deadline: Seconds that a subscription may take; None for no limit.
 
         Returns:
             Emits exactly one `bytes`, also for an empty file, and completes.
 
         Raises:
             TypeError: `name` isn't a str.
+            ValueError: `deadline` isn't positive.
 
         Raises (through `on_error`):
             InvalidName: `name` isn't one.
             NotFound: There is no such file.
-            TransferError: The server refused, or the connection was lost.
+            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
         """
         _check_type(name)
-        return self._ask(Route.DOWNLOAD, name, None, lambda answer: bytes(answer.data or b""))
+        return self._ask(Route.DOWNLOAD, name, None, lambda answer: bytes(answer.data or b""), deadline)
 
     @overload
     def list_files(
-        self, request_n: int = ..., *, prefix: str = ..., details: Literal[False] = ...
+        self, request_n: int = ..., *, prefix: str = ..., details: Literal[False] = ..., deadline: float | None = ...
     ) -> Observable[str]: ...
 
     @overload
     def list_files(
-        self, request_n: int = ..., *, prefix: str = ..., details: Literal[True]
+        self, request_n: int = ..., *, prefix: str = ..., details: Literal[True], deadline: float | None = ...
     ) -> Observable[FileInfo]: ...
 
     def list_files(
-        self, request_n: int = _LIST_REQUEST_N, *, prefix: str = "", details: bool = False
+        self,
+        request_n: int = _LIST_REQUEST_N,
+        *,
+        prefix: str = "",
+        details: bool = False,
+        deadline: float | None = None,
     ) -> Observable[str] | Observable[FileInfo]:
         """Lists the files that the server has at one moment.
 
@@ -157,26 +181,28 @@ class FileClient:
             request_n: The demand: the server is never more than this many names ahead of the subscriber.
             prefix: Only names that start with it.
             details: Whether to emit a FileInfo for each file instead of its name; not from a tutorial's server.
+            deadline: Seconds that a subscription may take; None for no limit.
 
         Returns:
             Emits each file's name or info, in the server's order, and completes; empty if there are no such files.
 
         Raises:
-            ValueError: `request_n` isn't 1 to 2**31 - 1.
+            ValueError: `request_n` isn't 1 to 2**31 - 1, or `deadline` isn't positive.
 
         Raises (through `on_error`):
             ProtocolError: The server sent something that can't be a file's name, or no details.
-            TransferError: The server refused, or the connection was lost.
+            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
         """
+        check_deadline(deadline)
         if prefix or details:
             metadata = transfer_request(Route.FILES, None, ListRequest(details, prefix))
         else:
             metadata = request_metadata(Route.FILES)
         items = ask_stream(self._connector, Payload(b"", metadata), request_n)
         if details:
-            return items.pipe(ops.map(_listed_info))
+            return items.pipe(ops.map(_listed_info), within(deadline))
         # A tutorial's server doesn't know prefixes, and sends every name.
-        return items.pipe(ops.map(_listed_name), ops.filter(lambda name: name.startswith(prefix)))
+        return items.pipe(ops.map(_listed_name), ops.filter(lambda name: name.startswith(prefix)), within(deadline))
 
     def upload_from(
         self,
@@ -189,6 +215,7 @@ class FileClient:
         overwrite: bool = True,
         digest: str | None = DEFAULT_ALGORITHM,
         upload_id: str | None = None,
+        deadline: float | None = None,
     ) -> Observable[TransferEvent]:
         """Uploads a file of any size, a chunk at a time; `retry` resumes it where the server has it.
 
@@ -209,6 +236,7 @@ class FileClient:
             overwrite: Whether a file of that name may be replaced.
             digest: `xxh3-128`, `sha-256`, or None to do without verification.
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; made up if None.
+            deadline: Seconds that a subscription may take; None for no limit.
 
         Returns:
             Emits Started, Progress whenever more bytes are durable at the server, Completed when the file is verified
@@ -225,7 +253,7 @@ class FileClient:
             Superseded: A newer subscription took over.
             SourceExhausted: The source can't be read again from where the server wants to go on.
             BackpressureOverflow: The source is an Observable that outran the connection.
-            TransferError: The server refused, or the connection was lost.
+            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
             OSError: The source's disk failed.
             Exception: Whatever an iterable or Observable source raised.
         """
@@ -249,7 +277,7 @@ class FileClient:
             algorithm=digest,
             upload_id=upload_id,
         )
-        return self._transfer(name, lambda emit: transfer.attempt(self._connector, emit))
+        return self._transfer(name, lambda emit: transfer.attempt(self._connector, emit), deadline)
 
     def download_to(
         self,
@@ -259,6 +287,7 @@ class FileClient:
         offset: int = 0,
         window: int = DEFAULT_WINDOW,
         digest: str | None = DEFAULT_ALGORITHM,
+        deadline: float | None = None,
     ) -> Observable[TransferEvent]:
         """Downloads a file of any size, a chunk at a time; `retry` resumes it where the sink has it.
 
@@ -272,6 +301,7 @@ class FileClient:
             offset: For a writer that has the file's first bytes: how many. They are not verified.
             window: Chunks that the server may be ahead of the sink, 1 or more.
             digest: `xxh3-128`, `sha-256`, or None to do without verification.
+            deadline: Seconds that a subscription may take; None for no limit.
 
         Returns:
             Emits Started (again with `resumed_from=0` if the file changed and is started over), Progress whenever more
@@ -287,7 +317,7 @@ class FileClient:
             Changed: The file changed, and what a writer got can't be taken back.
             IntegrityError: Other bytes arrived than were sent; what was at the path is still there.
             StorageFull: The path's disk is full.
-            TransferError: The server refused, or the connection was lost.
+            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
             OSError: The path's disk failed.
             Exception: Whatever the writer raised.
         """
@@ -309,6 +339,7 @@ class FileClient:
             lambda emit: download_into(
                 self._connector, name, into, algorithm=digest, digest_from=offset, window=window, emit=emit
             ),
+            deadline,
         )
 
     def download_chunks(
@@ -320,6 +351,7 @@ class FileClient:
         *,
         if_match: str | None = None,
         digest: str | None = DEFAULT_ALGORITHM,
+        deadline: float | None = None,
     ) -> Observable[Chunk]:
         """Emits a range of a file as it arrives; the server is never more than `window` chunks ahead of the consumer.
 
@@ -333,6 +365,7 @@ class FileClient:
             window: Chunks, 1 or more.
             if_match: The etag that the file must have; None if any will do.
             digest: `xxh3-128`, `sha-256`, or None to do without verification.
+            deadline: Seconds that a subscription may take; None for no limit.
 
         Returns:
             Emits the chunks, in order; one without bytes if the range is empty. Completes when all have arrived and the
@@ -348,7 +381,7 @@ class FileClient:
             Changed: It isn't the one that `if_match` names.
             InvalidRequest: `offset` is beyond the end.
             IntegrityError: Other bytes arrived than were sent, or too few.
-            TransferError: The server refused, or the connection was lost.
+            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
         """
         _check_type(name)
         _check_range("offset", offset, 0, None)
@@ -361,52 +394,62 @@ class FileClient:
             running = None if digest is None else Digest(digest)
             return ChunkRequest(self._connector, rsocket, name, request, window, observer, running)
 
-        return _naming(name, cold(self._connector, make))
+        return _naming(name, cold(self._connector, make), deadline)
 
-    def stat(self, name: str) -> Observable[FileInfo]:
+    def stat(self, name: str, *, deadline: float | None = None) -> Observable[FileInfo]:
         """Asks what is known of a file.
+
+        Args:
+            name: The file.
+            deadline: Seconds that a subscription may take; None for no limit.
 
         Returns:
             Emits one FileInfo, and completes.
 
         Raises:
             TypeError: `name` isn't a str.
+            ValueError: `deadline` isn't positive.
 
         Raises (through `on_error`):
             InvalidName: `name` isn't one.
             NotFound: There is no such file.
-            TransferError: The server refused, or the connection was lost.
+            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
         """
         _check_type(name)
-        return self._ask_info(Route.STAT, name, FileRequest())
+        return self._ask_info(Route.STAT, name, FileRequest(), deadline)
 
-    def delete(self, name: str, *, if_match: str | None = None) -> Observable[FileInfo]:
+    def delete(self, name: str, *, if_match: str | None = None, deadline: float | None = None) -> Observable[FileInfo]:
         """Removes a file.
 
         Args:
             name: The file.
             if_match: The etag that it must have; None if any will do.
+            deadline: Seconds that a subscription may take; None for no limit.
 
         Returns:
             Emits the FileInfo of what was removed, and completes.
 
         Raises:
             TypeError: `name` isn't a str.
+            ValueError: `deadline` isn't positive.
 
         Raises (through `on_error`):
             InvalidName: `name` isn't one.
             NotFound: There is no such file.
             Changed: It isn't the one that `if_match` names.
-            TransferError: The server refused, or the connection was lost.
+            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
         """
         _check_type(name)
-        return self._ask_info(Route.DELETE, name, FileRequest(if_match))
+        return self._ask_info(Route.DELETE, name, FileRequest(if_match), deadline)
 
-    def _ask_info(self, route: str, name: str, request: FileRequest) -> Observable[FileInfo]:
-        return _naming(name, reactivex.defer(lambda _: ask_info(self._connector, route, name, request)))
+    def _ask_info(self, route: str, name: str, request: FileRequest, deadline: float | None) -> Observable[FileInfo]:
+        return _naming(name, reactivex.defer(lambda _: ask_info(self._connector, route, name, request)), deadline)
 
     def _transfer(
-        self, name: str, attempt: Callable[[Callable[[TransferEvent], None]], Awaitable[None]]
+        self,
+        name: str,
+        attempt: Callable[[Callable[[TransferEvent], None]], Awaitable[None]],
+        deadline: float | None,
     ) -> Observable[TransferEvent]:
         async def named(emit: Callable[[TransferEvent], None]) -> None:
             try:
@@ -414,19 +457,24 @@ class FileClient:
             except TransferError as error:
                 raise _about(error, name) from error.__cause__
 
-        return from_coroutine(named, self._tasks)
+        check_deadline(deadline)
+        return from_coroutine(named, self._tasks).pipe(within(deadline))
 
-    def _ask(self, route: str, name: str, data: bytes | None, convert: Callable[[Payload], T]) -> Observable[T]:
+    def _ask(
+        self, route: str, name: str, data: bytes | None, convert: Callable[[Payload], T], deadline: float | None
+    ) -> Observable[T]:
         def make(_: object) -> Observable[T]:
             request = Payload(data, request_metadata(route, name))
             return ask(self._connector, request).pipe(ops.map(convert))
 
-        return _naming(name, reactivex.defer(make))
+        return _naming(name, reactivex.defer(make), deadline)
 
 
 @asynccontextmanager
-async def _connected(uri: str, options: ConnectOptions) -> AsyncGenerator[FileClient, None]:
-    connection = Connection(uri, options)
+async def _connected(
+    uri: str, options: ConnectOptions, auth: Auth | None, tls: ssl.SSLContext | None
+) -> AsyncGenerator[FileClient, None]:
+    connection = Connection(uri, options, auth, tls)
     client = FileClient(connection)
     try:
         await connection.open()
@@ -456,9 +504,11 @@ def _check_digest(digest: str | None) -> None:
         raise ValueError(error.message) from None
 
 
-def _naming(name: str, source: Observable[T]) -> Observable[T]:
-    """`source`, its errors knowing which file they are about."""
-    return on_loop(source.pipe(ops.catch(lambda error, _: reactivex.throw(_about(error, name)))))
+def _naming(name: str, source: Observable[T], deadline: float | None) -> Observable[T]:
+    """`source`, its errors knowing which file they are about, with a deadline."""
+    check_deadline(deadline)
+    timely: Observable[T] = source.pipe(within(deadline))
+    return on_loop(timely.pipe(ops.catch(lambda error, _: reactivex.throw(_about(error, name)))))
 
 
 def _about(error: Exception, name: str) -> Exception:

@@ -5,9 +5,9 @@ on a dead connection waits for ever. So there is one `RSocketClient` for each co
 """
 
 import asyncio
-import logging
 import os
 import random
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,9 +16,12 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import reactivex
+from reactivestreams.publisher import Publisher
+from reactivestreams.subscriber import Subscriber
 from reactivex import Observable
 from reactivex.subject import BehaviorSubject
 from rsocket.error_codes import ErrorCode
+from rsocket.exceptions import RSocketProtocolError
 from rsocket.extensions.mimetypes import WellKnownMimeTypes
 from rsocket.frame import KeepAliveFrame
 from rsocket.frame_builders import to_keepalive_frame
@@ -30,18 +33,23 @@ from rsocket.rsocket_client import RSocketClient
 
 from shared.errors import ClientClosed, ConnectionFailed, ConnectionLost, TransferError, from_error_frame
 from shared.logs import quiet_rsocket
+from shared.metadata import MetadataItem, build_bearer, build_metadata, build_simple
 from shared.transport import FrameTransport
 from shared.wire import DEFAULT_PORT, FRAGMENT_SIZE_BYTES
 
 from .observables import on_loop
 
-_log = logging.getLogger(__name__)
-
 # How long a new connection waits for the server's first keepalive. A server that answers none is used all the same,
 # until the keepalive timeout: then it is dead, whatever it is.
 _FIRST_SIGN_SECONDS: Final = 1.0
 
+_NOTHING_HERE: Final = RSocketProtocolError(ErrorCode.REJECTED, data="unknown_route: this client serves nothing")
+
+Auth = tuple[str, str] | str
+"""A user name and a password, or a bearer token."""
+
 __all__ = [
+    "Auth",
     "ConnectOptions",
     "Connected",
     "Connecting",
@@ -61,7 +69,7 @@ class ConnectOptions:
     Attributes:
         connect_timeout: For one attempt: name resolution, TCP and the peer's first sign of life.
         keepalive_period: Between two signs of life.
-        keepalive_timeout: A peer that was silent for this long is dead; noticed within twice that.
+        keepalive_timeout: A server of which nothing arrived, and that took nothing, for this long is dead.
         reconnect_timeout: For all attempts together, when an operation needs a connection and there is none.
         reconnect_base: The delay before the second attempt; it doubles with each.
         reconnect_cap: The longest delay between two attempts. Each is random, from half of it to all of it.
@@ -166,16 +174,23 @@ class Connection:
     """A connection of the client's own.
 
     Args:
-        uri: `tcp://HOST[:PORT]`.
+        uri: `tcp://HOST[:PORT]`, or `tcps://HOST[:PORT]` with TLS.
         options: See `ConnectOptions`.
+        auth: A user name and a password, or a bearer token; None for neither.
+        tls: How to encrypt; None for the system's authorities with `tcps`, and not at all with `tcp`.
 
     Raises:
-        ValueError: `uri` is something else.
+        ValueError: `uri` is something else, or `tls` is given with `tcp`.
     """
 
-    def __init__(self, uri: str, options: ConnectOptions) -> None:
+    def __init__(self, uri: str, options: ConnectOptions, auth: Auth | None, tls: ssl.SSLContext | None) -> None:
         self._uri = uri
         self._host, self._port = parse_uri(uri)
+        is_tls = uri.lower().startswith("tcps:")
+        if tls is not None and not is_tls:
+            raise ValueError(f"{uri!r} is not encrypted; write tcps:// to use TLS")
+        self._tls = tls if tls is not None or not is_tls else ssl.create_default_context()
+        self._setup = None if auth is None else Payload(b"", build_metadata([_credentials(auth)]))
         self._options = options
         self._rsocket: RSocketClient | None = None
         self._attempt: asyncio.Task[RSocketBase] | None = None
@@ -247,7 +262,7 @@ class Connection:
             while True:
                 try:
                     return await self._open(min(options.connect_timeout, deadline - loop.time()))
-                except ConnectionFailed as error:
+                except TransferError as error:
                     pause = delay * random.uniform(0.5, 1.0)
                     if not error.retryable or loop.time() + pause >= deadline:
                         self._states.on_next(Disconnected(error))
@@ -270,7 +285,7 @@ class Connection:
         try:
             async with asyncio.timeout(seconds):
                 _, transport = await loop.create_connection(
-                    lambda: FrameTransport(on_lost=handler.on_lost), self._host, self._port
+                    lambda: FrameTransport(on_lost=handler.on_lost), self._host, self._port, ssl=self._tls
                 )
         except TimeoutError:
             raise ConnectionFailed(f"no connection to {self._uri}: not answered within {seconds:.2g} s") from None
@@ -284,8 +299,10 @@ class Connection:
             metadata_encoding=WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA,
             keep_alive_period=timedelta(seconds=options.keepalive_period),
             max_lifetime_period=timedelta(seconds=options.keepalive_timeout),
+            setup_payload=self._setup,
             fragment_size_bytes=FRAGMENT_SIZE_BYTES,
         )
+        rsocket.watch(transport)
         handler.on_end = lambda code, text: self._end(rsocket, code, text)
         try:
             await rsocket.connect()
@@ -295,7 +312,7 @@ class Connection:
                 async with asyncio.timeout(min(seconds, _FIRST_SIGN_SECONDS)):
                     await handler.first_sign.wait()
             if handler.ended is not None:
-                raise ConnectionFailed(f"no connection to {self._uri}: {handler.ended}")
+                raise _connection_failure(self._uri, handler.ended)
         except BaseException:
             self._end(rsocket, ErrorCode.CONNECTION_ERROR, "the attempt to connect was given up")
             raise
@@ -308,9 +325,7 @@ class Connection:
         if self._rsocket is rsocket:
             self._rsocket = None
             if not self._is_closed:
-                cause = from_error_frame(code, text.encode())
-                _log.info("%s: %s", self._uri, cause.message)
-                self._states.on_next(Disconnected(cause))
+                self._states.on_next(Disconnected(from_error_frame(code, text.encode())))
         rsocket.stop_all_streams(code, text.encode())
         # In a task of its own: this may be called by one of those that `close` cancels and waits for.
         ending = asyncio.get_running_loop().create_task(rsocket.close())
@@ -319,7 +334,23 @@ class Connection:
 
 
 class _Client(RSocketClient):
-    """rsocket's client, whose handler hears the first keepalive, too."""
+    """rsocket's client, whose handler hears the first keepalive, too, and which knows a slow peer from a dead one."""
+
+    def watch(self, transport: FrameTransport) -> None:
+        """Takes the transport whose bytes are the peer's signs of life."""
+        self._file_transport = transport
+
+    async def _keepalive_timeout_task(self) -> None:
+        """In place of rsocket's, which takes only keepalives for life: they wait behind megabytes on a slow link."""
+        assert isinstance(self._handler, _ClientHandler)
+        loop, timeout = asyncio.get_running_loop(), self._max_lifetime_period.total_seconds()
+        transport = self._file_transport
+        alive_at = loop.time()
+        while loop.time() - alive_at <= timeout:
+            await asyncio.sleep(timeout / 5)
+            # What arrives is life, and so is what the peer takes of that which waits to be sent.
+            alive_at = max(alive_at, transport.received_at, transport.write_blocked_since or 0.0)
+        self._handler.end(ErrorCode.CONNECTION_ERROR, f"the server was silent for {timeout:g} s")
 
     async def handle_keep_alive(self, frame: KeepAliveFrame) -> None:
         assert isinstance(self._handler, _ClientHandler)
@@ -333,32 +364,49 @@ class _ClientHandler(BaseRequestHandler):
     def __init__(self) -> None:
         super().__init__()
         self.on_end: Callable[[ErrorCode, str], None] | None = None
-        self.ended: str | None = None
+        self.ended: tuple[ErrorCode, str] | None = None
         self.first_sign = asyncio.Event()
-        self._said: tuple[ErrorCode, str] | None = None
 
     async def on_error(self, error_code: ErrorCode, payload: Payload) -> None:
-        """An ERROR on stream 0, after which the server closes."""
-        self._said = (error_code, bytes(payload.data or b"").decode("utf-8", errors="replace"))
+        """An ERROR on stream 0 is the connection's end, also if the server leaves it open."""
+        self.end(error_code, bytes(payload.data or b"").decode("utf-8", errors="replace"))
 
-    async def on_keepalive_timeout(self, time_since_last_keepalive: timedelta, rsocket: RSocketBase) -> None:
-        self._end(ErrorCode.CONNECTION_ERROR, f"the server was silent for {time_since_last_keepalive.seconds} s")
+    async def request_response(self, payload: Payload) -> asyncio.Future[Payload]:
+        raise _NOTHING_HERE
+
+    async def request_stream(self, payload: Payload) -> Publisher:
+        raise _NOTHING_HERE
+
+    async def request_channel(self, payload: Payload) -> tuple[Publisher | None, Subscriber | None]:
+        raise _NOTHING_HERE
 
     def on_lost(self, error: Exception | None) -> None:
         """The transport has ended."""
-        code, text = self._said or (ErrorCode.CONNECTION_ERROR, "the connection to the server was lost")
-        self._end(code, text)
+        self.end(ErrorCode.CONNECTION_ERROR, "the connection to the server was lost")
 
-    def _end(self, code: ErrorCode, text: str) -> None:
+    def end(self, code: ErrorCode, text: str) -> None:
+        """Gives up the connection; the first call counts."""
         if self.ended is None:
-            self.ended = text
+            self.ended = (code, text)
             self.first_sign.set()
             if self.on_end is not None:
                 self.on_end(code, text)
 
 
+def _connection_failure(uri: str, ended: tuple[ErrorCode, str]) -> TransferError:
+    """Why an attempt failed: the server's own reason where it is one of ours, such as `unauthenticated`."""
+    error = from_error_frame(ended[0], ended[1].encode())
+    if isinstance(error, ConnectionFailed):
+        return ConnectionFailed(f"no connection to {uri}: {error.message}")
+    return error
+
+
+def _credentials(auth: Auth) -> MetadataItem:
+    return build_bearer(auth) if isinstance(auth, str) else build_simple(*auth)
+
+
 def parse_uri(uri: str) -> tuple[str, int]:
-    """The host and port of `tcp://HOST[:PORT]`; the port is 6565 if it isn't given.
+    """The host and port of `tcp://HOST[:PORT]` or `tcps://HOST[:PORT]`; the port is 6565 if it isn't given.
 
     Raises:
         ValueError: It is something else.
@@ -368,6 +416,12 @@ def parse_uri(uri: str) -> tuple[str, int]:
         port = parts.port
     except ValueError as error:
         raise ValueError(f"{uri!r} has no valid port: {error}") from None
-    if parts.scheme != "tcp" or not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
-        raise ValueError(f"{uri!r} is not of the form tcp://HOST[:PORT]")
+    if (
+        parts.scheme not in ("tcp", "tcps")
+        or not parts.hostname
+        or parts.path not in ("", "/")
+        or parts.query
+        or parts.username
+    ):
+        raise ValueError(f"{uri!r} is not of the form tcp://HOST[:PORT] or tcps://HOST[:PORT]")
     return parts.hostname, DEFAULT_PORT if port is None else port

@@ -86,6 +86,9 @@ class ChunkRequest(Request):
                 self.receiver.complete(self._digest)
             self._listener.on_completed()
 
+    def _is_owed(self) -> bool:
+        return self._demand.outstanding > 0
+
     def _on_released(self) -> None:
         more = self._demand.released()
         if more and not self._is_done:

@@ -26,10 +26,10 @@ from rsocket.reactivex.reactivex_client import ReactiveXClient
 from rsocket.rsocket_base import RSocketBase
 from rsocket.streams.stream_handler import StreamHandler
 
-from shared.errors import ClientClosed, ConnectionFailed, ProtocolError, from_error_frame
+from shared.errors import ClientClosed, ConnectionFailed, ProtocolError, Stalled, from_error_frame
 from shared.outgoing import OutgoingFrame
 from shared.transfer import Demand
-from shared.transport import SkippedFrame
+from shared.transport import FrameTransport, SkippedFrame
 from shared.wire import FRAGMENT_SIZE_BYTES
 
 from .connection import Connector, GivenConnection
@@ -45,6 +45,8 @@ __all__ = [
     "ask_stream",
     "cold",
 ]
+
+_LOOKS_PER_TIMEOUT: Final = 8
 
 MAX_REQUEST_N: Final = 0x7FFFFFFF
 """The most items that one request-n can ask for."""
@@ -93,7 +95,7 @@ def ask(connector: Connector, request: Payload) -> Observable[Payload]:
 
 def ask_stream(connector: Connector, request: Payload, request_limit: int) -> Observable[Payload]:
     """One request-stream for each subscription; see `ColdReactiveXClient.request_stream`."""
-    if not 1 <= request_limit <= MAX_REQUEST_N:
+    if not isinstance(request_limit, int) or not 1 <= request_limit <= MAX_REQUEST_N:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"the request limit is 1 to {MAX_REQUEST_N}, not {request_limit}")
     return cold(connector, lambda socket, observer: _StreamRequest(connector, socket, request, observer, request_limit))
 
@@ -154,6 +156,10 @@ class Request(StreamHandler, Requester):
         self._on_error = on_error
         self._outgoing: OutgoingFrame | None = None
         self._is_done = False
+        self._frames = 0
+        self._seen: object = None
+        self._moved_at = 0.0
+        self._watch: asyncio.TimerHandle | None = None
 
     def setup(self) -> None:
         """Nothing: `send` does it all."""
@@ -170,6 +176,8 @@ class Request(StreamHandler, Requester):
         frame = self._frame(self._id(), self._fragment_size())
         self._outgoing = OutgoingFrame(frame, replacement=to_cancel_frame(self._id()))
         self._base.send_request(self._outgoing)
+        self._moved_at = asyncio.get_running_loop().time()
+        self._watch_progress()
 
     def cancel(self) -> None:
         """Ends the request from this side; nothing if it has ended."""
@@ -184,6 +192,7 @@ class Request(StreamHandler, Requester):
         """Takes a frame from rsocket, which would send to the server whatever this raised."""
         if self._is_done:
             return
+        self._frames += 1
         try:
             if isinstance(frame, PayloadFrame):
                 self._on_payload(frame)
@@ -208,7 +217,28 @@ class Request(StreamHandler, Requester):
 
     def _end(self) -> None:
         self._is_done = True
+        if self._watch is not None:
+            self._watch.cancel()
         self._finish_stream()
+
+    def _is_owed(self) -> bool:
+        """Whether it is the server's turn; if not, that nothing moves is this side's own doing."""
+        return True
+
+    def _watch_progress(self) -> None:
+        """Fails the request if nothing has moved for it for too long, though keepalives may go to and fro."""
+        loop, timeout = asyncio.get_running_loop(), self._connector.progress_timeout
+        current = self._base._current_transport()
+        transport = current.result() if current.done() else None
+        arrived = transport.received_of(self._id()) if isinstance(transport, FrameTransport) else 0
+        seen = (self._frames, arrived, self._outgoing.fragments if self._outgoing is not None else 0)
+        if seen != self._seen or not self._is_owed():
+            self._seen, self._moved_at = seen, loop.time()
+        elif loop.time() - self._moved_at >= timeout:
+            self.cancel()
+            self._on_error(Stalled(f"nothing moved for {timeout:g} s"))
+            return
+        self._watch = loop.call_later(timeout / _LOOKS_PER_TIMEOUT, self._watch_progress)
 
     def _id(self) -> int:
         assert self.stream_id is not None, "rsocket sets the id when it registers the stream"
@@ -281,6 +311,10 @@ class ChannelListener(Protocol):
         """The server has completed (None), or the channel has failed."""
         ...
 
+    def is_owed(self) -> bool:
+        """Whether it is the server's turn."""
+        ...
+
 
 class ChannelRequest(Request):
     """One request-channel whose items are sent by hand, each in one frame.
@@ -336,6 +370,9 @@ class ChannelRequest(Request):
         for item in self._items:
             item.withdraw()
         self._items.clear()
+
+    def _is_owed(self) -> bool:
+        return self._listener.is_owed()
 
     def _on_payload(self, frame: PayloadFrame) -> None:
         if frame.flags_complete:

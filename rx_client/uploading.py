@@ -204,6 +204,9 @@ class _Channel:
         self._sender.requested(count)
         self._wake.set()
 
+    def is_owed(self) -> bool:
+        return self._sender.is_owed
+
     def on_ended(self, error: Exception | None) -> None:
         self._is_ended = True
         self._failure = error

@@ -2,16 +2,20 @@
 
 import argparse
 import asyncio
+import dataclasses
+import ipaddress
 import logging
 import signal
 import sys
 
 from .data import ChatData
 from .directory_store import DirectoryStore
-from .serving import DEFAULT_HOST, DEFAULT_PORT, serve
+from .limits import Limits
+from .serving import DEFAULT_HOST, DEFAULT_PORT, FileServer, serve, server_tls
+from .users import Users
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m server", description="Serves files over RSocket.")
     parser.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
     parser.add_argument(
@@ -25,31 +29,107 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         default=24 * 60 * 60,
         help="how long an unfinished upload is kept (default: a day)",
     )
+    parser.add_argument(
+        "--auth-file",
+        metavar="FILE",
+        help="who may connect: NAME:HASH[:PERMISSIONS] a line, see python -m server.users",
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="allow other addresses than loopback ones without --auth-file"
+    )
+    parser.add_argument("--tls-cert", metavar="FILE", help="certificate chain (PEM); with --tls-key")
+    parser.add_argument("--tls-key", metavar="FILE", help="private key (PEM); with --tls-cert")
+    parser.add_argument(
+        "--tls-client-ca", metavar="FILE", help="authorities whose certificates clients must show (PEM)"
+    )
+    names = ", ".join(field.name for field in dataclasses.fields(Limits))
+    parser.add_argument(
+        "--limit", metavar="NAME=NUMBER", action="append", default=[], help=f"may be repeated; NAME is one of {names}"
+    )
+    parser.add_argument(
+        "--log-level",
+        default="warning",
+        choices=["debug", "info", "warning", "error"],
+        help="info has a line for each connection and each transfer (default: %(default)s)",
+    )
+    return parser
+
+
+def _server(arguments: list[str] | None) -> FileServer:
+    """The server that the command line asks for; exits with 2 if that makes no sense."""
+    parser = _parser()
     options = parser.parse_args(arguments)
     if not 0 <= options.port <= 65535:
         parser.error(f"--port must be 0 to 65535, not {options.port}")
-    return options
+    if not options.upload_expiry > 0:
+        parser.error(f"--upload-expiry must be more than 0 seconds, not {options.upload_expiry}")
+    if (options.tls_cert is None) != (options.tls_key is None) or (options.tls_client_ca and not options.tls_cert):
+        parser.error("--tls-cert and --tls-key go together, and --tls-client-ca with them")
+    if options.auth_file is None and not options.insecure and not _is_loopback(options.host):
+        parser.error(f"{options.host} can be reached by others: give --auth-file, or --insecure to let anybody in")
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    try:
+        limits = _limits(options.limit)
+        users = None if options.auth_file is None else Users.read(options.auth_file)
+        tls = None
+        if options.tls_cert is not None:
+            tls = server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    data = None
+    if options.store is not None:
+        data = ChatData(DirectoryStore(options.store, max_file_bytes=limits.max_file_bytes))
+    return serve(
+        options.host,
+        options.port,
+        data=data,
+        upload_expiry_seconds=options.upload_expiry,
+        limits=limits,
+        users=users,
+        tls=tls,
+    )
 
 
-async def _serve(options: argparse.Namespace) -> None:
+def _limits(settings: list[str]) -> Limits:
+    numbers: dict[str, float] = {}
+    integers = {field.name for field in dataclasses.fields(Limits) if field.type is not float}
+    for setting in settings:
+        name, _, number = setting.partition("=")
+        if name not in Limits.__slots__:
+            raise ValueError(f"there is no limit {name!r}")
+        try:
+            numbers[name] = int(number) if name in integers else float(number)
+        except ValueError:
+            raise ValueError(f"--limit {name}={number} has no number") from None
+    return dataclasses.replace(Limits(), **numbers)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+async def _serve(server: FileServer) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    data = ChatData(DirectoryStore(options.store)) if options.store is not None else ChatData()
-    async with serve(options.host, options.port, data=data, upload_expiry_seconds=options.upload_expiry) as server:
+    async with server:
         print(f"listening on {server.uri}", flush=True)
         await stop.wait()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the server; the process's exit status."""
-    options = _parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    server = _server(arguments)
     try:
-        asyncio.run(_serve(options))
+        asyncio.run(_serve(server))
     except OSError as error:
-        print(f"can't listen on {options.host}:{options.port}: {error.strerror or error}", file=sys.stderr)
+        print(f"can't serve: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -2,32 +2,50 @@
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
 
 from rsocket.disposable import Disposable
 from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketProtocolError
 from rsocket.extensions.mimetypes import WellKnownMimeTypes
-from rsocket.frame import CancelFrame, Frame, RequestResponseFrame, SetupFrame
+from rsocket.frame import (
+    CONNECTION_STREAM_ID,
+    PROTOCOL_MAJOR_VERSION,
+    CancelFrame,
+    Frame,
+    RequestFireAndForgetFrame,
+    RequestResponseFrame,
+    ResumeFrame,
+    SetupFrame,
+    initiate_request_frame_types,
+)
 from rsocket.frame_builders import to_payload_frame
 from rsocket.helpers import payload_from_frame
 from rsocket.payload import Payload
 from rsocket.rsocket_server import RSocketServer
 from rsocket.streams.stream_handler import StreamHandler
 
-from shared.errors import ServerError, to_protocol_error
+from shared.errors import InvalidRequest, ServerError, TooManyStreams, TransferError, to_protocol_error
+from shared.metadata import parse_metadata, parse_routing
 from shared.outgoing import OutgoingFrame
+from shared.reassembly import ReassemblyLimits
 from shared.transport import FrameTransport, SkippedFrame
-from shared.wire import FRAGMENT_SIZE_BYTES
+from shared.wire import FRAGMENT_SIZE_BYTES, parse_name
 
 from .data import ChatData
 from .handler import FileRequestHandler
+from .limits import Limits
 from .session import ChatUserSession
 from .stream import SendWindow
+from .users import Users
 from .work import Operation, Work
 
 __all__ = ["ServerConnection"]
 
 _log = logging.getLogger(__name__)
+
+FrameHandlers = Mapping[type[Frame], Callable[[Frame], Awaitable[None]]]
 
 # Items of one connection's streams that wait in rsocket's send queue: one fragment's worth.
 _SEND_WINDOW_BYTES = FRAGMENT_SIZE_BYTES
@@ -40,38 +58,145 @@ class ServerConnection(RSocketServer):
         transport: The connection.
         data: What is served.
         work: Counts the operations and owns their tasks.
+        limits: What the peer may make the server hold and do.
+        users: Who may connect; None for anybody.
     """
 
-    def __init__(self, transport: FrameTransport, data: ChatData, work: Work) -> None:
+    def __init__(
+        self, transport: FrameTransport, data: ChatData, work: Work, limits: Limits, users: Users | None
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._work = work
         self._file_transport = transport
+        self._limits = limits
+        self._users = users
+        self._made_at = self._loop.time()
+        self._idle_seconds = limits.idle_seconds
         self._is_set_up = False
+        self._requests = 0
+        self._has_refused_streams = False
+        self._errors: deque[float] = deque()
         self._window = SendWindow(_SEND_WINDOW_BYTES)
-        session = ChatUserSession(data, work, self._window)
+        self._session = ChatUserSession(data, work, self._window)
+        self._session.peer = transport.peer
+        # Until somebody has said who they are, one small frame is all that they may send.
+        stranger = ReassemblyLimits(limits.max_setup_bytes, limits.max_setup_bytes, limits.max_setup_bytes)
+        transport.set_limits(stranger)
         super().__init__(
             transport,
-            handler_factory=lambda: FileRequestHandler(session.router_factory()),
+            handler_factory=lambda: FileRequestHandler(self._session.router_factory()),
             metadata_encoding=WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA,
             fragment_size_bytes=FRAGMENT_SIZE_BYTES,
         )
 
-    async def handle_setup(self, frame: SetupFrame) -> None:
-        """As rsocket's, but a SETUP that is rejected, or comes twice, ends the connection."""
-        if self._is_set_up:
-            self._file_transport.fail(ErrorCode.INVALID_SETUP, "invalid_setup: the connection is set up already")
+    def check(self) -> None:
+        """Closes the connection if it is silent, or takes nothing, for too long. To be called about once a second."""
+        now, limits, transport = self._loop.time(), self._limits, self._file_transport
+        blocked_since = transport.write_blocked_since
+        if not self._is_set_up and now - self._made_at > limits.setup_seconds:
+            transport.fail(ErrorCode.INVALID_SETUP, "timeout: there was no SETUP in time")
+        elif self._is_set_up and now - transport.received_at > self._idle_seconds:
+            transport.fail(ErrorCode.CONNECTION_ERROR, "timeout: the connection was silent for too long")
+        elif blocked_since is not None and now - blocked_since > limits.blocked_seconds:
+            transport.fail(ErrorCode.CONNECTION_ERROR, "timeout: the peer takes nothing of what it asked for")
+
+    def log_end(self) -> None:
+        """Says in one line what the connection was."""
+        _log.info(
+            "connection from %s%s: %d requests in %.3f s%s",
+            self._file_transport.peer,
+            f" ({self._session.user.name})" if self._session.user.name else "",
+            self._requests,
+            self._loop.time() - self._made_at,
+            f"; closed: {self._file_transport.failure}" if self._file_transport.failure else "",
+        )
+
+    async def _handle_frame_by_type(self, frame: Frame, async_frame_handler_by_type: FrameHandlers) -> None:
+        """Whatever concerns the connection itself, or begins a stream, comes through here."""
+        if not self._is_set_up and not isinstance(frame, SetupFrame | ResumeFrame):
+            self._file_transport.fail(ErrorCode.INVALID_SETUP, "invalid_setup: a connection begins with a SETUP")
             return
+        if isinstance(frame, initiate_request_frame_types):
+            self._requests += 1
+            streams = self._stream_control._streams
+            if not frame.stream_id % 2 or frame.stream_id in streams:
+                reason = f"invalid_frame: a request can't have the stream id {frame.stream_id}"
+                self._file_transport.fail(ErrorCode.CONNECTION_ERROR, reason)
+                return
+            if len(streams) >= self._limits.max_streams:
+                self._refuse_stream(frame)
+                return
+        await super()._handle_frame_by_type(frame, async_frame_handler_by_type)
+
+    async def handle_setup(self, frame: SetupFrame) -> None:
+        """In place of rsocket's, which leaves a rejected connection usable."""
         try:
-            await super().handle_setup(frame)
+            self._check_setup(frame)
+            if self._users is not None:
+                self._session.user = await self._users.authenticate(parse_metadata(frame.metadata or b""))
         except RSocketProtocolError as error:
-            self._file_transport.fail(error.error_code, error.data or "rejected_setup: the server gave no reason")
-        else:
-            self._is_set_up = True
+            self._file_transport.fail(error.error_code, error.data or "")
+            return
+        except TransferError as error:
+            self._file_transport.fail(ErrorCode.REJECTED_SETUP, to_protocol_error(error).data or "")
+            return
+        limits = self._limits
+        announced = frame.max_lifetime_milliseconds / 1000
+        self._idle_seconds = max(limits.idle_seconds, min(announced, 10 * limits.idle_seconds))
+        self._file_transport.set_limits(ReassemblyLimits(limits.max_request_bytes, limits.max_connection_bytes))
+        self._is_set_up = True
+
+    def _check_setup(self, frame: SetupFrame) -> None:
+        composite = WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA.value.name
+        unsupported, invalid = ErrorCode.UNSUPPORTED_SETUP, ErrorCode.INVALID_SETUP
+        if self._is_set_up:
+            raise RSocketProtocolError(invalid, data="invalid_setup: the connection is set up already")
+        if frame.major_version != PROTOCOL_MAJOR_VERSION:
+            reason = f"the version must be {PROTOCOL_MAJOR_VERSION}, not {frame.major_version}"
+            raise RSocketProtocolError(unsupported, data=f"unsupported_setup: {reason}")
+        if frame.flags_resume or frame.flags_lease:
+            raise RSocketProtocolError(unsupported, data="unsupported_setup: there is no resumption and no lease here")
+        if bytes(frame.metadata_encoding) != composite:
+            raise InvalidRequest(f"the connection's metadata mimetype must be {composite.decode()}")
+
+    async def handle_resume(self, frame: ResumeFrame) -> None:
+        """This server resumes transfers, not connections."""
+        reason = "rejected_resume: this server doesn't resume connections"
+        self._file_transport.fail(ErrorCode.REJECTED_RESUME, reason)
+
+    def send_error(self, stream_id: int, exception: Exception) -> None:
+        """As rsocket's, but typed, never with an internal text, and not without end."""
+        error = exception if isinstance(exception, RSocketProtocolError) else to_protocol_error(exception)
+        if stream_id == CONNECTION_STREAM_ID:
+            self._file_transport.fail(ErrorCode.CONNECTION_ERROR, error.data or "connection_error")
+            return
+        now = self._loop.time()
+        self._errors.append(now)
+        while self._errors[0] < now - 60:
+            self._errors.popleft()
+        if len(self._errors) > self._limits.max_errors_per_minute:
+            self._file_transport.fail(
+                ErrorCode.CONNECTION_ERROR, "too_many_errors: slow down, or ask for what there is"
+            )
+            return
+        super().send_error(stream_id, error)
+
+    def _refuse_stream(self, frame: Frame) -> None:
+        if isinstance(frame, RequestFireAndForgetFrame):
+            return
+        if not self._has_refused_streams:
+            self._has_refused_streams = True
+            _log.warning("%s has %d streams; more aren't served", self._file_transport.peer, self._limits.max_streams)
+        error = TooManyStreams(f"a connection may have {self._limits.max_streams} requests under way")
+        self.send_error(frame.stream_id, error)
 
     async def handle_request_response(self, frame: RequestResponseFrame) -> None:
         """As rsocket's, but the stream lives until its answer was sent, so that a CANCEL can stop that."""
-        self._stream_control.assert_stream_id_available(frame.stream_id)
+        what = _describe(frame) if _log.isEnabledFor(logging.INFO) else ""
+        operation = self._work.begin(f"{self._session.peer} {what}")
+        operation.nbytes = len(frame.data or b"")
         future = await self._handler.request_response(payload_from_frame(frame))
-        self._register_stream(frame.stream_id, _Reply(self, future, self._work.begin())).setup()
+        self._register_stream(frame.stream_id, _Reply(self, future, operation)).setup()
 
     def send_payload(self, stream_id: int, payload: Payload, complete: bool = False, is_next: bool = True) -> None:
         """As rsocket's, but counted in the send window, and never larger than a frame.
@@ -125,6 +250,7 @@ class _Reply(StreamHandler, Disposable):
             self._fail(ServerError("the server failed to serve this request; its log says why"))
         else:
             frame = to_payload_frame(self._stream(), payload, complete=True, fragment_size_bytes=FRAGMENT_SIZE_BYTES)
+            self._operation.nbytes += len(payload.data or b"")
             self._outgoing = OutgoingFrame(frame, SkippedFrame(), self._on_sent)
             self._connection.send_frame(self._outgoing)
 
@@ -133,14 +259,22 @@ class _Reply(StreamHandler, Disposable):
         self._finish_stream()
 
     def _fail(self, error: BaseException) -> None:
-        typed = error if isinstance(error, RSocketProtocolError) else to_protocol_error(error)
-        self._connection.send_error(self._stream(), typed)
+        self._connection.send_error(self._stream(), error if isinstance(error, Exception) else ServerError(str(error)))
         self._operation.end(error)
         self._finish_stream()
 
     def _stream(self) -> int:
         assert self.stream_id is not None, "rsocket sets the id when it registers the stream"
         return self.stream_id
+
+
+def _describe(frame: Frame) -> str:
+    """The route and the file that a request is about, as far as it says so."""
+    try:
+        items = parse_metadata(frame.metadata or b"")
+        return f"{parse_routing(items)} {parse_name(items)!r}"
+    except TransferError as error:
+        return f"({error.code})"
 
 
 def _is_payload(value: object) -> bool:

@@ -7,17 +7,17 @@ from typing import Any, NoReturn
 from reactivestreams.publisher import Publisher
 from reactivestreams.subscriber import Subscriber
 from reactivestreams.subscription import Subscription
+from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketProtocolError, RSocketUnknownRoute
 from rsocket.extensions.composite_metadata import CompositeMetadata
 from rsocket.extensions.composite_metadata_item import CompositeMetadataItem
-from rsocket.extensions.mimetypes import WellKnownMimeTypes
 from rsocket.frame import FrameType
 from rsocket.payload import Payload
 from rsocket.request_handler import BaseRequestHandler
 from rsocket.routing.request_router import RequestRouter
 from rsocket.streams.error_stream import ErrorStream
 
-from shared.errors import InvalidRequest, TransferError, UnknownRoute, to_protocol_error
+from shared.errors import TransferError, UnknownRoute, to_protocol_error
 from shared.metadata import parse_metadata, parse_routing
 
 __all__ = ["FileRequestHandler"]
@@ -44,15 +44,10 @@ class FileRequestHandler(BaseRequestHandler):
 
     def __init__(self, router: RequestRouter) -> None:
         self._router = router
-        self._is_set_up = False
 
-    async def on_setup(
-        self, data_encoding: bytes | bytearray, metadata_encoding: bytes | bytearray, payload: Payload
-    ) -> None:
-        expected: bytes = WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA.value.name
-        if bytes(metadata_encoding) != expected:
-            raise InvalidRequest(f"the connection's metadata mimetype must be {expected.decode()}")
-        self._is_set_up = True
+    async def on_error(self, error_code: ErrorCode, payload: Payload) -> None:
+        """The client says that the connection has failed; it is about to end."""
+        _log.info("a client gave up its connection, with code %s", error_code.name)
 
     async def request_response(self, payload: Payload) -> asyncio.Future[Payload]:
         try:
@@ -88,8 +83,6 @@ class FileRequestHandler(BaseRequestHandler):
             RSocketProtocolError: Whatever went wrong, ready to be sent.
         """
         try:
-            if not self._is_set_up:
-                raise InvalidRequest("the connection has no accepted SETUP")
             items = parse_metadata(payload.metadata or b"")
             route = parse_routing(items)
             composite = CompositeMetadata([CompositeMetadataItem(item.mimetype, item.content) for item in items])

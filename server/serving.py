@@ -2,18 +2,26 @@
 
 import asyncio
 import logging
+import ssl
+from collections import Counter
+from os import PathLike
 from types import TracebackType
 from typing import Final, Self
 
+from rsocket.error_codes import ErrorCode
+
 from shared.logs import quiet_rsocket
+from shared.reassembly import ReassemblyBudget
 from shared.transport import FrameTransport
 from shared.wire import DEFAULT_PORT
 
 from .connection import ServerConnection
 from .data import ChatData
+from .limits import Limits
+from .users import Users
 from .work import Work
 
-__all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "FileServer", "serve"]
+__all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "FileServer", "serve", "server_tls"]
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +31,7 @@ DEFAULT_HOST: Final = "127.0.0.1"
 _GRACE_SECONDS: Final = 2.0
 _UPLOAD_EXPIRY_SECONDS: Final = 24 * 60 * 60.0
 _SWEEP_SECONDS: Final = 60 * 60.0
+_WATCH_SECONDS: Final = 0.5
 
 
 class FileServer:
@@ -33,8 +42,24 @@ class FileServer:
         work: Counts of its operations: started, completed, failed, cancelled, active.
     """
 
-    def __init__(self, host: str, port: int, data: ChatData, upload_expiry_seconds: float) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        data: ChatData,
+        *,
+        upload_expiry_seconds: float,
+        limits: Limits,
+        users: Users | None,
+        tls: ssl.SSLContext | None,
+    ) -> None:
         self.data = data
+        self._limits = limits
+        self._users = users
+        self._tls = tls
+        self._budget = ReassemblyBudget(limits.max_reassembly_bytes)
+        self._addresses: Counter[str] = Counter()
+        self._has_refused = False
         self._host = host
         self._port = port
         self._upload_expiry_seconds = upload_expiry_seconds
@@ -44,7 +69,7 @@ class FileServer:
 
     @property
     def uri(self) -> str:
-        """Where it listens, as `tcp://HOST:PORT`.
+        """Where it listens, as `tcp://HOST:PORT`, or `tcps://HOST:PORT` with TLS.
 
         Raises:
             RuntimeError: It doesn't listen.
@@ -52,7 +77,8 @@ class FileServer:
         if self._listener is None or not self._listener.sockets:
             raise RuntimeError("the server isn't listening; use it as `async with serve(...) as server:`")
         host, port = self._listener.sockets[0].getsockname()[:2]
-        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        scheme = "tcp" if self._tls is None else "tcps"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     @property
     def connections(self) -> int:
@@ -64,11 +90,18 @@ class FileServer:
         loop = asyncio.get_running_loop()
         await self.data.store.start()
         try:
-            self._listener = await loop.create_server(self._accept, self._host, self._port)
+            self._listener = await loop.create_server(
+                self._accept,
+                self._host,
+                self._port,
+                ssl=self._tls,
+                ssl_handshake_timeout=None if self._tls is None else self._limits.setup_seconds,
+            )
         except BaseException:
             await self.data.store.close()
             raise
         self.work.spawn(self._sweep)
+        self.work.spawn(self._watch)
         return self
 
     async def __aexit__(
@@ -98,15 +131,42 @@ class FileServer:
                 _log.exception("unfinished uploads could not be swept")
             await asyncio.sleep(min(self._upload_expiry_seconds / 10, _SWEEP_SECONDS))
 
+    async def _watch(self) -> None:
+        """Closes connections that are silent, or take nothing, for too long."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            for connection in list(self._connections.values()):
+                connection.check()
+
     def _accept(self) -> FrameTransport:
-        transport = FrameTransport(on_connected=self._connected, on_lost=lambda _: self._forget(transport))
+        def on_lost(_: Exception | None) -> None:
+            self._forget(transport)
+
+        transport = FrameTransport(on_connected=self._connected, on_lost=on_lost, budget=self._budget)
         return transport
 
     def _connected(self, transport: FrameTransport) -> None:
-        self._connections[transport] = ServerConnection(transport, self.data, self.work)
+        limits, address = self._limits, transport.address
+        most_here = limits.max_connections_per_address
+        if len(self._connections) >= limits.max_connections or (
+            most_here is not None and self._addresses[address] >= most_here
+        ):
+            if not self._has_refused:
+                self._has_refused = True
+                _log.warning("refused a connection from %s: too many; more of them aren't logged", transport.peer)
+            transport.fail(ErrorCode.REJECTED_SETUP, "server_full: too many connections; try again later")
+            return
+        self._addresses[address] += 1
+        self._connections[transport] = ServerConnection(transport, self.data, self.work, limits, self._users)
 
     def _forget(self, transport: FrameTransport) -> None:
-        self._connections.pop(transport, None)
+        connection = self._connections.pop(transport, None)
+        if connection is None:
+            return
+        self._addresses[transport.address] -= 1
+        if not self._addresses[transport.address]:
+            del self._addresses[transport.address]
+        connection.log_end()
 
 
 def serve(
@@ -115,17 +175,53 @@ def serve(
     *,
     data: ChatData | None = None,
     upload_expiry_seconds: float = _UPLOAD_EXPIRY_SECONDS,
+    limits: Limits | None = None,
+    users: Users | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> FileServer:
     """A file server for apps and tests: `async with serve() as server: ... server.uri`.
 
     Args:
         host: The address to listen on.
         port: The TCP port; 0 picks a free one.
-        data: What to serve; empty and in memory if None.
+        data: What to serve; empty, in memory, and of `limits.max_store_bytes` at the most if None.
         upload_expiry_seconds: How long an unfinished upload is kept after its last byte; a day by default.
+        limits: What peers may make the server hold and do; the defaults of `Limits` if None.
+        users: Who may connect, see `Users`; None for anybody.
+        tls: How to encrypt, for example from `server_tls`; None for not at all.
 
     Returns:
         The server, which listens from the block's start to its end. Entering the block raises OSError if the address
         can't be bound.
     """
-    return FileServer(host, port, data if data is not None else ChatData(), upload_expiry_seconds)
+    limits = limits if limits is not None else Limits()
+    return FileServer(
+        host,
+        port,
+        data if data is not None else ChatData(max_bytes=limits.max_store_bytes),
+        upload_expiry_seconds=upload_expiry_seconds,
+        limits=limits,
+        users=users,
+        tls=tls,
+    )
+
+
+def server_tls(
+    certificate: str | PathLike[str], key: str | PathLike[str], client_ca: str | None = None
+) -> ssl.SSLContext:
+    """A server's TLS.
+
+    Args:
+        certificate: A file with the certificate chain, as PEM.
+        key: A file with the private key, as PEM.
+        client_ca: A file with the authorities whose certificates clients must show; None if they need none.
+
+    Raises:
+        OSError: A file can't be read, or isn't what it should be (ssl.SSLError).
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(client_ca)
+    return context

@@ -7,6 +7,7 @@ the metadata parameter to be named `composite_metadata`.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, ParamSpec
 
 from reactivestreams.publisher import Publisher
@@ -35,6 +36,7 @@ from .data import ChatData, get_file_name
 from .download import read_range
 from .stream import PullStream, SendWindow
 from .upload import UploadChannel
+from .users import ANYBODY, Right
 from .work import Work
 
 __all__ = ["ChatUserSession"]
@@ -54,11 +56,17 @@ class ChatUserSession:
         data: What is served; the session's own, empty, if None.
         work: Counts the operations and owns their tasks; the session's own if None.
         window: The connection's send window; the session's own if None.
+
+    Attributes:
+        user: Who is asking; anybody, who may do everything, until somebody says otherwise.
+        peer: Where they are, for the log.
     """
 
     def __init__(
         self, data: ChatData | None = None, work: Work | None = None, window: SendWindow | None = None
     ) -> None:
+        self.user = ANYBODY
+        self.peer = "-"
         self._data = data if data is not None else ChatData()
         self._work = work if work is not None else Work()
         self._window = window if window is not None else SendWindow(_DEFAULT_WINDOW_BYTES)
@@ -78,20 +86,24 @@ class ChatUserSession:
         @router.stream(Route.FILES)
         async def get_file_names(composite_metadata: CompositeMetadata) -> Publisher:
             said = _said(composite_metadata)
-            return self._stream(self._list(ListRequest.from_json(said)))
+            return self._stream(Route.FILES, self._list(ListRequest.from_json(said)))
 
         @router.stream(Route.DOWNLOAD)
         async def download_chunks(composite_metadata: CompositeMetadata) -> Publisher:
             name, request = get_file_name(composite_metadata), DownloadRequest.from_json(_said(composite_metadata))
-            return self._stream(read_range(self._data.store, name, request))
+            self.user.check(Right.READ, name)
+            return self._stream(f"{Route.DOWNLOAD} {name!r}", read_range(self._data.store, name, request))
 
         @router.channel(Route.UPLOAD)
         async def upload_chunks(
             payload: Payload, composite_metadata: CompositeMetadata
         ) -> tuple[Publisher, Subscriber]:
             name, request = get_file_name(composite_metadata), UploadRequest.from_json(_said(composite_metadata))
+            self.user.check(Right.WRITE, name)
+            request = replace(request, upload_id=self.user.scoped(request.upload_id))
             first = bytes(payload.data or b"")
-            channel = UploadChannel(self._data.store, self._data.uploads, name, request, first, self._work)
+            operation = self._work.begin(f"{self.peer} {Route.UPLOAD} {name!r} {request.upload_id}")
+            channel = UploadChannel(self._data, name, request, first, self._work, operation)
             return channel, channel
 
         @router.response(Route.UPLOAD_STATUS)
@@ -112,12 +124,14 @@ class ChatUserSession:
 
     async def _upload(self, payload: Payload, composite_metadata: CompositeMetadata) -> Payload:
         name = get_file_name(composite_metadata)
+        self.user.check(Right.WRITE, name)
         # A copy of its own: what rsocket hands over may be a buffer that somebody still writes to.
         await self._data.store.put(name, bytes(payload.data or b""))
         return Payload(b"", name_metadata(name))
 
     async def _download(self, composite_metadata: CompositeMetadata) -> Payload:
         name = get_file_name(composite_metadata)
+        self.user.check(Right.READ, name)
         reader = await self._data.store.open(name)
         try:
             return Payload(await reader.read(0, reader.info.size), name_metadata(name))
@@ -125,25 +139,31 @@ class ChatUserSession:
             await reader.close()
 
     async def _list(self, request: ListRequest) -> AsyncGenerator[tuple[Payload, bool], None]:
-        infos = await self._data.store.list(request.prefix)  # a snapshot: uploads go on meanwhile
+        # A snapshot: uploads go on meanwhile.
+        found = await self._data.store.list(request.prefix)
+        infos = [info for info in found if self.user.may(Right.READ, info.name)]
         for index, info in enumerate(infos, 1):
             metadata = transfer_metadata(info) if request.details else None
             yield Payload(encode_name(info.name), metadata), index == len(infos)
 
     async def _status(self, composite_metadata: CompositeMetadata) -> Payload:
         name, request = get_file_name(composite_metadata), FileRequest.from_json(_said(composite_metadata))
-        upload_id = check_upload_id(request.upload_id or "")
+        self.user.check(Right.WRITE, name)
+        upload_id = self.user.scoped(check_upload_id(request.upload_id or ""))
         return Payload(b"", transfer_metadata(Receipt(await self._data.store.uploaded(upload_id, name))))
 
     async def _stat(self, composite_metadata: CompositeMetadata) -> Payload:
-        return Payload(b"", transfer_metadata(await self._data.store.stat(get_file_name(composite_metadata))))
+        name = get_file_name(composite_metadata)
+        self.user.check(Right.READ, name)
+        return Payload(b"", transfer_metadata(await self._data.store.stat(name)))
 
     async def _delete(self, composite_metadata: CompositeMetadata) -> Payload:
         name, request = get_file_name(composite_metadata), FileRequest.from_json(_said(composite_metadata))
+        self.user.check(Right.DELETE, name)
         return Payload(b"", transfer_metadata(await self._data.store.delete(name, request.if_match)))
 
-    def _stream(self, items: AsyncGenerator[tuple[Payload, bool], None]) -> PullStream:
-        return PullStream(items, self._window, self._work.begin().end)
+    def _stream(self, what: str, items: AsyncGenerator[tuple[Payload, bool], None]) -> PullStream:
+        return PullStream(items, self._window, self._work.begin(f"{self.peer} {what}"))
 
     def _answer(
         self, function: Callable[P, Coroutine[Any, Any, Payload]], *args: P.args, **kwargs: P.kwargs

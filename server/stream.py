@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
 
@@ -13,6 +13,8 @@ from rsocket.disposable import Disposable
 from rsocket.payload import Payload
 
 from shared.errors import InvalidRequest, to_protocol_error
+
+from .work import Operation
 
 __all__ = ["PullStream", "SendWindow"]
 
@@ -75,18 +77,18 @@ class PullStream(Publisher, Subscription, Disposable):
         items: Pairs of a payload, which may not be empty in both data and metadata (rsocket would drop it), and
             whether it is the last, so that no credit is needed to say that the stream is complete.
         window: The connection's send window.
-        on_done: Called once with the exception that ended it; None after completion, CancelledError after a cancel.
+        operation: Is ended with the stream; None if nobody counts.
     """
 
     def __init__(
         self,
         items: AsyncGenerator[tuple[Payload, bool], None],
         window: SendWindow,
-        on_done: Callable[[BaseException | None], None] | None = None,
+        operation: Operation | None = None,
     ) -> None:
         self._items = items
         self._window = window
-        self._on_done = on_done
+        self._operation = operation
         self._credit = 0
         self._wake: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -127,6 +129,8 @@ class PullStream(Publisher, Subscription, Disposable):
                     break
                 assert payload.data or payload.metadata, "an item that is empty in both vanishes in rsocket"
                 self._credit -= 1
+                if self._operation is not None:
+                    self._operation.nbytes += len(payload.data or b"")
                 subscriber.on_next(payload)
         subscriber.on_complete()
 
@@ -136,5 +140,5 @@ class PullStream(Publisher, Subscription, Disposable):
         error = self._refusal or outcome
         if error is not None and not isinstance(error, asyncio.CancelledError):
             subscriber.on_error(to_protocol_error(error))
-        if self._on_done is not None:
-            self._on_done(error)
+        if self._operation is not None:
+            self._operation.end(error)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from reactivestreams.publisher import Publisher
 from reactivestreams.subscriber import Subscriber
@@ -16,8 +16,11 @@ from shared.errors import InvalidRequest, Superseded, TransferError, to_protocol
 from shared.messages import Receipt, UploadEnd, UploadRequest, find_transfer, transfer_metadata
 from shared.transfer import DEFAULT_WINDOW, UploadReceiver
 
-from .store import Store, Upload
+from .store import Upload
 from .work import Operation, Work
+
+if TYPE_CHECKING:
+    from .data import ChatData
 
 __all__ = ["UploadChannel", "UploadOwners"]
 
@@ -59,24 +62,30 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
     client's failure as `on_error`. What is durable by then is kept for the next channel with the same `upload_id`.
 
     Args:
-        store: Where the file goes.
-        owners: Who has which upload.
+        data: Where the file goes, and who has which upload.
         name: The file's name.
         request: What the client asked for.
         first: Bytes that came with the request itself.
         work: Owns the task.
+        operation: Is ended with the channel.
     """
 
     def __init__(
-        self, store: Store, owners: UploadOwners, name: str, request: UploadRequest, first: bytes, work: Work
+        self,
+        data: "ChatData",
+        name: str,
+        request: UploadRequest,
+        first: bytes,
+        work: Work,
+        operation: Operation,
     ) -> None:
         self.name = name
         self.request_made = request
-        self._store = store
-        self._owners = owners
+        self._store = data.store
+        self._owners = data.uploads
         self._first = first
         self._work = work
-        self._operation: Operation = work.begin()
+        self._operation = operation
         self._task: asyncio.Task[None] | None = None
         self._inbound: Subscription | None = None
         self._outbound: Subscriber | None = None
@@ -189,6 +198,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
             self._items.clear()
             if items:
                 self._acknowledge(Receipt(await upload.append(items)))
+                self._operation.nbytes += sum(map(len, items))
             if self._failure is not None:
                 raise self._failure
             if self._is_complete and not self._items:

@@ -2,9 +2,9 @@
 
 The file has a line for each user, `NAME:HASH[:PERMISSIONS]`; empty lines and those that start with `#` are left out.
 HASH is argon2's; `python -m server.users NAME` asks for a password and prints the line. PERMISSIONS are separated by
-spaces: some of the letters `r` (download, list, stat), `w` (upload) and `d` (delete, and overwrite), an `@`, and the
-prefix that they hold for. `r@ rwd@alice/` may read everything, and change what starts with `alice/`. Without them a
-user may do everything.
+spaces: some of the letters `r` (download, list, stat), `w` (upload, in place of a file of that name, too) and `d`
+(delete), an `@`, and the prefix that they hold for. `r@ rwd@alice/` may read everything, and change what starts with
+`alice/`. Without them a user may do everything.
 """
 
 import asyncio

@@ -1,10 +1,16 @@
 """What a server has under way: its tasks, and how its operations end."""
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
+from shared.errors import TransferError
+
 __all__ = ["Operation", "Work"]
+
+_log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,11 +40,11 @@ class Work:
         """Operations under way."""
         return self.started - self.completed - self.failed - self.cancelled
 
-    def begin(self) -> "Operation":
-        """Counts an operation as started."""
+    def begin(self, what: str) -> "Operation":
+        """Counts an operation as started; `what` is for the log."""
         self.started += 1
         self._idle.clear()
-        return Operation(self)
+        return Operation(self, what)
 
     def spawn(
         self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
@@ -72,10 +78,17 @@ class Work:
 
 
 class Operation:
-    """One request under way; the first call of `end` counts."""
+    """One request under way; the first call of `end` counts, and logs one line.
 
-    def __init__(self, work: Work) -> None:
+    Attributes:
+        nbytes: Bytes of content so far, for the log.
+    """
+
+    def __init__(self, work: Work, what: str) -> None:
+        self.nbytes = 0
         self._work: Work | None = work
+        self._what = what
+        self._started_at = time.monotonic()
 
     def end(self, outcome: BaseException | None) -> None:
         """Counts the operation as completed (None), cancelled (CancelledError) or failed (anything else)."""
@@ -84,8 +97,12 @@ class Operation:
             return
         if outcome is None:
             work.completed += 1
+            said = "completed"
         elif isinstance(outcome, asyncio.CancelledError):
             work.cancelled += 1
+            said = "cancelled"
         else:
             work.failed += 1
+            said = f"failed: {outcome.code if isinstance(outcome, TransferError) else 'internal'}"
+        _log.info("%s: %d bytes in %.3f s, %s", self._what, self.nbytes, time.monotonic() - self._started_at, said)
         work.check_idle()

@@ -22,6 +22,7 @@ The tree (`*` marks the retryable ones: the same request may succeed later, unch
     ├── RemoteError               (an error text that is none of the above, from a foreign server)
     ├── ProtocolError             (the peer answered something that the protocol doesn't allow)
     ├── Stalled *                 (also a TimeoutError; no progress within the time allowed)
+    ├── DeadlineExceeded          (also a TimeoutError; the operation took longer than its `deadline`)
     ├── SourceExhausted           (a source can't be read again from where the upload has to go on)
     ├── BackpressureOverflow      (a source that can't be slowed down outran its buffer)
     └── ConnectionFailed *        (also a ConnectionError; no connection could be made)
@@ -44,6 +45,7 @@ __all__ = [
     "ClientClosed",
     "ConnectionFailed",
     "ConnectionLost",
+    "DeadlineExceeded",
     "IntegrityError",
     "InvalidName",
     "InvalidRequest",
@@ -219,6 +221,10 @@ class Stalled(TransferError, TimeoutError):
     """Nothing moved within the time allowed."""
 
     retryable = True
+
+
+class DeadlineExceeded(TransferError, TimeoutError):
+    """The operation took longer than its `deadline`."""
 
 
 class ConnectionFailed(TransferError, ConnectionError):

@@ -17,6 +17,7 @@ from rsocket.frame import (
     PayloadFrame,
     RequestChannelFrame,
     RequestFireAndForgetFrame,
+    RequestNFrame,
     RequestResponseFrame,
     RequestStreamFrame,
     parse_or_ignore,
@@ -141,9 +142,12 @@ def parse_frame(header: FrameHeader, view: memoryview) -> Frame | None:
     if header.kind == FrameType.ERROR:
         return _parse_error(header, view)
     try:
-        return parse_or_ignore(bytes(view))
+        frame = parse_or_ignore(bytes(view))
     except Exception as error:  # rsocket's parser raises whatever struct, enum and slicing raise
         raise FrameError(f"malformed {FrameType(header.kind).name} frame") from error
+    if isinstance(frame, RequestNFrame):
+        frame.request_n &= _MASK_31_BITS  # rsocket counts the reserved bit
+    return frame
 
 
 def _parse_fragmentable(frame: FragmentableFrame, header: FrameHeader, view: memoryview) -> FragmentableFrame:

@@ -26,6 +26,12 @@ class OutgoingFrame(FrameFragmentMixin):
         self._on_sent = on_sent
         self._withdrawn = False
         self._sent = False
+        self._handed = 0
+
+    @property
+    def fragments(self) -> int:
+        """How many fragments were handed to the transport so far."""
+        return self._handed
 
     @property
     def is_sent(self) -> bool:
@@ -47,6 +53,7 @@ class OutgoingFrame(FrameFragmentMixin):
             self._sent = True
             return self._replacement
         fragment = next(self._fragments)
+        self._handed += 1
         if not fragment.flags_follows:
             self._sent = True
             if self._on_sent is not None:

@@ -131,9 +131,9 @@ class SplitPayload:
         self.cost += cost
         self.nbytes += len(fragment.data or b"") + len(fragment.metadata or b"")
         if fragment.metadata:
-            self._metadata.append(fragment.metadata)
+            self._metadata.append(bytes(fragment.metadata))  # as it is, where it is bytes already
         if fragment.data:
-            self._data.append(fragment.data)
+            self._data.append(bytes(fragment.data))
         if not fragment.flags_follows:
             self._end(fragment)
 
@@ -166,16 +166,24 @@ class Reassembler:
     """
 
     def __init__(self, limits: ReassemblyLimits | None = None, budget: ReassemblyBudget | None = None) -> None:
-        self._limits = limits if limits is not None else ReassemblyLimits()
         self._budget = budget
-        # Most frames are no larger than this and whole, and their streams aren't known here: they need no second look.
-        limited = (self._limits.max_frame_bytes, self._limits.max_payload_bytes)
-        self._small_bytes = min(_UNCOUNTED_BYTES, *(limit for limit in limited if limit is not None))
+        self.set_limits(limits if limits is not None else ReassemblyLimits())
         self._held_bytes = 0
         self._incoming_cost = 0
         self._is_closed = False
         self._partials: dict[int, SplitPayload] = {}
         self._abandoned: OrderedDict[int, None] = OrderedDict()
+
+    def set_limits(self, limits: ReassemblyLimits) -> None:
+        """Replaces the limits, for what arrives from now on."""
+        self._limits = limits
+        # Most frames are this small and whole, of streams that nothing is known of here: those need no second look.
+        self._small_bytes = min(_UNCOUNTED_BYTES, limits.max_frame_bytes, limits.max_payload_bytes or MAX_FRAME_BYTES)
+
+    def received_of(self, stream_id: int) -> int:
+        """Bytes that have arrived of a payload of this stream that isn't whole yet."""
+        partial = self._partials.get(stream_id)
+        return 0 if partial is None else partial.nbytes
 
     @property
     def pending(self) -> int:

@@ -173,6 +173,11 @@ class UploadSender:
         """Whether another item may be sent now: the server asked for it, and is no more than a window behind."""
         return self._credit > 0 and self._sent is not None and len(self._ends) < self._window
 
+    @property
+    def is_owed(self) -> bool:
+        """Whether it is the server's turn: to say where to begin, to ask for more, or to confirm what it has."""
+        return self._is_ended or not self.may_send or bool(self._ends)
+
     def requested(self, count: int) -> None:
         """The server asks for `count` more items."""
         self._credit += count

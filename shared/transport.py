@@ -94,6 +94,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._is_reading_paused = False
         self._reader: asyncio.Future[None] | None = None
         self._received_this_turn = 0
+        self._received_at = self._loop.time()
         self._has_refused = False
 
         # The socket, while frames may be written past asyncio.
@@ -122,6 +123,24 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         """The other end's address, for logs."""
         name = self._transport.get_extra_info("peername") if self._transport is not None else None
         return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unknown"
+
+    @property
+    def address(self) -> str:
+        """The other end's address without its port."""
+        return self.peer.rpartition(":")[0]
+
+    @property
+    def received_at(self) -> float:
+        """The loop's time when bytes last arrived, or the connection was made."""
+        return self._received_at
+
+    def received_of(self, stream_id: int) -> int:
+        """Bytes that have arrived of a payload of this stream that isn't whole yet."""
+        return self._reassembler.received_of(stream_id)
+
+    def set_limits(self, limits: ReassemblyLimits) -> None:
+        """Replaces the connection's limits, for what arrives from now on."""
+        self._reassembler.set_limits(limits)
 
     @property
     def held_bytes(self) -> int:
@@ -163,6 +182,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._failure is not None:
             return  # read so that closing the socket doesn't reset it, and the peer gets to see the ERROR
+        self._received_at = self._loop.time()
         self._receiver.received(nbytes)
         if self._receiver.is_ready:
             _wake(self._reader)

@@ -230,13 +230,14 @@ def test_the_private_parts_that_we_use_are_there() -> None:
     assert parameters(RSocketBase.send_payload) == ["self", "stream_id", "payload", "complete", "is_next"]
     assert parameters(RSocketBase.send_request) == ["self", "frame"]
     assert parameters(RSocketBase.send_error) == ["self", "stream_id", "exception"]
+    assert parameters(RSocketBase._handle_frame_by_type) == ["self", "frame", "async_frame_handler_by_type"]
     assert parameters(RSocketBase.handle_setup) == ["self", "frame"]
     assert parameters(RSocketBase.handle_request_response) == ["self", "frame"]
     assert parameters(FrameFragmentMixin.get_next_fragment) == ["self", "requires_length_header"]
 
 
 async def test_a_connection_has_the_private_state_that_we_read() -> None:
-    """`rx_client/requests.py` reads `_is_closing`; `server/connection.py` `_handler` and `_stream_control`."""
+    """`rx_client/connection.py` reads `_is_closing`; `server/connection.py` `_handler` and `_stream_control`."""
     handler = Handler(respond=lambda _: asyncio.get_running_loop().create_future())
     async with plain_pair(handler) as (client, server):
         assert client._is_closing is False
@@ -290,7 +291,7 @@ def test_trap_2_the_length_of_a_large_frame_wraps() -> None:
 
 
 async def test_trap_3_a_cancelled_request_is_sent_and_served() -> None:
-    """Remedy: `shared/outgoing.py` doesn't send the rest; `shared/frames.py` drops what a cancelled request left."""
+    """Remedy: `shared/outgoing.py` holds back what isn't sent; `shared/reassembly.py` drops what was."""
     served: list[bytes] = []
     handler = Handler(respond=lambda data: served.append(bytes(data)) or Payload(b"ok"))
     async with plain_pair(handler, SMALLEST_FRAGMENTS) as (client, _):
@@ -330,7 +331,7 @@ def test_trap_6_truncated_metadata_is_a_shorter_name() -> None:
 
 
 async def test_trap_7_a_request_is_sent_at_the_call_and_only_then() -> None:
-    """Remedy: `ColdReactiveXClient.request_response` in `rx_client/requests.py`."""
+    """Remedy: `cold` in `rx_client/requests.py`."""
     served: list[bytes] = []
 
     def respond(data: bytes) -> Payload:
@@ -346,7 +347,7 @@ async def test_trap_7_a_request_is_sent_at_the_call_and_only_then() -> None:
 
 
 async def test_trap_7_disposing_one_subscription_ends_the_other() -> None:
-    """Remedy: `ColdReactiveXClient.request_response` in `rx_client/requests.py`."""
+    """Remedy: `cold` in `rx_client/requests.py`."""
     errors: list[BaseException] = []
     answer = asyncio.get_running_loop().create_future()
     async with plain_pair(Handler(respond=lambda _: answer)) as (client, _):
@@ -359,7 +360,7 @@ async def test_trap_7_disposing_one_subscription_ends_the_other() -> None:
 
 
 async def test_trap_7_a_second_subscription_to_a_stream_hangs() -> None:
-    """Remedy: `ColdReactiveXClient.request_stream` in `rx_client/requests.py`."""
+    """Remedy: `cold` in `rx_client/requests.py`."""
     async with plain_pair(Handler(publish=lambda: AtOnce(Payload(b"a")))) as (client, _):
         once = ReactiveXClient(client).request_stream(Payload(b"x"))
         await once
@@ -367,7 +368,7 @@ async def test_trap_7_a_second_subscription_to_a_stream_hangs() -> None:
 
 
 async def test_trap_7_a_stream_disposed_in_the_same_tick_leaks() -> None:
-    """Remedy: the synchronous `_Request` in `rx_client/requests.py`."""
+    """Remedy: the synchronous `Request` in `rx_client/requests.py`."""
     async with plain_pair(Handler(respond=echo)) as (client, _):
         ReactiveXClient(client).request_stream(Payload(b"x")).subscribe().dispose()
         await client.request_response(Payload(b"a round trip later"))
@@ -375,7 +376,7 @@ async def test_trap_7_a_stream_disposed_in_the_same_tick_leaks() -> None:
 
 
 async def test_trap_8_an_empty_response_is_no_response() -> None:
-    """Remedy: `ColdReactiveXClient.request_response` in `rx_client/requests.py` emits it."""
+    """Remedy: `_ResponseRequest` in `rx_client/requests.py` emits it."""
     async with plain_pair(Handler(respond=lambda _: Payload())) as (client, _):
         with pytest.raises(SequenceContainsNoElementsError):
             await ReactiveXClient(client).request_response(Payload(b"x"))
@@ -415,7 +416,7 @@ async def test_trap_10_an_observable_is_pulled_without_limit_and_never_disposed(
 
 
 async def test_trap_11_an_observer_that_raises_tells_the_server_and_the_stream_goes_on() -> None:
-    """Remedy: `_Request.frame_received` in `rx_client/requests.py`."""
+    """Remedy: `Request.frame_received` in `rx_client/requests.py`."""
     errors: list[str] = []
 
     async def serve_one(peer: RawPeer) -> None:
@@ -457,7 +458,7 @@ async def test_trap_13_the_last_item_completes_without_on_complete() -> None:
 
 
 async def test_trap_14_a_request_on_a_lost_connection_hangs() -> None:
-    """Remedy: the look at `_is_closing` in `rx_client/requests.py`."""
+    """Remedy: `Connector.current` in `rx_client/connection.py`."""
     async with plain_pair(Handler(respond=echo)) as (client, server):
         await server.close()
         await eventually(lambda: client._is_closing)
@@ -480,7 +481,7 @@ async def test_trap_14_a_refused_connect_does_not_raise_until_the_close() -> Non
 
 
 async def test_trap_15_a_keepalive_timeout_ends_nothing() -> None:
-    """Remedy: `_ClientHandler.on_keepalive_timeout` in `rx_client/connection.py`."""
+    """Remedy: `_ClientHandler` in `rx_client/connection.py`."""
     noticed = asyncio.Event()
 
     class Noticing(BaseRequestHandler):
@@ -578,7 +579,7 @@ def numbers(count: int) -> Observable[Payload]:
 
 
 async def test_trap_20_a_disposed_upload_goes_on() -> None:
-    """Remedy: not needed before there are channels; the requester has to stop its source itself."""
+    """Remedy: `ChannelRequest` in `rx_client/requests.py` and `rx_client/uploading.py` stop the source themselves."""
     collector = Collector()
     async with plain_pair(Handler(connect=lambda: (Silent(), collector))) as (client, _):
         upload = ReactiveXClient(client).request_channel(Payload(b"x"), observable=numbers(100)).subscribe()
@@ -588,7 +589,7 @@ async def test_trap_20_a_disposed_upload_goes_on() -> None:
 
 
 async def test_trap_20_an_upload_goes_on_after_the_servers_error() -> None:
-    """Remedy: the server has to cancel as well, as `_RefusedChannel` in `server/handler.py` does."""
+    """Remedy: `server/upload.py` and `_RefusedChannel` in `server/handler.py` cancel as well."""
 
     class Failing(DefaultPublisherSubscription):
         def request(self, n: int) -> None:
@@ -604,7 +605,7 @@ async def test_trap_20_an_upload_goes_on_after_the_servers_error() -> None:
 
 
 async def test_trap_20_an_error_of_the_uploads_source_is_not_reported() -> None:
-    """Remedy: not needed before there are channels; the requester has to report it itself."""
+    """Remedy: `rx_client/uploading.py` reports it."""
     collector = Collector()
     async with plain_pair(Handler(connect=lambda: (Silent(), collector))) as (client, _):
         failing = reactivex.throw(OSError("the disk"))
@@ -613,7 +614,7 @@ async def test_trap_20_an_error_of_the_uploads_source_is_not_reported() -> None:
 
 
 async def test_trap_21_the_subscriber_of_an_upload_is_not_told_of_a_lost_connection() -> None:
-    """Remedy: not needed before there are channels; the publisher's half of a channel is told."""
+    """Remedy: `UploadChannel` in `server/upload.py` is the publisher, too, which is told."""
     collector = Collector()
     cancelled = asyncio.Event()
 
@@ -630,7 +631,7 @@ async def test_trap_21_the_subscriber_of_an_upload_is_not_told_of_a_lost_connect
 
 
 async def test_trap_22_without_a_publisher_the_client_completes_before_the_upload() -> None:
-    """Remedy: not needed before there are channels; the server has to publish a receipt after the commit."""
+    """Remedy: `UploadChannel` in `server/upload.py` publishes a receipt after the commit."""
     collector = Collector()
     received: list[int] = []
     async with plain_pair(Handler(connect=lambda: (None, collector))) as (client, _):
@@ -656,7 +657,7 @@ async def test_trap_23_a_stream_cancelled_in_the_segment_of_its_request_leaks() 
 
 
 def test_trap_24_what_a_stranger_has_the_server_reassemble_is_unlimited() -> None:
-    """Remedy: `Reassembler` in `shared/frames.py`, which stands in the cache's place, and where limits belong."""
+    """Remedy: `Reassembler` in `shared/reassembly.py`, which has limits, and leaves the cache nothing to join."""
     cache = FrameFragmentCache()
     for _ in range(20):
         fragment = RequestResponseFrame() if not cache._frames_by_stream_id else PayloadFrame()
@@ -767,7 +768,7 @@ async def test_trap_31_normal_cancels_and_disconnects_are_logged_as_trouble(
 
 
 def test_trap_32_retries_are_immediate_and_observables_are_not_iterated() -> None:
-    """Remedy: the operators of `rx_client`."""
+    """Remedy: `rx_client/operators`."""
     assert not hasattr(ops, "retry_when")
     assert list(inspect.signature(ops.retry).parameters) == ["retry_count"]
     assert not hasattr(Observable, "__aiter__")

@@ -15,11 +15,13 @@ ROOT = Path(shared.__file__).parents[1]
 EXPORTED = {
     "rx_client": {
         *("AsyncWriter", "Chunk", "ColdReactiveXClient", "FileClient", "parse_uri"),
+        *("ConnectOptions", "Connected", "Connecting", "ConnectionState", "Disconnected"),
         *("Completed", "Progress", "Retrying", "Started", "TransferEvent"),
     },
     "server": {
         *("ChatData", "ChatUserSession", "FileServer", "get_file_name", "serve"),
         *("DirectoryStore", "MemoryStore", "Reader", "Store", "Upload"),
+        *("Limits", "Users", "server_tls"),
     },
 }
 

@@ -413,6 +413,38 @@ async def test_a_setup_without_composite_metadata_ends_the_connection(server: Fi
         assert await peer.receive() is None
 
 
+async def test_a_connection_begins_with_a_setup(server: FileServer) -> None:
+    for first in (upload(1, b"a", b"x"), listing(1, 1), frame(0, KEEPALIVE, 0x80, bytes(8)), request_n(1, 1)):
+        async with raw_peer(server.uri, set_up=False) as peer:
+            await peer.send(first, upload(3, b"b", b"y"))
+            error = await expect(peer)
+            assert (error.stream_id, error.error[0]) == (0, 0x001)
+            assert await peer.receive() is None
+    assert server.data.files == {}
+
+
+@pytest.mark.parametrize("version", [(0, 0), (0, 2), (2, 0), (65535, 65535)])
+async def test_another_version_ends_the_connection(server: FileServer, version: tuple[int, int]) -> None:
+    async with raw_peer(server.uri, set_up=False) as peer:
+        await peer.send(setup(version=version))
+        error = await expect(peer)
+        assert (error.stream_id, error.error[0]) == (0, 0x002)
+        assert error.error[1].startswith("unsupported_setup: ")
+        assert await peer.receive() is None
+
+
+async def test_an_id_that_is_in_use_or_the_servers_ends_the_connection(server: FileServer) -> None:
+    server.data.files.update({"a": b"", "b": b""})
+    for second in (listing(1, 1), listing(2, 1)):
+        async with raw_peer(server.uri) as peer:
+            await peer.send(listing(1, 1))
+            assert (await expect(peer)).data == b"a"
+            await peer.send(second)
+            error = await expect(peer)
+            assert (error.stream_id, error.error[0]) == (0, 0x101)
+            assert await peer.receive() is None
+
+
 async def test_a_second_setup_ends_the_connection(peer: RawPeer) -> None:
     await peer.send(setup())
     error = await expect(peer)
@@ -430,6 +462,7 @@ async def test_a_second_setup_ends_the_connection(peer: RawPeer) -> None:
         frame(1, REQUEST_RESPONSE, METADATA, b"\xff\xff\xff"),  # metadata beyond the frame
         frame(1, REQUEST_STREAM, 0, b"\x00"),  # no room for request-n
         frame(1, 0x0B, 0, b""),  # an ERROR without a code
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
 )
 async def test_what_is_no_frame_ends_the_connection_with_an_error(peer: RawPeer, garbage: bytes) -> None:

@@ -61,8 +61,9 @@ def test_stubs_are_true_to_the_library(name: str, stub: ast.Module) -> None:
                 _check_class(getattr(module, node.name), node)
             case ast.FunctionDef() | ast.AsyncFunctionDef():
                 _check_function(getattr(module, node.name), node)
-            case ast.AnnAssign(target=ast.Name(id=constant), value=ast.Constant(value=value)):
-                assert getattr(module, constant) == value
+            case ast.AnnAssign(target=ast.Name(id=constant), value=value):
+                assert value is None or getattr(module, constant) == ast.literal_eval(value)
+                assert hasattr(module, constant)
 
 
 def _check_class(real: type, stub: ast.ClassDef) -> None:

@@ -5,8 +5,11 @@ from enum import IntEnum
 from typing import Final
 
 from .error_codes import ErrorCode
+from .fragment import Fragment
 from .local_typing import ByteTypes
 
+PROTOCOL_MAJOR_VERSION: Final = 1
+PROTOCOL_MINOR_VERSION: Final = 0
 CONNECTION_STREAM_ID: Final = 0
 MAX_REQUEST_N: Final = 0x7FFFFFFF
 
@@ -52,6 +55,8 @@ class FrameFragmentMixin(metaclass=ABCMeta):
     def get_next_fragment(self, requires_length_header: bool = True) -> Frame | None: ...
 
 class SetupFrame(Frame):
+    major_version: int
+    minor_version: int
     keep_alive_milliseconds: int
     max_lifetime_milliseconds: int
     metadata_encoding: ByteTypes
@@ -109,11 +114,28 @@ class MetadataPushFrame(Frame):
     def __init__(self) -> None: ...
     def parse(self, buffer: ByteTypes, offset: int) -> None: ...
 
+class ResumeFrame(Frame):
+    major_version: int
+    minor_version: int
+    def __init__(self) -> None: ...
+    def parse(self, buffer: ByteTypes, offset: int) -> None: ...
+
+initiate_request_frame_types: Final[
+    tuple[
+        type[RequestResponseFrame],
+        type[RequestStreamFrame],
+        type[RequestChannelFrame],
+        type[RequestFireAndForgetFrame],
+    ]
+]
+
 FragmentableFrame = (
     PayloadFrame | RequestResponseFrame | RequestChannelFrame | RequestStreamFrame | RequestFireAndForgetFrame
 )
 
 def parse_or_ignore(buffer: ByteTypes) -> Frame | None: ...
+def get_header_length(frame: FragmentableFrame) -> int: ...
+def new_frame_fragment(base_frame: FragmentableFrame, fragment: Fragment) -> Frame: ...
 def exception_to_error_frame(stream_id: int, exception: Exception) -> ErrorFrame: ...
 def error_frame_to_exception(frame: ErrorFrame) -> Exception: ...
 def serialize_with_frame_size_header(frame: Frame) -> bytes: ...

@@ -1,5 +1,6 @@
+from abc import abstractmethod
 from asyncio import Event, Future
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Self, TypeVar
@@ -19,6 +20,7 @@ from .frame import (
     RequestFrame,
     RequestResponseFrame,
     RequestStreamFrame,
+    ResumeFrame,
     SetupFrame,
 )
 from .handlers.request_channel_requester import RequestChannelRequester
@@ -28,6 +30,7 @@ from .request_handler import RequestHandler
 from .rsocket import RSocket
 from .stream_control import StreamControl
 from .streams.stream_handler import StreamHandler
+from .transports.transport import Transport
 
 T = TypeVar("T", bound=StreamHandler)
 
@@ -35,6 +38,7 @@ T = TypeVar("T", bound=StreamHandler)
 class RSocketBase(RSocket):
     _handler: RequestHandler  # what serves this side's requests
     _stream_control: StreamControl  # this side's open streams
+    _max_lifetime_period: timedelta  # how long a silent peer is alive
     _is_closing: bool  # once set, the sender has stopped
     def __init__(
         self,
@@ -49,6 +53,8 @@ class RSocketBase(RSocket):
         setup_payload: Payload | None = None,
         fragment_size_bytes: int | None = None,
     ) -> None: ...
+    @abstractmethod
+    def _current_transport(self) -> Future[Transport]: ...  # done once connected
     def get_fragment_size_bytes(self) -> int | None: ...
     def stop_all_streams(self, error_code: ErrorCode = ..., data: bytes = b"") -> None: ...
     def register_new_stream(self, handler: T) -> T: ...
@@ -61,7 +67,12 @@ class RSocketBase(RSocket):
     def send_complete(self, stream_id: int) -> None: ...
     def send_error(self, stream_id: int, exception: Exception) -> None: ...
     def send_payload(self, stream_id: int, payload: Payload, complete: bool = False, is_next: bool = True) -> None: ...
+    # Handles whole frames of stream 0, and those that begin a stream.
+    async def _handle_frame_by_type(
+        self, frame: Frame, async_frame_handler_by_type: Mapping[type[Frame], Callable[..., Awaitable[None]]]
+    ) -> None: ...
     async def handle_setup(self, frame: SetupFrame) -> None: ...
+    async def handle_resume(self, frame: ResumeFrame) -> None: ...
     async def handle_error(self, frame: ErrorFrame) -> None: ...
     async def handle_keep_alive(self, frame: KeepAliveFrame) -> None: ...
     async def handle_request_response(self, frame: RequestResponseFrame) -> None: ...

@@ -1,3 +1,4 @@
+from asyncio import Future
 from collections.abc import AsyncGenerator, Callable
 from datetime import timedelta
 from typing import Any
@@ -26,3 +27,5 @@ class RSocketClient(RSocketBase):
         setup_payload: Payload | None = None,
         fragment_size_bytes: int | None = None,
     ) -> None: ...
+    async def _keepalive_timeout_task(self) -> None: ...  # runs beside the receiver
+    def _current_transport(self) -> Future[Transport]: ...

@@ -1,3 +1,4 @@
+from asyncio import Future
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -26,3 +27,4 @@ class RSocketServer(RSocketBase):
         fragment_size_bytes: int | None = None,
         on_ready: Callable[[RSocketBase], object] | None = None,
     ) -> None: ...
+    def _current_transport(self) -> Future[Transport]: ...
