@@ -14,6 +14,7 @@ take goes through asyncio's own buffer. TLS, and systems without `os.writev`, us
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Self, cast
@@ -43,6 +44,9 @@ _log = logging.getLogger(__name__)
 _HAS_WRITEV: Final = hasattr(os, "writev")
 # Small frames wait for each other, until nothing is left to send or this much is waiting.
 _GATHER_BYTES: Final = 16 * 1024
+# What the kernel may hold that isn't on its way yet. It can't be overtaken by a small frame; what is on its way isn't
+# limited, so that long lines stay full. Over loopback less of it also means that more stays in the processor's cache.
+_UNSENT_BYTES: Final = 128 * 1024
 # After so many frames or bytes the loop gets a turn. Handling a small frame takes 20 to 50 µs, writing 256 KiB 100 µs.
 _FRAMES_PER_TURN: Final = 16
 _SENT_BYTES_PER_TURN: Final = 256 * 1024
@@ -160,12 +164,15 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        # `pause_writing` says that something waits, `resume_writing` that all of it is in the socket. Not `high=0`, with
-        # which asyncio's TLS pauses when nothing waits, and never resumes.
+        # `pause_writing` says that something waits, `resume_writing` that all of it is in the socket. Not `high=0`:
+        # with it asyncio's TLS pauses when nothing waits, and never resumes.
         self._transport.set_write_buffer_limits(high=1, low=0)
-        socket = self._transport.get_extra_info("socket")
-        if _HAS_WRITEV and socket is not None and self._transport.get_extra_info("sslcontext") is None:
-            self._fd = socket.fileno()
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            with suppress(OSError):  # not TCP
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        if _HAS_WRITEV and sock is not None and self._transport.get_extra_info("sslcontext") is None:
+            self._fd = sock.fileno()
         if self._on_connected is not None:
             self._on_connected(self)
 
