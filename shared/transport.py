@@ -32,9 +32,17 @@ from rsocket.frame import (
 from rsocket.frame_builders import to_cancel_frame
 from rsocket.transports.transport import Transport
 
-from .errors import to_protocol_error
+from .errors import ServerError, TransferError, to_protocol_error
 from .frames import MAX_FRAME_BYTES, FrameError
-from .reassembly import PayloadRefused, Reassembler, ReassemblyBudget, ReassemblyLimits, SplitPayload
+from .reassembly import (
+    PayloadRefused,
+    Reassembler,
+    ReassemblyBudget,
+    ReassemblyLimits,
+    SplitPayload,
+    Spool,
+    Spooler,
+)
 from .receiving import FrameReceiver
 
 __all__ = ["FrameTransport", "ReassemblyBudget", "ReassemblyLimits", "SkippedFrame"]
@@ -137,6 +145,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     def received_of(self, stream_id: int) -> int:
         """Bytes that have arrived of a payload of this stream that isn't whole yet."""
         return self._reassembler.received_of(stream_id)
+
+    def set_spooler(self, spooler: Spooler) -> None:
+        """Sets who decides which split requests' data don't go to memory."""
+        self._reassembler.spooler = spooler
 
     def set_limits(self, limits: ReassemblyLimits) -> None:
         """Replaces the connection's limits, for what arrives from now on."""
@@ -243,7 +255,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             except PayloadRefused as refused:
                 frame = await self._refuse(refused)
             if isinstance(frame, SplitPayload):
-                frame = await self._join(frame)
+                frame = await (self._join(frame) if frame.spool is None else self._spool(frame, frame.spool))
             if frame is not None:
                 return frame
 
@@ -268,6 +280,21 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             return await self._loop.run_in_executor(None, payload.join)
         finally:
             self._reassembler.release(payload)
+
+    async def _spool(self, payload: SplitPayload, spool: Spool) -> Frame | None:
+        """Passes on what arrived of a payload's data; nothing is received meanwhile, so that no more of it waits."""
+        try:
+            await spool.write(payload.take_data())
+        except Exception as error:  # whatever a disk raises; the peer hears what it may
+            if not isinstance(error, TransferError):
+                _log.exception("a payload from %s could not be stored", self.peer)
+            known = error if isinstance(error, TransferError) else ServerError("the server failed to store the payload")
+            self._reassembler.abandon(payload.first.stream_id)
+            spool.abandon()
+            return await self._refuse(PayloadRefused(payload.first.stream_id, payload.first.frame_type, known))
+        finally:
+            self._reassembler.release(payload)
+        return None if payload.first.flags_follows else payload.join()
 
     async def _refuse(self, refused: PayloadRefused) -> Frame | None:
         """Tells the peer that a payload is over a limit; gives what rsocket has to hear of it."""
