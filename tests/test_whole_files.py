@@ -100,7 +100,7 @@ async def test_a_cancelled_upload_leaves_nothing(server: FileServer, folder: Pat
     async with raw_peer(server.uri) as peer:
         metadata = route_item("file.upload") + name_item(b"a")
         await peer.send(request(1, REQUEST_RESPONSE, metadata, LARGE[:MIB], flags=FOLLOWS))
-        await peer.send(_fragment(LARGE[: 4 * MIB], follows=True))
+        await peer.send(*[_fragment(LARGE[:MIB], follows=True)] * 4)
         await eventually(lambda: _parts(folder))
         await peer.send(frame(1, CANCEL), _fragment(b"late", follows=False))
         await eventually(lambda: not _parts(folder))
@@ -111,7 +111,7 @@ async def test_an_upload_whose_connection_dies_leaves_nothing(server: FileServer
     async with raw_peer(server.uri) as peer:
         metadata = route_item("file.upload") + name_item(b"a")
         await peer.send(request(1, REQUEST_RESPONSE, metadata, LARGE[:MIB], flags=FOLLOWS))
-        await peer.send(_fragment(LARGE[: 4 * MIB], follows=True))
+        await peer.send(*[_fragment(LARGE[:MIB], follows=True)] * 4)
         await eventually(lambda: _parts(folder))
     await eventually(lambda: not _parts(folder))
     assert not (folder / "a").exists()
