@@ -129,7 +129,8 @@ async def test_etl() -> None:
     contents = [path.read_bytes() for path in sources]
     expected = len(sources), sum(content.count(b"\n") for content in contents), sum(map(len, contents))
     assert tuple(int(number.replace(",", "")) for number in json_row[1:]) == expected
-    assert re.fullmatch(r"a direct count of [\d,]+ sources gives the same report", stdout.splitlines()[-1])
+    assert re.fullmatch(r"a direct count of [\d,]+ sources gives the same report", stdout.splitlines()[-2])
+    assert stdout.splitlines()[-1] == f"deleted all {len(downloaded) + 1} files again"
 
 
 async def test_racing() -> None:
@@ -360,12 +361,21 @@ async def test_parallel_has_four_under_way_at_most(folder: Path, monkeypatch: py
     assert most["download"] == 4
 
 
-async def test_etl_leaves_its_report_on_the_server() -> None:
-    async with serve() as server:
+async def test_etl_uploads_its_report_and_deletes_what_it_uploaded() -> None:
+    stored: dict[str, bytes] = {}
+
+    class Remembering(dict[str, bytes]):
+        def __setitem__(self, name: str, content: bytes) -> None:
+            stored[name] = content
+            super().__setitem__(name, content)
+
+    files = Remembering({"theirs.csv": b"theirs"})
+    async with serve(data=ChatData(files)) as server:
         await etl.run(context_for(server.uri))
-        (report,) = [content for name, content in server.data.files.items() if name.endswith("/report.txt")]
-        assert report.startswith(b"package")
-        assert report.count(b"\n") == len(server.data.files)
+    (report,) = [content for name, content in stored.items() if name.endswith("/report.txt")]
+    assert report.startswith(b"package")
+    assert report.count(b"\n") == len(stored)
+    assert files == {"theirs.csv": b"theirs"}
 
 
 async def test_a_slow_link_loses_nothing() -> None:
