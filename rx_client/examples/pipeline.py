@@ -134,11 +134,16 @@ async def _gunzipped(files: FileClient, name: str) -> Digest:
     """The digest of what a file is uncompressed, which is never here as a whole."""
     decompressor, digest = zlib.decompressobj(wbits=_GZIP), Digest()
 
-    async def expand(chunk: Chunk) -> None:
-        digest.update(await asyncio.to_thread(decompressor.decompress, chunk.data))
+    def expand(data: bytes) -> None:
+        # In pieces: a chunk may expand to a thousand times its size.
+        while data:
+            digest.update(decompressor.decompress(data, CHUNK_BYTES))
+            data = decompressor.unconsumed_tail
 
     try:
-        await files.download_chunks(name, window=_WINDOW).pipe(for_each_async(expand))
+        await files.download_chunks(name, window=_WINDOW).pipe(
+            for_each_async(lambda chunk: asyncio.to_thread(expand, chunk.data))
+        )
     except zlib.error as error:
         raise WrongResult(f"{name!r} isn't what zlib made: {error}") from error
     check(decompressor.eof, f"{name!r} ends too early")
