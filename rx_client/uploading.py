@@ -192,11 +192,12 @@ class _Channel:
             raise ProtocolError("the server sent a receipt that says nothing")
         receipt = Receipt.from_json(said)
         self.info = receipt.info
+        before = self._sender.committed
         start = self._sender.receipt(receipt)
         if start is not None:
             self._start = start
             self._emit(replace(self._started, resumed_from=start))
-        else:
+        elif receipt.committed > before:
             self._emit(Progress(receipt.committed, self._started.total))
         self._wake.set()
 

@@ -131,7 +131,7 @@ class _CountingStore(DirectoryStore):
         super().__init__(path)
         self.bytes_read = 0
 
-    async def open(self, name: str) -> Reader:  # pyright: ignore[reportIncompatibleMethodOverride]  # any Reader will do
+    async def open(self, name: str) -> Reader:
         return _CountingReader(self, await super().open(name))
 
 
