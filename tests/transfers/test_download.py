@@ -31,7 +31,9 @@ from tests.transfers.helpers import (
     connected,
     content,
     digest_of,
+    make_store,
     parts,
+    serving,
 )
 
 SIZES = (0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 4 * CHUNK, 16 * CHUNK + 1, 37 * CHUNK + 123)
@@ -230,9 +232,12 @@ async def test_a_window_is_no_more_than_is_on_the_wire(server: FileServer, store
         await files.upload_from("n", content(40 * CHUNK))
         before = proxy.down.nbytes
         held: list[Chunk] = []
-        subscription = files.download_chunks("n", window=4).subscribe(
-            lambda chunk: (chunk.retain(), held.append(chunk))
-        )
+
+        def hold(chunk: Chunk) -> None:
+            chunk.retain()
+            held.append(chunk)
+
+        subscription = files.download_chunks("n", window=4).subscribe(hold)
         await eventually(lambda: len(held) == 4)
         await files.stat("n")
         assert proxy.down.nbytes - before < 4 * CHUNK + 4000
@@ -493,8 +498,6 @@ async def test_a_writer_that_has_the_beginning(store: WatchedStore, files: FileC
 
 
 async def test_a_file_of_another_process_may_be_served_without_a_digest(tmp_path: Path) -> None:
-    from tests.transfers.helpers import make_store, serving
-
     store = make_store("directory", tmp_path)
     data = content(5 * CHUNK)
     async with serving(store) as server, connected(server.uri) as files:
@@ -532,8 +535,6 @@ async def test_bytes_that_rot_on_the_way_publish_nothing(
 
 
 async def test_a_file_that_is_cut_short_behind_the_stores_back(tmp_path: Path) -> None:
-    from tests.transfers.helpers import make_store, serving
-
     store = make_store("directory", tmp_path)
     async with serving(store) as server, connected(server.uri) as files:
         await files.upload_from("n", content(40 * CHUNK))
@@ -572,10 +573,8 @@ async def test_long_and_odd_paths(files: FileClient, tmp_path: Path) -> None:
 
 async def test_parts_of_other_files_are_left_alone(files: FileClient, tmp_path: Path) -> None:
     await files.upload("n", b"data")
-    mine = [
-        tmp_path / name
-        for name in (".got.notes.rxpart", ".got.0123456789abcdef.rxpart.bak", ".other.0123456789abcdef.rxpart")
-    ]
+    names = (".got.notes.rxpart", ".got.0123456789abcdef.rxpart.bak", ".other.0123456789abcdef.rxpart")
+    mine = [tmp_path / name for name in names]
     for path in mine:
         path.write_bytes(b"somebody's")
     await files.download_to("n", tmp_path / "got")

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def served(content: bytes, request: DownloadRequest, cuts: list[int], etag: str 
     end = len(content) if request.length is None else min(len(content), start + request.length)
     info = FileInfo("n", len(content), etag)
     edges = sorted({start, end, *(start + cut % max(end - start, 1) for cut in cuts)})
-    pieces = [content[a:b] for a, b in zip(edges, edges[1:], strict=False)] or [b""]
+    pieces = [content[a:b] for a, b in pairwise(edges)] or [b""]
     begin = start if request.digest_from is None else request.digest_from
     head = ChunkHead(info, start, end - start)
     last = replace(head, range_digest=digest_of(content[begin:end]).text())

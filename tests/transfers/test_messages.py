@@ -1,5 +1,6 @@
 """The JSON messages: each comes back as it was, and no bytes get past the parser that aren't one."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -54,10 +55,8 @@ messages = st.one_of(
     st.builds(FileRequest, st.none() | texts, st.none() | upload_ids),
 )
 # What an adversary would write: the right keys with anything for a value.
-keys = st.sampled_from(
-    "offset length if_match digest digest_from name size etag modified range_digest upload_id overwrite sent_all "
-    "committed details prefix".split()
-)
+fields = sorted({field.name for kind in [*MESSAGES, FileInfo] for field in dataclasses.fields(kind)})
+keys = st.sampled_from(fields)
 sane_json = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.just(10**400) | st.floats() | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),

@@ -25,7 +25,7 @@ from shared import (
     NotFound,
     SourceExhausted,
     Superseded,
-    TransferError,
+    TooLarge,
 )
 from tests.faults import fault_proxy
 from tests.support import client_stream_ids, eventually
@@ -243,7 +243,7 @@ async def test_a_wrong_size_is_refused_and_publishes_nothing(store: WatchedStore
     with pytest.raises(InvalidRequest, match="3 bytes"):
         await files.upload_from("n", b"abc", size=4)
     for size in (2, 4):
-        with pytest.raises((IntegrityError, TransferError), match="announced|of 4 bytes"):
+        with pytest.raises((IntegrityError, TooLarge), match=r"announced|of 4 bytes"):
             await files.upload_from("n", iter([b"abc"]), size=size)
     assert await store.names() == []
 
