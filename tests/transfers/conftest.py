@@ -1,6 +1,8 @@
 """A server of either store, and a client of it, that are at rest again after each test."""
 
-from collections.abc import AsyncGenerator
+import resource
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,19 @@ async def server(store: WatchedStore) -> AsyncGenerator[FileServer, None]:
 async def files(server: FileServer) -> AsyncGenerator[FileClient, None]:
     async with connected(server.uri) as files:
         yield files
+
+
+@pytest.fixture
+def small_files() -> Callable[[int], AbstractContextManager[None]]:
+    """Makes this process's disk full for a while: no file may get longer than so many bytes."""
+
+    @contextmanager
+    def limit(nbytes: int) -> Generator[None, None, None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit

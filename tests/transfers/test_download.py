@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from shared import (
     InvalidName,
     InvalidRequest,
     NotFound,
+    StorageFull,
     TransferError,
 )
 from tests.faults import fault_proxy
@@ -595,3 +598,20 @@ async def test_two_downloads_to_one_path_both_come_through(
         assert (one.error, two.error) == (None, None)
     assert (tmp_path / "got").read_bytes() == data
     assert parts(tmp_path) == []
+
+
+async def test_a_full_disk_is_typed_and_gone_on_from_when_there_is_room(
+    files: FileClient, tmp_path: Path, small_files: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    data = content(20 * CHUNK)
+    await files.upload_from("n", data)
+    got = tmp_path / "got"
+    got.write_bytes(b"what was there")
+    download = files.download_to("n", got)
+    with small_files(10 * CHUNK + 5), pytest.raises(StorageFull) as caught:
+        await download
+    assert caught.value.name == "n"
+    assert got.read_bytes() == b"what was there"
+    events = await download.pipe(ops.to_list())
+    check_story(events, len(data), len(data), resumed_from=10 * CHUNK + 5)
+    assert got.read_bytes() == data

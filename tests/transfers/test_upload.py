@@ -5,6 +5,7 @@ import io
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from shared import (
     InvalidRequest,
     NotFound,
     SourceExhausted,
+    StorageFull,
     Superseded,
     TooLarge,
 )
@@ -38,6 +40,8 @@ from tests.transfers.helpers import (
     connected,
     content,
     digest_of,
+    make_store,
+    serving,
 )
 
 # Sources
@@ -752,3 +756,21 @@ async def test_many_uploads_at_once(store: WatchedStore, files: FileClient) -> N
     await reactivex.merge(*[files.upload_from(name, data, chunk_size=5000) for name, data in many.items()])
     for name, data in many.items():
         assert await store.content(name) == data
+
+
+async def test_a_full_disk_is_typed_and_gone_on_from_when_there_is_room(
+    small_files: Callable[[int], AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    data = content(2_000_000)
+    full = make_store("directory", tmp_path / "full")
+    async with serving(full) as server, connected(server.uri) as files:
+        await files.upload("n", b"what was there")
+        upload = files.upload_from("n", data, chunk_size=50_000)
+        with small_files(1_000_005), pytest.raises(StorageFull) as caught:
+            await upload
+        assert caught.value.name == "n"
+        assert await full.content("n") == b"what was there"
+        events = await upload.pipe(ops.to_list())
+        check_story(events, len(data), len(data), resumed_from=1_000_005)
+        assert await full.content("n") == data
+        assert full.appended == len(data)
