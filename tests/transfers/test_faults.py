@@ -268,3 +268,25 @@ async def test_a_slow_network_is_no_stall(store: WatchedStore, proxy: FaultProxy
     events = await files.upload_from("n", slow(), chunk_size=100).pipe(ops.to_list())
     assert [event.transferred for event in events if isinstance(event, Progress)][-1] == 400
     assert proxy.accepted == 1
+
+
+async def test_what_is_not_sent_when_an_upload_is_disposed_is_never_sent(
+    server: FileServer, store: WatchedStore, proxy: FaultProxy, files: FileClient
+) -> None:
+    """A window of the largest chunks is more than the system's buffers hold; the rest of it is taken back."""
+    window, chunk = 16, 960_000
+    store.before_append.close()
+    store.before_begin.close()
+    subscription = files.upload_from("n", content(window * chunk), chunk_size=chunk, window=window).subscribe()
+    await eventually(lambda: store.before_begin.waiting)
+    proxy.up.stall()
+    store.before_begin.open()
+    rsocket = files._connector.current()
+    await eventually(lambda: rsocket is not None and rsocket._send_queue.qsize() > 3)
+    subscription.dispose()
+    await files.settle()
+    proxy.up.flow()
+    await eventually(lambda: server.work.cancelled == 1)
+    assert proxy.up.nbytes < (window - 2) * chunk
+    store.before_append.open()
+    await files.upload_from("n", b"x")  # the connection goes on
