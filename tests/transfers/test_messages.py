@@ -58,7 +58,7 @@ messages = st.one_of(
 fields = sorted({field.name for kind in [*MESSAGES, FileInfo] for field in dataclasses.fields(kind)})
 keys = st.sampled_from(fields)
 sane_json = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.just(10**400) | st.floats() | st.text(max_size=10),
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=4,
 )
