@@ -4,7 +4,6 @@ Unknown keys are ignored, so that either side may be older; a known key of the w
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -284,7 +283,7 @@ def _item(message: Message | FileInfo) -> MetadataItem:
 def _info(said: Json) -> FileInfo:
     modified = said.get("modified")
     if modified is not None and (
-        isinstance(modified, bool) or not isinstance(modified, int | float) or not math.isfinite(modified)
+        isinstance(modified, bool) or not isinstance(modified, int | float) or not abs(modified) <= _MAX_OFFSET
     ):
         raise _wrong("modified", "a number of seconds")
     return FileInfo(

@@ -367,10 +367,18 @@ def test_times_are_numbers_of_seconds(modified: str) -> None:
 
 
 async def test_what_is_no_file_is_a_type_error_at_the_call(files: FileClient) -> None:
-    with pytest.raises(TypeError):
-        files.upload_from("n", asyncio.StreamReader())  # type: ignore[arg-type]
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="binary"):
         files.upload_from("n", io.StringIO("text"))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a source is"):
+        files.upload_from("n", object())  # type: ignore[arg-type]
+
+
+async def test_a_stream_reader_is_an_asynchronous_iterable(files: FileClient) -> None:
+    reader = asyncio.StreamReader()
+    reader.feed_data(b"one\ntwo")
+    reader.feed_eof()
+    await files.upload_from("n", reader)
+    assert await files.download("n") == b"one\ntwo"
 
 
 async def test_a_peer_that_breaks_the_rules_is_told_so(server: FileServer, store: WatchedStore) -> None:
