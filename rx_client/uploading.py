@@ -181,7 +181,7 @@ class _Channel:
         return self._start
 
     async def while_open(self, sending: Coroutine[None, None, None], tasks: set[asyncio.Task[None]]) -> None:
-        """Runs `sending`; leaves it to its end in `tasks` if the channel fails, since it may be waiting for a source."""
+        """Runs `sending`; leaves it to its end in `tasks` if the channel fails: it may be waiting for a source."""
         task = asyncio.get_running_loop().create_task(sending)
         tasks.add(task)
 

@@ -481,10 +481,15 @@ async def test_resumable_notices_what_is_sent_twice(monkeypatch: pytest.MonkeyPa
     attempt = UploadTransfer.attempt
     sides: dict[str, Any] = {"size": None, "overwrite": True, "algorithm": None, "upload_id": None}
 
-    async def attempt_twice(self: UploadTransfer, connector: Connector, emit: Callable[[TransferEvent], None]) -> None:
+    async def attempt_twice(
+        self: UploadTransfer,
+        connector: Connector,
+        emit: Callable[[TransferEvent], None],
+        tasks: set[asyncio.Task[None]],
+    ) -> None:
         aside = UploadTransfer("aside", self._source, chunk_bytes=256 * 1024, window=16, **sides)
-        await attempt(aside, connector, lambda _: None)
-        await attempt(self, connector, emit)
+        await attempt(aside, connector, lambda _: None, tasks)
+        await attempt(self, connector, emit, tasks)
 
     monkeypatch.setattr(UploadTransfer, "attempt", attempt_twice)
     async with serve() as server:
