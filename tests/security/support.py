@@ -1,4 +1,4 @@
-"""What an adversary needs: SETUPs of every kind, a server in a process of its own whose memory and files are counted."""
+"""What an adversary needs: SETUPs of every kind, and a server in a process whose memory and files are counted."""
 
 import asyncio
 import os

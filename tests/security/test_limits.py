@@ -118,18 +118,21 @@ async def test_what_one_connection_holds_is_bounded(caplog: pytest.LogCaptureFix
 
 
 async def test_what_all_connections_hold_is_bounded_and_given_back() -> None:
-    async with serve(limits=Limits(max_reassembly_bytes=300_000)) as server:
-        async with raw_peer(server.uri) as first, raw_peer(server.uri) as second:
-            await first.send(*fragments(1, b"a", 70_000, 4))
-            await eventually(lambda: server._budget.used_bytes > 280_000)
-            await second.send(*fragments(1, b"b", 70_000, 4))
-            assert (await receive(second)).error[0] == REJECTED
-            assert server._budget.used_bytes <= 300_000
-            await serves(server.uri)  # what fits a connection's receive buffer needs no room
-            reset(first)
-            await eventually(lambda: not server._budget.used_bytes)
-            await second.send(upload(3, b"b", b"x" * 250_000))
-            assert (await receive(second)).kind == PAYLOAD
+    async with (
+        serve(limits=Limits(max_reassembly_bytes=300_000)) as server,
+        raw_peer(server.uri) as first,
+        raw_peer(server.uri) as second,
+    ):
+        await first.send(*fragments(1, b"a", 70_000, 4))
+        await eventually(lambda: server._budget.used_bytes > 280_000)
+        await second.send(*fragments(1, b"b", 70_000, 4))
+        assert (await receive(second)).error[0] == REJECTED
+        assert server._budget.used_bytes <= 300_000
+        await serves(server.uri)  # what fits a connection's receive buffer needs no room
+        reset(first)
+        await eventually(lambda: not server._budget.used_bytes)
+        await second.send(upload(3, b"b", b"x" * 250_000))
+        assert (await receive(second)).kind == PAYLOAD
 
 
 async def test_a_request_too_many_is_refused_once_in_the_log_and_the_connection_lives(
@@ -260,23 +263,26 @@ async def test_a_request_byte_by_byte_is_served_and_holds_up_nobody() -> None:
 
 
 async def test_a_silent_peer_is_closed_and_one_with_keepalives_is_not() -> None:
-    async with serve(limits=Limits(idle_seconds=0.4)) as server:
-        async with raw_peer(server.uri, set_up=False) as silent, raw_peer(server.uri, set_up=False) as alive:
-            await silent.send(setup_frame(lifetime_ms=100))
-            await alive.send(setup_frame(lifetime_ms=100))
+    async with (
+        serve(limits=Limits(idle_seconds=0.4)) as server,
+        raw_peer(server.uri, set_up=False) as silent,
+        raw_peer(server.uri, set_up=False) as alive,
+    ):
+        await silent.send(setup_frame(lifetime_ms=100))
+        await alive.send(setup_frame(lifetime_ms=100))
 
-            async def keepalives() -> None:
-                while True:
-                    await alive.send(frame(0, KEEPALIVE, 0, struct.pack(">Q", 0)))
-                    await asyncio.sleep(0.05)
+        async def keepalives() -> None:
+            while True:
+                await alive.send(frame(0, KEEPALIVE, 0, struct.pack(">Q", 0)))
+                await asyncio.sleep(0.05)
 
-            task = asyncio.create_task(keepalives())
-            code, text = await refused(silent)
-            assert (code, text.split(":")[0]) == (CONNECTION_ERROR, "timeout")
-            await alive.send(stat(1, b"a"))
-            assert (await receive(alive)).stream_id == 1
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        task = asyncio.create_task(keepalives())
+        code, text = await refused(silent)
+        assert (code, text.split(":")[0]) == (CONNECTION_ERROR, "timeout")
+        await alive.send(stat(1, b"a"))
+        assert (await receive(alive)).stream_id == 1
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_nobody_announces_a_lifetime_without_end() -> None:

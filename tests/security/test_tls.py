@@ -166,12 +166,14 @@ async def test_a_tls_client_at_a_plain_port_fails_in_time(
 async def test_a_handshake_that_is_never_finished_is_given_up_and_holds_up_nobody(
     ca: trustme.CA, trusting: ssl.SSLContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with tls_server(ca, tmp_path, limits=Limits(setup_seconds=0.5)) as server:
-        async with raw_peer(server.uri.replace("tcps://", "tcp://"), set_up=False) as loris:
-            await loris.send(b"\x16\x03\x01")
-            await connects(server.uri, trusting)
-            async with asyncio.timeout(5):
-                assert await loris.reader.read() == b""
+    async with (
+        tls_server(ca, tmp_path, limits=Limits(setup_seconds=0.5)) as server,
+        raw_peer(server.uri.replace("tcps://", "tcp://"), set_up=False) as loris,
+    ):
+        await loris.send(b"\x16\x03\x01")
+        await connects(server.uri, trusting)
+        async with asyncio.timeout(5):
+            assert await loris.reader.read() == b""
     assert warnings(caplog) == []
 
 

@@ -18,7 +18,6 @@ from shared.errors import ConnectionFailed, NotFound, PermissionDenied, Unauthen
 from shared.metadata import (
     AUTHENTICATION_MIMETYPE,
     MetadataItem,
-    build_bearer,
     build_metadata,
     build_simple,
     parse_metadata,
