@@ -53,6 +53,7 @@ from tests.support import (
     request_n,
     route_item,
     setup,
+    stream_ids,
 )
 
 # Small enough for an input of a few kilobytes to go beyond each of them.
@@ -191,8 +192,9 @@ class FramesTarget:
         _check_answers(bytes(transport.written))
         if held > LIMITS.max_connection_bytes:
             raise Unexpected(f"{held} bytes were held")
-        if budget.used_bytes or work.active or connection._stream_control._streams:
-            raise Unexpected(f"left behind: {budget.used_bytes} bytes, {work.active} operations")
+        streams = stream_ids(connection)
+        if budget.used_bytes or work.active or streams:
+            raise Unexpected(f"left behind: {budget.used_bytes} bytes, {work.active} operations, streams {streams}")
         if len(asyncio.all_tasks()) > 1 + 1:  # this one, and `wait_for`'s
             raise Unexpected(f"tasks left behind: {asyncio.all_tasks()}")
         begins_with_setup = wire[LENGTH_BYTES : LENGTH_BYTES + 5] == setup()[LENGTH_BYTES : LENGTH_BYTES + 5]
