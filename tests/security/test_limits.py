@@ -1,0 +1,581 @@
+"""Each limit, as somebody meets it who has bad intentions and a socket; an honest client is served meanwhile."""
+
+import asyncio
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reactivex import operators as ops
+
+from rx_client import FileClient
+from server import ChatData, DirectoryStore, Limits, MemoryStore, serve
+from shared.errors import StorageFull, TooLarge
+from tests.security.support import (
+    INVALID_SETUP,
+    MIB,
+    REJECTED_RESUME,
+    REJECTED_SETUP,
+    UNSUPPORTED_SETUP,
+    channel,
+    chunks,
+    download,
+    needs_proc,
+    receive,
+    refused,
+    reset,
+    server_process,
+    serves,
+    setup_frame,
+    stat,
+    upload,
+    warnings,
+)
+from tests.support import (
+    APPLICATION_ERROR,
+    CANCEL,
+    CONNECTION_ERROR,
+    ERROR,
+    FOLLOWS,
+    KEEPALIVE,
+    METADATA_PUSH,
+    NEXT,
+    PAYLOAD,
+    REJECTED,
+    REQUEST_CHANNEL,
+    REQUEST_FNF,
+    REQUEST_RESPONSE,
+    REQUEST_STREAM,
+    RawPeer,
+    eventually,
+    frame,
+    item,
+    name_item,
+    raw_peer,
+    request,
+    route_item,
+    server_stream_ids,
+    setup,
+)
+
+RESUMPTION = frame(0, 0x0D, 0, struct.pack(">HHH", 1, 0, 16) + b"t" * 16 + bytes(16))
+
+
+def fragments(stream_id: int, name: bytes, size: int, count: int) -> list[bytes]:
+    """An upload's first fragment and more of them; none is the last."""
+    data = b"x" * size
+    more = [frame(stream_id, PAYLOAD, NEXT | FOLLOWS, data)] * (count - 1)
+    return [upload(stream_id, name, data, flags=FOLLOWS), *more]
+
+
+# What one peer may send
+
+
+async def test_a_payload_over_the_limit_is_refused_once_in_the_log_and_the_connection_lives(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serve(limits=Limits(max_request_bytes=100_000)) as server, raw_peer(server.uri) as peer:
+        for stream_id in range(1, 41, 2):
+            await peer.send(upload(stream_id, b"a", b"x" * 100_001))
+            answer = await receive(peer)
+            assert (answer.stream_id, answer.kind) == (stream_id, ERROR)
+            assert answer.error[0] == APPLICATION_ERROR
+            assert answer.error[1].startswith("too_large: ")
+        await peer.send(upload(41, b"a", b"x" * 1000))
+        assert (await receive(peer)).kind == PAYLOAD
+        assert list(server.data.files) == ["a"]
+        await serves(server.uri)
+    assert len(warnings(caplog)) == 1
+
+
+async def test_fragments_over_the_limit_are_refused_once_and_the_rest_is_skipped() -> None:
+    async with serve(limits=Limits(max_request_bytes=100_000)) as server, raw_peer(server.uri) as peer:
+        await peer.send(*fragments(1, b"a", 10_000, 500))
+        answer = await receive(peer)
+        assert (answer.stream_id, answer.error[1].split(":")[0]) == (1, "too_large")
+        await peer.silence()
+        await peer.send(upload(3, b"b", b"x"))
+        assert (await receive(peer)).stream_id == 3
+        assert server._budget.used_bytes == 0
+        assert list(server.data.files) == ["b"]
+
+
+async def test_what_one_connection_holds_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    limits = Limits(max_request_bytes=200_000, max_connection_bytes=500_000)
+    async with serve(limits=limits) as server, raw_peer(server.uri) as peer:
+        for stream_id in range(1, 101, 2):
+            await peer.send(*fragments(stream_id, b"a", 10_000, 10))
+        answers = [await receive(peer) for _ in range(46)]
+        assert {answer.error for answer in answers} == {
+            (REJECTED, "server_full: no room just now for a payload of this size; try again later")
+        }
+        assert server._budget.used_bytes <= 500_000
+        await serves(server.uri)
+        await peer.close()
+        await eventually(lambda: server._budget.used_bytes == 0)
+    assert len(warnings(caplog)) == 1
+
+
+async def test_what_all_connections_hold_is_bounded_and_given_back() -> None:
+    async with (
+        serve(limits=Limits(max_reassembly_bytes=300_000)) as server,
+        raw_peer(server.uri) as first,
+        raw_peer(server.uri) as second,
+    ):
+        await first.send(*fragments(1, b"a", 70_000, 4))
+        await eventually(lambda: server._budget.used_bytes > 280_000)
+        await second.send(*fragments(1, b"b", 70_000, 4))
+        assert (await receive(second)).error[0] == REJECTED
+        assert server._budget.used_bytes <= 300_000
+        await serves(server.uri)  # what fits a connection's receive buffer needs no room
+        reset(first)
+        await eventually(lambda: not server._budget.used_bytes)
+        await second.send(upload(3, b"b", b"x" * 250_000))
+        assert (await receive(second)).kind == PAYLOAD
+
+
+async def test_a_request_too_many_is_refused_once_in_the_log_and_the_connection_lives(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    two = ChatData({"a": b"x" * 1000, "b": b""})
+    async with serve(limits=Limits(max_streams=10), data=two) as server, raw_peer(server.uri) as peer:
+        # Each has one item more than it was asked for.
+        await peer.send(*[request(i, REQUEST_STREAM, route_item("files"), n=1) for i in range(101, 121, 2)])
+        for _ in range(10):
+            assert (await receive(peer)).kind == PAYLOAD
+        more = {
+            1001: stat(1001, b"a"),
+            1003: chunks(1003, b"a"),
+            1005: request(1005, REQUEST_CHANNEL, route_item("file.upload") + name_item(b"c"), n=1),
+        }
+        for stream_id, asked in more.items():
+            await peer.send(asked)
+            answer = await receive(peer)
+            assert (answer.stream_id, answer.error[0]) == (stream_id, REJECTED)
+            assert answer.error[1].startswith("too_many_streams: ")
+        await peer.send(request(1007, REQUEST_FNF, route_item("files")))
+        assert len(server_stream_ids(server)) == 10
+        await serves(server.uri)
+        await peer.send(frame(101, CANCEL), stat(1009, b"a"))
+        assert (await receive(peer)).kind == PAYLOAD
+    assert len(warnings(caplog)) == 1
+
+
+async def test_a_peer_that_causes_error_after_error_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    async with serve(limits=Limits(max_errors_per_minute=20)) as server, raw_peer(server.uri) as peer:
+        await peer.send(*[stat(i, b"missing") for i in range(1, 401, 2)])
+        answers = 0
+        while (answer := await receive(peer)).stream_id:
+            assert answer.error[1].startswith("not_found: ")
+            answers += 1
+        assert answers <= 20
+        assert answer.error[0] == CONNECTION_ERROR
+        assert answer.error[1].startswith("too_many_errors: ")
+        assert await peer.receive() is None
+        await serves(server.uri)
+        await eventually(lambda: not server.work.active)
+    assert warnings(caplog) == []
+
+
+# How many, and for how long
+
+
+async def test_a_connection_too_many_is_refused_and_one_that_ends_makes_room(caplog: pytest.LogCaptureFixture) -> None:
+    async with serve(limits=Limits(max_connections=3)) as server:
+        peers = [await RawPeer.connect(server.uri) for _ in range(3)]
+        await eventually(lambda: server.connections == 3)
+        for _ in range(10):
+            async with raw_peer(server.uri) as late:
+                assert await refused(late) == (REJECTED_SETUP, "server_full: too many connections; try again later")
+        assert server.connections == 3
+        reset(peers.pop())
+        await eventually(lambda: server.connections == 2)
+        await serves(server.uri)
+        for peer in peers:
+            await peer.close()
+        await eventually(lambda: not server.connections)
+    assert len(warnings(caplog)) == 1
+
+
+async def test_connections_of_one_address_are_limited_if_asked_for() -> None:
+    async with serve(limits=Limits(max_connections_per_address=2)) as server:
+        for _ in range(5):  # what is given back is what was taken
+            async with raw_peer(server.uri) as first, raw_peer(server.uri) as second:
+                await first.send(stat(1, b"a"))
+                await second.send(stat(1, b"a"))
+                assert (await receive(first)).kind == (await receive(second)).kind == ERROR
+                async with raw_peer(server.uri) as third:
+                    assert (await refused(third))[1].startswith("server_full: ")
+            await eventually(lambda: not server.connections)
+        assert not server._addresses
+        # Proxies share one address: by default only the total counts.
+        assert Limits().max_connections_per_address is None
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"", id="silence"),
+        pytest.param(setup()[:-1], id="most of a SETUP"),
+        pytest.param(upload(1, b"a", b"x" * 9_000, flags=FOLLOWS), id="part of a request"),
+    ],
+)
+async def test_a_stranger_who_gives_no_setup_is_closed_in_time(sent: bytes) -> None:
+    async with serve(limits=Limits(setup_seconds=0.3)) as server:
+        async with raw_peer(server.uri, set_up=False) as peer:
+            await peer.send(sent)
+            assert await refused(peer) == (INVALID_SETUP, "timeout: there was no SETUP in time")
+        await eventually(lambda: not server.connections)
+        assert server._budget.used_bytes == 0
+
+
+async def test_a_setup_byte_by_byte_gets_no_more_time_and_holds_up_nobody() -> None:
+    async with serve(limits=Limits(setup_seconds=0.5)) as server:
+
+        async def loris() -> tuple[int, str]:
+            async with raw_peer(server.uri, set_up=False) as peer:
+                dribble = asyncio.create_task(dribbled(peer, setup()))
+                try:
+                    return await refused(peer)
+                finally:
+                    dribble.cancel()
+                    await asyncio.gather(dribble, return_exceptions=True)
+
+        async with asyncio.TaskGroup() as group:
+            slow = [group.create_task(loris()) for _ in range(50)]
+            await serves(server.uri)
+        assert {task.result()[0] for task in slow} == {INVALID_SETUP}
+
+
+async def dribbled(peer: RawPeer, wire: bytes) -> None:
+    for byte in wire:
+        await peer.send(bytes([byte]))
+        await asyncio.sleep(0.02)
+
+
+async def test_a_request_byte_by_byte_is_served_and_holds_up_nobody() -> None:
+    async with serve() as server, raw_peer(server.uri) as peer:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(dribbled(peer, stat(1, b"a")))
+            await serves(server.uri)
+        assert (await receive(peer)).error[1].startswith("not_found: ")
+
+
+async def test_a_silent_peer_is_closed_and_one_with_keepalives_is_not() -> None:
+    async with (
+        serve(limits=Limits(idle_seconds=0.4)) as server,
+        raw_peer(server.uri, set_up=False) as silent,
+        raw_peer(server.uri, set_up=False) as alive,
+    ):
+        await silent.send(setup_frame(lifetime_ms=100))
+        await alive.send(setup_frame(lifetime_ms=100))
+
+        async def keepalives() -> None:
+            while True:
+                await alive.send(frame(0, KEEPALIVE, 0, struct.pack(">Q", 0)))
+                await asyncio.sleep(0.05)
+
+        task = asyncio.create_task(keepalives())
+        code, text = await refused(silent)
+        assert (code, text.split(":")[0]) == (CONNECTION_ERROR, "timeout")
+        await alive.send(stat(1, b"a"))
+        assert (await receive(alive)).stream_id == 1
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_nobody_announces_a_lifetime_without_end() -> None:
+    async with serve(limits=Limits(idle_seconds=0.1)) as server, raw_peer(server.uri, set_up=False) as peer:
+        await peer.send(setup_frame(lifetime_ms=0x7FFFFFFF))
+        assert (await refused(peer))[0] == CONNECTION_ERROR
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(download(1, b"large"), id="a whole file"),
+        pytest.param(chunks(1, b"large", 0x7FFFFFFF), id="chunks"),
+    ],
+)
+async def test_a_reader_that_stops_is_closed_and_what_it_asked_for_is_dropped(asked: bytes) -> None:
+    large = ChatData({"large": bytes(32 * MIB)})
+    async with serve(limits=Limits(blocked_seconds=0.6), data=large) as server, raw_peer(server.uri) as peer:
+        await peer.send(asked)
+        await serves(server.uri)
+        async with asyncio.timeout(10):
+            await eventually(lambda: not server.connections, seconds=10)
+        assert not server.work.active
+        assert server.work.cancelled == 1
+
+
+async def test_a_slow_reader_is_not_a_stopped_one() -> None:
+    large = ChatData({"large": bytes(24 * MIB)})
+    async with serve(limits=Limits(blocked_seconds=1.0), data=large) as server, raw_peer(server.uri) as peer:
+        await peer.send(download(1, b"large"))
+        got = 0
+        while got < 24 * MIB:
+            answer = await receive(peer)
+            got += len(answer.data)
+            await asyncio.sleep(0.1)
+        assert not server_stream_ids(server)
+
+
+# What is stored
+
+
+async def test_a_full_memory_store_refuses_and_keeps_what_it_has() -> None:
+    async with serve(limits=Limits(max_store_bytes=1_000_000)) as server, FileClient.connect(server.uri) as files:
+        await files.upload("a", bytes(600_000))
+        with pytest.raises(StorageFull):
+            await files.upload("b", bytes(500_000))
+        with pytest.raises(StorageFull):
+            await files.upload_from("b", bytes(500_000), chunk_size=50_000)
+        assert await files.list_files().pipe(ops.to_list()) == ["a"]
+        await files.upload("a", bytes(100_000))  # in place of what is there
+        assert await files.download("a") == bytes(100_000)
+        await files.delete("a")
+
+
+async def test_unfinished_uploads_count_in_the_memory_store() -> None:
+    async with serve(limits=Limits(max_store_bytes=1_000_000)) as server, raw_peer(server.uri) as peer:
+        for stream_id in (1, 3, 5):
+            await peer.send(channel(stream_id, b"%d" % stream_id, b'{"upload_id": "%d"}' % stream_id))
+            while (await receive(peer)).kind == PAYLOAD:
+                pass  # the receipt comes before the server's credit
+            await peer.send(frame(stream_id, PAYLOAD, NEXT, bytes(400_000)))
+            while (answer := await receive(peer)).kind not in (PAYLOAD, ERROR):
+                pass
+        assert answer.error[1].startswith("storage_full: ")
+        assert not server.data.files
+
+
+async def test_a_file_over_the_limit_is_refused_in_a_folder(tmp_path: Path) -> None:
+    data = ChatData(DirectoryStore(tmp_path, max_file_bytes=100_000))
+    async with serve(data=data) as server, FileClient.connect(server.uri) as files:
+        with pytest.raises(TooLarge):
+            await files.upload("a", bytes(100_001))
+        with pytest.raises(TooLarge):
+            await files.upload_from("a", bytes(100_001))
+        with pytest.raises(TooLarge):  # without its size announced
+            await files.upload_from("a", (bytes(50_000) for _ in range(3)))
+        assert await files.list_files().pipe(ops.to_list()) == []
+        await files.upload("a", bytes(100_000))
+
+
+# What is no protocol
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        pytest.param(stat(1, b"a"), INVALID_SETUP, id="a request"),
+        pytest.param(chunks(1, b"a"), INVALID_SETUP, id="a stream"),
+        pytest.param(channel(1, b"a", b"{}"), INVALID_SETUP, id="a channel"),
+        pytest.param(request(1, REQUEST_FNF, route_item("files")), INVALID_SETUP, id="fire and forget"),
+        pytest.param(frame(0, KEEPALIVE, 0x80, bytes(8)), INVALID_SETUP, id="a keepalive"),
+        pytest.param(frame(0, METADATA_PUSH, 0x100, b"x"), INVALID_SETUP, id="a metadata push"),
+        pytest.param(frame(0, ERROR, 0, struct.pack(">I", 0x101)), INVALID_SETUP, id="an error"),
+        pytest.param(setup(version=(2, 0)), UNSUPPORTED_SETUP, id="another version"),
+        pytest.param(setup(version=(0, 0)), UNSUPPORTED_SETUP, id="version 0"),
+        pytest.param(setup(b"text/plain"), REJECTED_SETUP, id="other metadata"),
+        pytest.param(setup() + setup(), INVALID_SETUP, id="a second SETUP"),
+        pytest.param(RESUMPTION, REJECTED_RESUME, id="a resumption"),
+        pytest.param((20_000).to_bytes(3, "big") + setup()[3:], CONNECTION_ERROR, id="a SETUP of 20,000 bytes"),
+        pytest.param(b"\xff\xff\xff" + setup()[3:], CONNECTION_ERROR, id="a SETUP of 16 MiB"),
+        pytest.param(b"\xff\xff\xff" + stat(1, b"a")[3:], CONNECTION_ERROR, id="a request of 16 MiB"),
+        pytest.param(bytes(3), CONNECTION_ERROR, id="a frame of no bytes"),
+        pytest.param(bytes(30_000), CONNECTION_ERROR, id="frames of no bytes"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", CONNECTION_ERROR, id="HTTP"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), CONNECTION_ERROR, id="TLS"),
+    ],
+)
+async def test_a_stranger_is_told_once_and_closed(sent: bytes, code: int, caplog: pytest.LogCaptureFixture) -> None:
+    async with serve(data=ChatData({"a": b"x"})) as server:
+        async with raw_peer(server.uri, set_up=False) as peer:
+            # Pipelined behind it: nothing of this may be served.
+            await peer.send(sent, upload(3, b"intruder", b"x"), download(5, b"a"))
+            assert (await refused(peer))[0] == code
+        assert server.work.started == 0
+        assert list(server.data.files) == ["a"]
+        await eventually(lambda: not server.connections)
+        await serves(server.uri)
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(stat(0, b"a"), id="a request on stream 0"),
+        pytest.param(frame(0, PAYLOAD, NEXT, b"x"), id="a payload on stream 0"),
+        pytest.param(stat(2, b"a"), id="an even stream"),
+        pytest.param(stat(0x80000001, b"a"), id="a stream of 32 bits"),
+        pytest.param(chunks(1, b"a") + chunks(1, b"a"), id="a stream that is in use"),
+        pytest.param(upload(1, b"a", b"x", flags=FOLLOWS) + stat(1, b"a"), id="a request inside a request"),
+        pytest.param(setup_frame(), id="a second SETUP"),
+        pytest.param(RESUMPTION, id="a resumption"),
+        pytest.param(bytes(3), id="a frame of no bytes"),
+        pytest.param(frame(1, 0x3E), id="an unknown frame"),
+        pytest.param(frame(1, REQUEST_RESPONSE, 0x100, b"\xff\xff\xff"), id="metadata beyond the frame's end"),
+    ],
+)
+async def test_what_breaks_the_protocol_ends_its_connection_and_no_other(sent: bytes) -> None:
+    async with serve(data=ChatData({"a": bytes(4 * MIB)})) as server, raw_peer(server.uri) as peer:
+        await peer.send(sent)
+        code, text = await refused(peer)
+        assert code in (CONNECTION_ERROR, INVALID_SETUP, REJECTED_RESUME)
+        assert text.split(":")[0] in ("invalid_frame", "invalid_setup", "rejected_resume")
+        await eventually(lambda: not server.work.active)
+        await serves(server.uri)
+
+
+class Broken(MemoryStore):
+    """A store whose every call fails with what a peer mustn't read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name not in ("stat", "list", "open", "begin", "put", "published", "uploaded", "delete"):
+            return super().__getattribute__(name)
+
+        async def fail(*_: object, **__: object) -> Sequence[object]:
+            raise OSError(13, "a secret", "/srv/secret/path")
+
+        return fail
+
+
+async def test_no_internal_text_reaches_a_peer_by_any_route(caplog: pytest.LogCaptureFixture) -> None:
+    said = b'{"upload_id": "u", "sent_all": %s}'
+    asked = {
+        1: upload(1, b"a", b"x"),
+        3: download(3, b"a"),
+        5: stat(5, b"a"),
+        7: chunks(7, b"a"),
+        9: request(9, REQUEST_STREAM, route_item("files")),
+        11: channel(11, b"a", said % b"false"),
+        13: channel(13, b"a", said % b"true"),
+        15: request(15, REQUEST_RESPONSE, route_item("file.delete") + name_item(b"a")),
+        17: request(
+            17,
+            REQUEST_RESPONSE,
+            route_item("file.upload.status") + name_item(b"a") + item(b"chat/file-transfer", said % b"true"),
+        ),
+    }
+    async with serve(data=ChatData(Broken({}))) as server, raw_peer(server.uri) as peer:
+        for stream_id, one in asked.items():
+            await peer.send(one)
+            while (answer := await receive(peer)).kind != ERROR:
+                assert answer.kind == CANCEL
+            code, text = answer.error
+            assert (answer.stream_id, code) == (stream_id, APPLICATION_ERROR)
+            assert text == "internal: the server failed to serve this request; its log says why"
+    assert "secret" in caplog.text
+
+
+# Floods, against a process whose memory is counted
+
+
+@needs_proc
+@pytest.mark.parametrize("is_set_up", [False, True])
+async def test_400_mb_of_fragments_from_a_stranger(is_set_up: bool) -> None:
+    async with server_process("--limit", "max_connection_bytes=33554432") as server:
+        await serves(server.uri)
+        before, served, peak = server.rss, 0, 0
+        async with raw_peer(server.uri, set_up=is_set_up) as peer:
+
+            async def flood() -> None:
+                data = b"x" * 1_000_000
+                try:
+                    for stream_id in range(1, 801, 2):
+                        await peer.send(upload(stream_id, b"a", data, flags=FOLLOWS))
+                except ConnectionError:
+                    assert not is_set_up
+
+            async def read() -> None:
+                try:
+                    while await peer.receive(30):
+                        pass
+                except ConnectionError:
+                    assert not is_set_up
+
+            reading = asyncio.create_task(read())
+            flooding = asyncio.create_task(flood())
+            while not flooding.done() or not served:
+                await serves(server.uri)
+                served += 1
+                peak = max(peak, server.rss)
+            await flooding
+            peak = max(peak, server.rss)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        assert peak - before < (64 if is_set_up else 16) * MIB
+        status, log = await server.stop()
+        assert status == 0
+        assert log.count("\n") <= (1 if is_set_up else 0)
+
+
+@needs_proc
+async def test_empty_frames_by_the_hundred_thousand() -> None:
+    async with server_process() as server:
+        await serves(server.uri)
+        before = server.rss
+        async with raw_peer(server.uri) as peer:
+            unknown = frame(7, PAYLOAD, NEXT) * 1_000
+            await peer.send(upload(1, b"a", b"", flags=FOLLOWS))
+            empty = frame(1, PAYLOAD, NEXT | FOLLOWS) * 1_000
+            keepalive = frame(0, KEEPALIVE, 0, bytes(8)) * 1_000
+            ignored = frame(1, 0x3E, 0x200) * 1_000
+
+            async def flood() -> None:
+                for _ in range(20):
+                    await peer.send(unknown, empty, keepalive, ignored, frame(9, CANCEL) * 1_000)
+                await peer.send(stat(3, b"missing"))
+
+            flooding = asyncio.create_task(flood())
+            served = 0
+            while not flooding.done() or not served:
+                await serves(server.uri)
+                served += 1
+            await flooding
+            assert (await peer.receive(30)).stream_id == 3  # type: ignore[union-attr]
+        assert server.rss - before < 16 * MIB
+        assert await server.stop() == (0, "")
+
+
+@needs_proc
+async def test_a_thousand_connections_in_turn_leave_nothing_behind(tmp_path: Path) -> None:
+    async with server_process("--store", str(tmp_path)) as server:
+
+        async def visit(number: int) -> None:
+            peer = await RawPeer.connect(server.uri)
+            match number % 8:
+                case 0:
+                    pass
+                case 1:
+                    await peer.send(setup()[:20])
+                case 2:
+                    await peer.send(setup(), stat(1, b"missing"))
+                    await peer.receive()
+                case 3:
+                    await peer.send(b"\0" * 100)
+                case 4:
+                    await peer.send(setup(), upload(1, b"a", b"x" * 10_000, flags=FOLLOWS))
+                case 5:
+                    await peer.send(setup(), upload(1, b"a", b"x" * 10_000), download(3, b"a"))
+                case 6:
+                    await peer.send(setup(), chunks(1, b"a", 100), frame(1, CANCEL))
+                case _:
+                    await peer.send(setup(), channel(1, b"c", b'{"upload_id": "u"}'))
+            reset(peer) if number % 3 else await peer.close()
+
+        for number in range(240):
+            await visit(number)
+        await serves(server.uri)
+        await asyncio.sleep(1.2)  # longer than the server gives a peer to take the last word
+        files, memory = server.fds, server.rss
+        for number in range(1_000):
+            await visit(number)
+            if not number % 100:
+                await serves(server.uri)
+        await eventually(lambda: server.fds <= files)
+        assert server.rss - memory < 8 * MIB
+        status, log = await server.stop()
+        assert (status, log) == (0, "")

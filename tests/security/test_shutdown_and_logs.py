@@ -1,0 +1,211 @@
+"""The end in good order, and a log that says what somebody should read: no more, and no secret."""
+
+import asyncio
+import logging
+import re
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from reactivex import operators as ops
+
+from rx_client import Completed, ConnectOptions, FileClient
+from server import ChatData, serve
+from shared.errors import ConnectionFailed, NotFound
+from tests.security.support import (
+    MIB,
+    channel,
+    chunks,
+    download,
+    receive,
+    reset,
+    server_process,
+    stat,
+    upload,
+    warnings,
+)
+from tests.support import CANCEL, FOLLOWS, PAYLOAD, REQUEST_STREAM, eventually, frame, raw_peer, request, route_item
+
+PEER = r"127\.0\.0\.1:\d+"
+SECONDS = r"\d+\.\d{3} s"
+
+
+def infos(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_what_is_under_way_is_finished_before_the_end(number: signal.Signals, tmp_path: Path) -> None:
+    """The first bytes have arrived when the signal comes; the rest does, too, and nobody new gets in."""
+    async with server_process("--store", str(tmp_path / "store"), "--log-level", "info") as server:
+        async with FileClient.connect(server.uri) as files:
+            content = bytes(range(256)) * (32 * MIB // 256)
+            await files.upload_from("a", content)
+            events: list[object] = []
+            done = asyncio.get_running_loop().create_future()
+            files.download_to("a", tmp_path / "a").subscribe(
+                events.append, done.set_exception, lambda: done.set_result(0)
+            )
+            await eventually(lambda: len(events) > 1)
+            server.process.send_signal(number)
+            async with asyncio.timeout(5):
+                await done
+                _, log = await server.process.communicate()
+            assert isinstance(events[-1], Completed)
+            assert (tmp_path / "a").read_bytes() == content
+        assert server.process.returncode == 0
+        assert f"file.download 'a': {len(content)} bytes" in log.decode()
+        with pytest.raises(ConnectionFailed):
+            async with FileClient.connect(server.uri):
+                pass
+
+
+async def test_what_does_not_end_by_itself_is_ended(tmp_path: Path) -> None:
+    """Readers that stopped, uploads that wait, streams without credit, strangers: exit 0, in time, without a word."""
+    async with server_process("--store", str(tmp_path)) as server:
+        async with FileClient.connect(server.uri) as files:
+            await files.upload("a", bytes(16 * MIB))
+        async with raw_peer(server.uri) as busy, raw_peer(server.uri, set_up=False), raw_peer(server.uri) as half:
+            await busy.send(download(1, b"a"), chunks(3, b"a", 1), channel(5, b"b", b'{"upload_id": "u"}'))
+            await half.send(upload(1, b"c", b"x" * 100_000, flags=FOLLOWS))
+            await receive(busy)
+            assert await server.stop() == (0, "")
+
+
+async def test_the_durable_part_of_an_upload_survives_the_end(tmp_path: Path) -> None:
+    content = bytes(range(256)) * (4 * MIB // 256)
+    async with server_process("--store", str(tmp_path)) as server, FileClient.connect(server.uri) as files:
+        held = asyncio.Event()
+
+        async def source(offset: int) -> AsyncIterator[bytes]:
+            for at in range(offset, len(content) // 2, MIB // 2):
+                yield content[at : at + MIB // 2]
+            await held.wait()
+
+        committed: list[object] = []
+        files.upload_from("a", source, upload_id="u", size=len(content)).subscribe(committed.append, lambda _: None)
+        await eventually(lambda: getattr(committed[-1], "transferred", 0) == len(content) // 2 if committed else False)
+        assert await server.stop() == (0, "")
+        held.set()
+    async with server_process("--store", str(tmp_path)) as server, FileClient.connect(server.uri) as files:
+        events = await files.upload_from("a", content, upload_id="u", size=len(content)).pipe(ops.to_list())
+        assert events[0].resumed_from == len(content) // 2  # type: ignore[union-attr]
+        assert await files.download("a") == content
+
+
+# One line for each
+
+
+async def test_a_line_for_each_connection_and_each_transfer(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    caplog.set_level(logging.INFO)
+    content = b"the content of a file" * 30_000
+    async with serve() as server:
+        async with FileClient.connect(server.uri) as files:
+            await files.upload("whole", content)
+            await files.download("whole")
+            await files.upload_from("chunks", content, upload_id="an-id")
+            await files.download_to("chunks", tmp_path / "there")
+            await files.stat("whole")
+            await files.list_files().pipe(ops.to_list())
+            await files.delete("whole")
+        await eventually(lambda: not server.connections)
+    size = len(content)
+    expected = [
+        rf"{PEER} file\.upload 'whole': {size} bytes in {SECONDS}, completed",
+        rf"{PEER} file\.download 'whole': {size} bytes in {SECONDS}, completed",
+        rf"{PEER} file\.upload 'chunks' an-id: {size} bytes in {SECONDS}, completed",
+        rf"{PEER} file\.download 'chunks': {size} bytes in {SECONDS}, completed",
+        rf"{PEER} file\.stat 'whole': 0 bytes in {SECONDS}, completed",
+        rf"{PEER} files: \d+ bytes in {SECONDS}, completed",
+        rf"{PEER} file\.delete 'whole': 0 bytes in {SECONDS}, completed",
+        rf"connection from {PEER}: 7 requests in {SECONDS}",
+    ]
+    lines = infos(caplog)
+    for pattern in expected:
+        assert len([line for line in lines if re.fullmatch(pattern, line)]) == 1, (pattern, lines)
+    assert len(lines) == len(expected), lines
+    assert "the content" not in caplog.text
+
+
+async def test_cancels_and_losses_are_an_outcome_of_their_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with serve(data=ChatData({"a": bytes(16 * MIB)})) as server, raw_peer(server.uri) as peer:
+        await peer.send(chunks(1, b"a", 1), channel(3, b"b", b'{"upload_id": "u"}'), download(5, b"a"))
+        while (await receive(peer)).kind != PAYLOAD:
+            pass
+        await peer.send(frame(1, CANCEL))
+        await eventually(lambda: server.work.cancelled == 1)
+        reset(peer)
+        await eventually(lambda: not server.connections)
+        await eventually(lambda: not server.work.active)
+    lines = infos(caplog)
+    assert len([line for line in lines if line.endswith(", cancelled")]) == 3, lines
+    assert len([line for line in lines if line.startswith("connection from ")]) == 1
+
+
+async def test_why_a_connection_was_closed_is_in_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with serve() as server, raw_peer(server.uri) as peer:
+        await peer.send(bytes(3))
+        await receive(peer)
+        await peer.close()
+        await eventually(lambda: not server.connections)
+    [line] = [line for line in infos(caplog) if line.startswith("connection from ")]
+    assert re.fullmatch(rf"connection from {PEER}: 0 requests in {SECONDS}; closed: invalid_frame: .*", line)
+
+
+async def test_a_name_can_not_break_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """A control character is refused in a name, but the line separator of Unicode isn't one."""
+    caplog.set_level(logging.INFO)
+    names = ["a\u2028b", "a\u0085b", "a'b\"", "\u202eb", "\x1b[31m", "a\nINFO forged"]
+    async with serve() as server, raw_peer(server.uri) as peer:
+        for stream_id, name in enumerate(names):
+            await peer.send(stat(2 * stream_id + 1, name.encode()))
+            await receive(peer)
+        await peer.send(request(101, REQUEST_STREAM, route_item("files\nforged"), n=1))
+        await receive(peer)
+    for record in caplog.records:
+        assert record.getMessage().isprintable(), record
+
+
+# Nothing at the default level
+
+
+async def test_what_is_normal_is_quiet_at_the_default_level(tmp_path: Path) -> None:
+    """Cancels, disconnects, refusals and wrong requests; only what needs a person is a warning."""
+    async with server_process("--store", str(tmp_path)) as server:
+        async with FileClient.connect(server.uri, options=ConnectOptions()) as files:
+            await files.upload("a", bytes(8 * MIB))
+            for source in (files.download("a"), files.download_chunks("a"), files.list_files(), files.stat("a")):
+                source.subscribe(lambda _: None, lambda _: None).dispose()
+            disposable = files.download_to("a", tmp_path / "x").subscribe(lambda _: None)
+            await asyncio.sleep(0.02)
+            disposable.dispose()
+            disposable = files.upload_from("b", (bytes(100_000) for _ in range(100))).subscribe(lambda _: None)
+            await asyncio.sleep(0.02)
+            disposable.dispose()
+            with pytest.raises(NotFound):
+                await files.download("missing")
+            await files.upload("c", bytes(8 * MIB)).pipe(ops.timeout(0.001), ops.catch(lambda *_: files.stat("a")))
+        for sent in (stat(1, b"a"), download(1, b"a"), channel(1, b"d", b'{"upload_id": "u"}'), bytes(3), b"GET /"):
+            for is_set_up in (True, False):
+                for is_reset in (True, False):
+                    async with raw_peer(server.uri, set_up=is_set_up) as peer:
+                        await peer.send(sent)
+                        await asyncio.sleep(0.01)
+                        if is_reset:
+                            reset(peer)
+        assert await server.stop() == (0, "")
+
+
+async def test_a_client_is_quiet_about_what_is_normal(caplog: pytest.LogCaptureFixture) -> None:
+    async with server_process() as server, FileClient.connect(server.uri) as files:
+        await files.upload("a", bytes(8 * MIB))
+        files.download("a").subscribe(lambda _: None).dispose()
+        pending = asyncio.ensure_future(files.download("a"))
+        await asyncio.sleep(0.002)
+        server.process.kill()
+        await asyncio.gather(pending, return_exceptions=True)
+        await eventually(lambda: files._connector.current() is None)
+    assert warnings(caplog) == []

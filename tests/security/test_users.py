@@ -1,0 +1,424 @@
+"""Who gets in, who doesn't, and what each may do; nothing is served before somebody was accepted."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import argon2
+import pytest
+from reactivex import operators as ops
+
+from rx_client import FileClient
+from server import ChatData, FileServer, Users, serve
+from server.__main__ import _is_loopback, _server
+from shared.errors import ConnectionFailed, NotFound, PermissionDenied, Unauthenticated
+from shared.metadata import (
+    AUTHENTICATION_MIMETYPE,
+    MetadataItem,
+    build_metadata,
+    build_simple,
+    parse_metadata,
+)
+from tests.security.support import (
+    CHEAP,
+    INVALID_SETUP,
+    REJECTED_SETUP,
+    channel,
+    chunks,
+    download,
+    receive,
+    refused,
+    server_process,
+    setup_frame,
+    stat,
+    upload,
+    user_line,
+    users,
+    warnings,
+)
+from tests.support import (
+    COMPLETE,
+    ERROR,
+    NEXT,
+    PAYLOAD,
+    REQUEST_FNF,
+    REQUEST_RESPONSE,
+    REQUEST_STREAM,
+    eventually,
+    frame,
+    item,
+    name_item,
+    raw_peer,
+    request,
+    route_item,
+)
+
+HASH = CHEAP.hash("secret")
+
+
+# The file
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["alice"], "line 1: the hash of 'alice' isn't argon2's"),
+        ([f":{HASH}"], "line 1: each user has a name"),
+        (["# comment", "", f"alice:{HASH}", f"alice:{HASH}"], "line 4: each user has a name, and one line"),
+        ([f"alice:{HASH}", "bob:secret"], "line 2: the hash of 'bob' isn't argon2's"),
+        (["bob:$2b$12$abcdefghijklmnopqrstuv"], "line 1: the hash of 'bob'"),
+        (["bob:"], "line 1: the hash of 'bob'"),
+        ([f"bob:{HASH}:read"], "line 1: a permission has the form"),
+        ([f"bob:{HASH}:x@"], "line 1: a permission has the form"),
+        ([f"bob:{HASH}:r@a @b"], "line 1: a permission has the form"),
+        ([f"bob:{HASH}:r"], "line 1: a permission has the form"),
+    ],
+)
+def test_a_line_that_is_wrong_is_named(lines: list[str], said: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        users(*lines)
+    assert said in str(raised.value)
+    assert HASH not in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def test_comments_empty_lines_and_crlf_are_fine() -> None:
+    made = Users(f"# who\r\n\r\n  \r\nalice:{HASH}:r@ rwd@alice/\r\n")
+    assert list(made._users) == ["alice"]
+
+
+def test_the_tool_prints_a_line_that_holds_the_password_in_no_form() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "server.users", "alice"], input="pass word\n", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("alice:$argon2id$")
+    assert "pass word" not in done.stdout + done.stderr
+    made = users(done.stdout)
+    user = asyncio.run(made.authenticate([build_simple("alice", "pass word")]))
+    assert user.name == "alice"
+
+
+# Getting in
+
+
+@pytest.fixture
+async def server() -> AsyncGenerator[FileServer, None]:
+    known = users(
+        user_line("alice", "a secret", "r@ rwd@alice/ w@shared/"),
+        user_line("bob", "b:secret", "rwd@bob/ w@shared/"),
+        user_line("root", "r secret"),
+    )
+    files = {"alice/1": b"1", "bob/1": b"2", "public": b"3"}
+    async with serve(users=known, data=ChatData(files)) as server:
+        yield server
+        await eventually(lambda: not server.work.active)
+
+
+@pytest.mark.parametrize("auth", [("bob", "b:secret"), "bob:b:secret"])
+async def test_a_password_or_a_token_gets_in(server: FileServer, auth: tuple[str, str] | str) -> None:
+    async with FileClient.connect(server.uri, auth=auth) as files:
+        assert await files.download("bob/1") == b"2"
+
+
+@pytest.mark.parametrize(
+    "auth", [None, ("alice", "wrong"), ("alice", ""), ("nobody", "a secret"), ("", ""), "alice", "alice:wrong", ""]
+)
+async def test_wrong_credentials_are_unauthenticated(server: FileServer, auth: tuple[str, str] | str | None) -> None:
+    with pytest.raises(Unauthenticated) as raised:
+        async with FileClient.connect(server.uri, auth=auth):
+            pass
+    assert not raised.value.retryable
+    if auth:  # nobody is told which of the two it was
+        assert raised.value.message == "the user name or the password is wrong"
+
+
+def auth_item(content: bytes) -> bytes:
+    return build_metadata([MetadataItem(AUTHENTICATION_MIMETYPE, content)])
+
+
+GOOD = build_metadata([build_simple("root", "r secret")])
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        pytest.param(b"", id="none"),
+        pytest.param(GOOD + GOOD, id="two"),
+        pytest.param(auth_item(b""), id="empty"),
+        pytest.param(auth_item(b"\x80"), id="no length"),
+        pytest.param(auth_item(b"\x80\x00\xffroot"), id="truncated"),
+        pytest.param(auth_item(b"\x80\x00\x04\xff\xff\xff\xffr secret"), id="not UTF-8"),
+        pytest.param(auth_item(b"\x82\x00\x04rootr secret"), id="of an unknown kind"),
+        pytest.param(auth_item(b"\x05digestroot:r secret"), id="of a kind by name that is unknown"),
+        pytest.param(auth_item(b"\x80\x00\x04rootr secret\x00"), id="with a byte more"),
+        pytest.param(auth_item(b"\x80\x00\x04rootr secre"), id="with a byte less"),
+        pytest.param(auth_item(b"\x80\x00\x05root\x00r secret"), id="with NUL in the name"),
+        pytest.param(GOOD[:-1], id="truncated metadata"),
+        pytest.param(GOOD + b"\x00", id="metadata with a byte more"),
+    ],
+)
+async def test_nothing_is_served_behind_a_setup_that_was_rejected(server: FileServer, metadata: bytes) -> None:
+    before = dict(server.data.files)
+    async with raw_peer(server.uri, set_up=False) as peer:
+        # All of it in one segment: it is there before the SETUP was looked at.
+        await peer.send(
+            setup_frame(metadata=metadata),
+            upload(1, b"alice/2", b"x"),
+            download(3, b"public"),
+            chunks(5, b"public"),
+            channel(7, b"alice/3", b'{"upload_id": "u"}'),
+            request(9, REQUEST_FNF, route_item("file.upload") + name_item(b"alice/4"), b"x"),
+            request(11, REQUEST_RESPONSE, route_item("file.delete") + name_item(b"public")),
+            request(13, REQUEST_STREAM, route_item("files"), n=10),
+            setup_frame(metadata=GOOD),
+            download(15, b"public"),
+        )
+        first = await receive(peer)
+        assert (first.stream_id, first.kind, first.error[0]) == (0, ERROR, REJECTED_SETUP)
+        assert first.error[1].split(":")[0] in ("unauthenticated", "invalid_request")
+        assert await peer.receive() is None
+    assert server.work.started == 0
+    assert server.data.files == before
+
+
+async def test_requests_behind_a_setup_wait_until_it_was_accepted(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on, verify = asyncio.Event(), Users.authenticate
+
+    async def slowly(self: Users, items: list[MetadataItem]) -> object:
+        await may_go_on.wait()
+        return await verify(self, items)
+
+    monkeypatch.setattr(Users, "authenticate", slowly)
+    async with raw_peer(server.uri, set_up=False) as peer:
+        await peer.send(setup_frame(metadata=GOOD), download(1, b"public"), upload(3, b"b", b"x"))
+        await peer.silence()
+        assert server.work.started == 0
+        may_go_on.set()
+        assert {(await receive(peer)).stream_id for _ in range(2)} == {1, 3}
+
+
+async def test_a_second_setup_is_nobody_elses(server: FileServer) -> None:
+    async with raw_peer(server.uri, set_up=False) as peer:
+        await peer.send(
+            setup_frame(build_simple("bob", "b:secret")), setup_frame(metadata=GOOD), download(1, b"public")
+        )
+        assert (await refused(peer))[0] == INVALID_SETUP
+    assert server.work.started == 0
+
+
+async def test_an_unknown_user_costs_a_hash_as_a_known_one_does(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[str] = []
+    verify = argon2.PasswordHasher.verify
+
+    def counted(self: argon2.PasswordHasher, hashed: str, password: bytes) -> bool:
+        verified.append(hashed)
+        return bool(verify(self, hashed, password))
+
+    monkeypatch.setattr(argon2.PasswordHasher, "verify", counted)
+    for name in ("nobody", "alice", "nobody"):
+        with pytest.raises(Unauthenticated):
+            async with FileClient.connect(server.uri, auth=(name, "wrong")):
+                pass
+    assert len(verified) == 3
+    for _ in range(3):  # who was right once is recognised, so that a reconnect costs no hash
+        async with FileClient.connect(server.uri, auth=("alice", "a secret")):
+            pass
+    assert len(verified) == 4
+    with pytest.raises(Unauthenticated):
+        async with FileClient.connect(server.uri, auth=("alice", "wrong")):
+            pass
+    assert len(verified) == 5
+    assert "secret" not in repr(vars(server._users))
+
+
+# Being allowed to
+
+
+async def error_of(server: FileServer, user: tuple[str, str], asked: bytes) -> str:
+    """The error's code that a request gets; empty if it is served."""
+    async with raw_peer(server.uri, set_up=False) as peer:
+        await peer.send(setup_frame(build_simple(*user)), asked)
+        while (answer := await receive(peer)).kind not in (ERROR, PAYLOAD):
+            pass
+        return answer.error[1].split(":")[0] if answer.kind == ERROR else ""
+
+
+def named(route: str, name: bytes, said: bytes = b"{}") -> bytes:
+    metadata = route_item(route) + name_item(name) + item(b"chat/file-transfer", said)
+    return request(1, REQUEST_RESPONSE, metadata)
+
+
+ID = b'{"upload_id": "u", "digest": null}'
+ROUTES = {
+    "upload": ("w", lambda name: upload(1, name, b"x")),
+    "upload in chunks": ("w", lambda name: channel(1, name, ID)),
+    "upload status": ("w", lambda name: named("file.upload.status", name, ID)),
+    "download": ("r", lambda name: download(1, name)),
+    "download in chunks": ("r", lambda name: chunks(1, name)),
+    "stat": ("r", lambda name: stat(1, name)),
+    "delete": ("d", lambda name: named("file.delete", name)),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("right", ["r", "w", "d"])
+async def test_each_route_needs_its_right_to_the_name(route: str, right: str) -> None:
+    needed, ask = ROUTES[route]
+    known = users(user_line("u", "p", f"{right}@mine/ rwd@other/"))
+    files = {"mine/1": b"1", "theirs/1": b"2", "mine": b"3", "Mine/1": b"4"}
+    async with serve(users=known, data=ChatData(dict(files))) as server:
+        denied = await error_of(server, ("u", "p"), ask(b"mine/1"))
+        assert denied == ("permission_denied" if right != needed else "not_found" if "status" in route else "")
+        for name in (b"theirs/1", b"mine", b"Mine/1", b"missing", b"other"):
+            assert await error_of(server, ("u", "p"), ask(name)) == "permission_denied"
+        if right != needed:
+            assert server.data.files == files
+        await eventually(lambda: not server.work.active)
+
+
+async def test_a_listing_shows_only_what_may_be_read(server: FileServer) -> None:
+    async with FileClient.connect(server.uri, auth=("bob", "b:secret")) as files:
+        assert await files.list_files().pipe(ops.to_list()) == ["bob/1"]
+        assert await files.list_files(prefix="alice").pipe(ops.to_list()) == []
+        infos = await files.list_files(details=True).pipe(ops.to_list())
+        assert [info.name for info in infos] == ["bob/1"]
+        with pytest.raises(PermissionDenied):
+            await files.stat("public")
+        with pytest.raises(PermissionDenied):
+            await files.download_chunks("public")
+    async with FileClient.connect(server.uri, auth=("alice", "a secret")) as files:
+        assert len(await files.list_files().pipe(ops.to_list())) == 3
+
+
+async def test_an_upload_is_its_users_alone(server: FileServer) -> None:
+    alices, bobs = [setup_frame(build_simple(*who)) for who in (("alice", "a secret"), ("bob", "b:secret"))]
+    status = named("file.upload.status", b"shared/f", ID)
+    async with raw_peer(server.uri, set_up=False) as alice, raw_peer(server.uri, set_up=False) as bob:
+        await alice.send(alices, channel(1, b"shared/f", ID))
+        while (await receive(alice)).kind == PAYLOAD:
+            pass  # until the server asks for items
+        await alice.send(frame(1, PAYLOAD, NEXT, b"alice's "))
+        while (await receive(alice)).kind != PAYLOAD:
+            pass
+
+        # Asks for it, goes on with it, would supersede it: it isn't there for him.
+        await bob.send(bobs, status)
+        answer = await receive(bob)
+        assert answer.error[1].startswith("not_found: ")
+        await bob.send(channel(3, b"shared/f", ID))
+        first = await receive(bob)
+        assert b'"committed":0' in first.metadata
+        while (await receive(bob)).kind == PAYLOAD:
+            pass
+        end = item(b"chat/file-transfer", b'{"size": 5, "digest": null}')
+        await bob.send(frame(3, PAYLOAD, NEXT, b"bob's"))
+        await bob.send(frame(3, PAYLOAD, NEXT | COMPLETE | 0x100, len(end).to_bytes(3, "big") + end))
+        while not (got := await receive(bob)).flags & COMPLETE:
+            assert got.kind != ERROR, got.error
+        assert server.data.files["shared/f"] == b"bob's"
+
+        # Hers is as it was.
+        async with FileClient.connect(server.uri, auth=("alice", "a secret")) as files:
+            with pytest.raises(NotFound):  # of another name, hers or not
+                await raw_status(files, "shared/g")
+        end = item(b"chat/file-transfer", b'{"size": 13, "digest": null}')
+        await alice.send(frame(1, PAYLOAD, NEXT, b"bytes"))
+        await alice.send(frame(1, PAYLOAD, NEXT | COMPLETE | 0x100, len(end).to_bytes(3, "big") + end))
+        while not (got := await receive(alice)).flags & COMPLETE:
+            assert got.kind != ERROR, got.error
+        assert server.data.files["shared/f"] == b"alice's bytes"
+
+
+async def raw_status(files: FileClient, name: str) -> None:
+    from rsocket.payload import Payload
+
+    from rx_client.requests import ask
+    from shared.messages import FileRequest, transfer_request
+    from shared.wire import Route
+
+    payload = Payload(b"", transfer_request(Route.UPLOAD_STATUS, name, FileRequest(None, "u")))
+    answer = await ask(files._connector, payload)
+    assert parse_metadata(answer.metadata)
+
+
+# The process
+
+
+async def test_a_process_with_a_file_of_users(tmp_path: Path) -> None:
+    path = tmp_path / "users"
+    path.write_text(user_line("alice", "a secret", "r@") + "\n")
+    async with server_process("--auth-file", str(path), "--log-level", "debug") as server:
+        with pytest.raises(Unauthenticated):
+            async with FileClient.connect(server.uri, auth=("alice", "a wrong secret")):
+                pass
+        with pytest.raises(Unauthenticated):
+            async with FileClient.connect(server.uri, auth="alice:a wrong secret"):
+                pass
+        async with FileClient.connect(server.uri, auth=("alice", "a secret")) as files:
+            with pytest.raises(PermissionDenied):
+                await files.upload("f", b"the content of a file")
+            assert await files.list_files().pipe(ops.to_list()) == []
+        status, log = await server.stop()
+    assert status == 0
+    assert "alice" in log
+    assert "secret" not in log
+    assert "argon2" not in log
+    assert "the content" not in log
+
+
+@pytest.mark.parametrize("content", [None, "alice:secret\n", b"\xff\xfe".decode("latin-1")])
+def test_a_file_of_users_that_is_none_is_said_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    path = tmp_path / "users"
+    if content is not None:
+        path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(SystemExit) as exited:
+        _server(["--auth-file", str(path)])
+    assert exited.value.code == 2
+    said = capsys.readouterr().err
+    assert "secret" not in said
+    assert ("line 1" in said) == (content == "alice:secret\n")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "example.com", "127.0.0.1.example.com", "0"])
+def test_nobody_is_let_in_from_elsewhere_unasked(host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        _server(["--host", host])
+    assert exited.value.code == 2
+    assert "--auth-file" in capsys.readouterr().err
+    path = tmp_path / "users"
+    path.write_text(user_line("alice", "a secret"))
+    _server(["--host", host, "--auth-file", str(path)])
+    _server(["--host", host, "--insecure"])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_loopback_addresses_need_no_users(host: str) -> None:
+    assert _is_loopback(host)
+    _server(["--host", host])
+
+
+async def test_secrets_are_in_no_log_at_any_level(server: FileServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    for auth in (("alice", "a secret"), "bob:b:secret", ("alice", "wrong secret"), "bob:wrong secret"):
+        try:
+            async with FileClient.connect(server.uri, auth=auth) as files:
+                await files.list_files().pipe(ops.to_list())
+        except Unauthenticated:
+            pass
+    with pytest.raises(ConnectionFailed):
+        async with FileClient.connect("tcp://127.0.0.1:1", auth=("alice", "a secret")):
+            pass
+    await eventually(lambda: not server.connections)
+    assert "connection from" in caplog.text
+    assert "(alice)" in caplog.text
+    assert "secret" not in caplog.text
+    assert warnings(caplog) == []
