@@ -15,7 +15,10 @@ from rsocket.frame import (
     CONNECTION_STREAM_ID,
     PROTOCOL_MAJOR_VERSION,
     CancelFrame,
+    ErrorFrame,
     Frame,
+    FrameFragmentMixin,
+    KeepAliveFrame,
     RequestFireAndForgetFrame,
     RequestResponseFrame,
     ResumeFrame,
@@ -52,6 +55,9 @@ FrameHandlers = Mapping[type[Frame], Callable[[Frame], Awaitable[None]]]
 
 # Items of one connection's streams that wait in rsocket's send queue: one fragment's worth.
 _SEND_WINDOW_BYTES = FRAGMENT_SIZE_BYTES
+# What a peer may be owed of frames that aren't items of a stream, before nothing more is taken from it.
+_MAX_OWED_BYTES = 1024 * 1024
+_FRAME_COST_BYTES = 512
 
 
 class ServerConnection(RSocketServer):
@@ -77,6 +83,8 @@ class ServerConnection(RSocketServer):
         self._idle_seconds = limits.idle_seconds
         self._is_set_up = False
         self._requests = 0
+        self._owed_bytes = 0
+        self._paid = asyncio.Event()
         self._has_refused_streams = False
         self._errors: deque[float] = deque()
         self._window = SendWindow(_SEND_WINDOW_BYTES)
@@ -105,8 +113,9 @@ class ServerConnection(RSocketServer):
         elif blocked_since is not None and now - blocked_since > limits.blocked_seconds:
             transport.fail(ErrorCode.CONNECTION_ERROR, "timeout: the peer takes nothing of what it asked for")
 
-    def log_end(self) -> None:
-        """Says in one line what the connection was."""
+    def on_lost(self) -> None:
+        """The connection has ended; says in one line what it was."""
+        self._paid.set()
         _log.info(
             "connection from %s%s: %d requests in %.3f s%s",
             self._file_transport.peer,
@@ -115,6 +124,27 @@ class ServerConnection(RSocketServer):
             self._loop.time() - self._made_at,
             f"; closed: {self._file_transport.failure}" if self._file_transport.failure else "",
         )
+
+    async def _handle_next_frame(self, frame: Frame, async_frame_handler_by_type: FrameHandlers) -> None:
+        """Takes no more from a peer that doesn't take what it is owed: its echoes and errors would pile up here."""
+        while self._owed_bytes > _MAX_OWED_BYTES and not self._file_transport.is_lost:
+            self._paid.clear()
+            await self._paid.wait()
+        await super()._handle_next_frame(frame, async_frame_handler_by_type)
+
+    def send_frame(self, frame: Frame | FrameFragmentMixin) -> None:
+        """As rsocket's, but what a peer can make us send without taking it is counted."""
+        if isinstance(frame, KeepAliveFrame | ErrorFrame | CancelFrame):
+            nbytes = len(frame.data or b"") + _FRAME_COST_BYTES
+            self._owed_bytes += nbytes
+            frame.sent_future = self._loop.create_future()
+            frame.sent_future.add_done_callback(lambda _: self._pay(nbytes))
+        super().send_frame(frame)
+
+    def _pay(self, nbytes: int) -> None:
+        self._owed_bytes -= nbytes
+        if self._owed_bytes <= _MAX_OWED_BYTES:
+            self._paid.set()
 
     async def _handle_frame_by_type(self, frame: Frame, async_frame_handler_by_type: FrameHandlers) -> None:
         """Whatever concerns the connection itself, or begins a stream, comes through here."""
@@ -187,7 +217,7 @@ class ServerConnection(RSocketServer):
         super().send_error(stream_id, error)
 
     def send_file(self, payload: FilePayload, stream_id: int, operation: Operation) -> asyncio.Task[None]:
-        """Answers with a file, a fragment at a time: one is read while the one before it is sent."""
+        """Answers with a file, a fragment at a time, each read when the send window has room for it."""
         return self._work.spawn(self._send_file, payload, stream_id, operation)
 
     def discard(self, payload: Payload) -> None:
@@ -196,14 +226,15 @@ class ServerConnection(RSocketServer):
             self._work.spawn(payload.reader.close)
 
     async def _send_file(self, payload: FilePayload, stream_id: int, operation: Operation) -> None:
-        sent: asyncio.Future[None] | None = None
-        async with aclosing(fragments(payload, stream_id)) as frames:
+        async with aclosing(fragments(payload, stream_id, self._window)) as frames:
             async for frame in frames:
-                if sent is not None:
-                    await asyncio.wait([sent])  # not the future itself: rsocket can't stand that it is cancelled
-                operation.nbytes += len(frame.data or b"")
-                sent = frame.sent_future
+                nbytes = len(frame.data or b"")
+                operation.nbytes += nbytes
+                self._window.add(nbytes)
+                frame.sent.add_done_callback(lambda _, nbytes=nbytes: self._window.remove(nbytes))
                 self.send_frame(frame)
+                if frame.flags_complete:
+                    await asyncio.wait([frame.sent])  # not the future itself: rsocket needs it uncancelled
 
     def _refuse_stream(self, frame: Frame) -> None:
         spooled = cast(object, frame.data)

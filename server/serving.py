@@ -166,7 +166,7 @@ class FileServer:
         self._addresses[transport.address] -= 1
         if not self._addresses[transport.address]:
             del self._addresses[transport.address]
-        connection.log_end()
+        connection.on_lost()
 
 
 def serve(

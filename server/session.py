@@ -31,7 +31,7 @@ from shared.messages import (
     transfer_metadata,
 )
 from shared.metadata import MetadataItem, parse_metadata, parse_routing
-from shared.wire import FRAGMENT_SIZE_BYTES, Route, encode_name, name_metadata, parse_name
+from shared.wire import Route, encode_name, name_metadata, parse_name
 
 from .data import ChatData, get_file_name
 from .download import read_range
@@ -49,6 +49,8 @@ P = ParamSpec("P")
 
 # Enough for a listing to fill the connection, little enough to forget.
 _DEFAULT_WINDOW_BYTES = 256 * 1024
+# A file up to this is read as a whole for its answer, which saves a task; `Limits.max_streams` of them may wait.
+_SMALL_FILE_BYTES = 64 * 1024
 
 
 class ChatUserSession:
@@ -159,7 +161,7 @@ class ChatUserSession:
         name = get_file_name(composite_metadata)
         self.user.check(Right.READ, name)
         reader = await self._data.store.open(name)
-        if self.sends_files and reader.info.size > FRAGMENT_SIZE_BYTES and not self._is_in_memory:
+        if self.sends_files and reader.info.size > _SMALL_FILE_BYTES and not self._is_in_memory:
             return FilePayload(reader, name_metadata(name))
         try:
             return Payload(await reader.read(0, reader.info.size), name_metadata(name))

@@ -14,6 +14,7 @@ from shared.errors import Changed, ConnectionLost
 from shared.wire import FRAGMENT_SIZE_BYTES, FileInfo
 
 from .store import Reader, Store, Upload
+from .stream import SendWindow
 from .work import Work
 
 __all__ = ["FilePayload", "FragmentFrame", "UploadSpool", "fragments"]
@@ -115,7 +116,8 @@ class FragmentFrame(Frame):
         self.flags_next = True
         self.flags_complete = is_last
         self.flags_follows = not is_last
-        self.sent_future = asyncio.get_running_loop().create_future()
+        self.sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.sent_future = self.sent  # rsocket sets its result
 
     def parse(self, buffer: bytes | bytearray, offset: int) -> None:
         """Never called: these are only sent."""
@@ -129,8 +131,8 @@ class FragmentFrame(Frame):
         return head
 
 
-async def fragments(payload: FilePayload, stream_id: int) -> AsyncGenerator[FragmentFrame, None]:
-    """The frames that answer with a file, each read when it is asked for; the reader is closed with the generator.
+async def fragments(payload: FilePayload, stream_id: int, window: SendWindow) -> AsyncGenerator[FragmentFrame, None]:
+    """The frames that answer with a file, each read when `window` has room; the reader is closed with the generator.
 
     Raises:
         Changed: The file was cut short behind the store's back.
@@ -139,6 +141,7 @@ async def fragments(payload: FilePayload, stream_id: int) -> AsyncGenerator[Frag
     try:
         offset, size = 0, reader.info.size
         while True:
+            await window.ready()
             room = FRAGMENT_SIZE_BYTES - _OVERHEAD_BYTES - len(metadata)
             data = await reader.read(offset, min(room, size - offset)) if offset < size else b""
             offset += len(data)
