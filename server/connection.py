@@ -194,6 +194,10 @@ class ServerConnection(RSocketServer):
         if bytes(frame.metadata_encoding) != composite:
             raise InvalidRequest(f"the connection's metadata mimetype must be {composite.decode()}")
 
+    async def handle_error(self, frame: ErrorFrame) -> None:
+        """The client says that the connection has failed; then it has."""
+        self._file_transport.fail(ErrorCode.CONNECTION_ERROR, "connection_error: the client said so")
+
     async def handle_resume(self, frame: ResumeFrame) -> None:
         """This server resumes transfers, not connections."""
         reason = "rejected_resume: this server doesn't resume connections"

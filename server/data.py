@@ -23,16 +23,14 @@ class ChatData:
     Attributes:
         files: Where the files live: by default a dictionary of each file's content by name, in memory, as in the
             tutorial; what the server stores there is `bytes` of its own. Or any other `Store`.
-        max_bytes: The most that a dictionary's files and the unfinished uploads may have together; None for no limit.
     """
 
     files: MutableMapping[str, bytes] | Store = field(default_factory=dict[str, bytes])
-    max_bytes: int | None = None
 
     @cached_property
     def store(self) -> Store:
         """`files` as a `Store`; a dictionary stays the one place where its files are."""
-        return MemoryStore(self.files, self.max_bytes) if isinstance(self.files, MutableMapping) else self.files
+        return MemoryStore(self.files) if isinstance(self.files, MutableMapping) else self.files
 
     @cached_property
     def uploads(self) -> UploadOwners:

@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 from reactivestreams.publisher import Publisher
 from reactivestreams.subscriber import Subscriber
 from reactivestreams.subscription import Subscription
-from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketProtocolError, RSocketUnknownRoute
 from rsocket.extensions.composite_metadata import CompositeMetadata
 from rsocket.extensions.composite_metadata_item import CompositeMetadataItem
@@ -44,10 +43,6 @@ class FileRequestHandler(BaseRequestHandler):
 
     def __init__(self, router: RequestRouter) -> None:
         self._router = router
-
-    async def on_error(self, error_code: ErrorCode, payload: Payload) -> None:
-        """The client says that the connection has failed; it is about to end."""
-        _log.info("a client gave up its connection, with code %s", error_code.name)
 
     async def request_response(self, payload: Payload) -> asyncio.Future[Payload]:
         try:

@@ -9,7 +9,7 @@ from typing import Final
 
 from shared.blocking import run_blocking
 from shared.digest import Digest
-from shared.errors import Changed, NotFound, StorageFull
+from shared.errors import Changed, NotFound, StorageFull, TooLarge
 from shared.wire import FileInfo
 
 from .store import Reader
@@ -35,14 +35,24 @@ class MemoryStore:
     Args:
         files: The dictionary.
         max_bytes: The most that the files and the unfinished uploads may have together; None for no limit.
+        max_file_bytes: The largest file it takes; None for no limit.
     """
 
-    def __init__(self, files: MutableMapping[str, bytes], max_bytes: int | None = None) -> None:
+    def __init__(
+        self, files: MutableMapping[str, bytes], max_bytes: int | None = None, max_file_bytes: int | None = None
+    ) -> None:
         self._files = files
-        self._max_bytes = max_bytes
+        self.set_limits(max_bytes, max_file_bytes)
         self._known: dict[str, _Known] = {}
         self._parts: dict[str, _MemoryPart] = {}
         self._locks = KeyedLocks()
+
+    def set_limits(self, max_bytes: int | None, max_file_bytes: int | None) -> None:
+        """Replaces the limits, for what comes from now on."""
+        self._max_bytes = max_bytes
+        # A file over the store's whole room is never going to fit, however much is deleted.
+        limits = [limit for limit in (max_bytes, max_file_bytes) if limit is not None]
+        self._max_file_bytes = min(limits) if limits else None
 
     async def start(self) -> None:
         """Nothing to do."""
@@ -72,7 +82,7 @@ class MemoryStore:
         self, upload_id: str, name: str, *, size: int | None, algorithm: str, overwrite: bool = True
     ) -> PartUpload:
         spec = UploadSpec(upload_id, name, size, algorithm)
-        spec.check(self._max_bytes)
+        spec.check(self._max_file_bytes)
         lock = self._locks[upload_id]
         async with lock:
             if not overwrite and name in self._files:
@@ -83,9 +93,11 @@ class MemoryStore:
                 part.touch()
             else:
                 part = self._parts[upload_id] = _MemoryPart(spec, self)
-            return PartUpload(part, lock, overwrite=overwrite)
+            return PartUpload(part, lock, overwrite=overwrite, max_bytes=self._max_file_bytes)
 
     async def put(self, name: str, content: bytes) -> None:
+        if self._max_file_bytes is not None and len(content) > self._max_file_bytes:
+            raise TooLarge(f"a file may have {self._max_file_bytes} bytes here, not {len(content)}", name=name)
         self.check_room(len(content) - len(self._files.get(name, b"")), name)
         self._files[name] = content
 

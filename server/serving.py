@@ -18,6 +18,7 @@ from shared.wire import DEFAULT_PORT
 from .connection import ServerConnection
 from .data import ChatData
 from .limits import Limits
+from .memory_store import MemoryStore
 from .users import Users
 from .work import Work
 
@@ -55,6 +56,8 @@ class FileServer:
     ) -> None:
         self.data = data
         self._limits = limits
+        if isinstance(data.store, MemoryStore):
+            data.store.set_limits(limits.max_store_bytes, limits.max_file_bytes)
         self._users = users
         self._tls = tls
         self._budget = ReassemblyBudget(limits.max_reassembly_bytes)
@@ -135,8 +138,12 @@ class FileServer:
         """Closes connections that are silent, or take nothing, for too long."""
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            for connection in list(self._connections.values()):
-                connection.check()
+            self._check_connections()
+
+    def _check_connections(self) -> None:
+        # Not in the loop above, whose variable would keep the last connection, and all that waits in it, for ever.
+        for connection in list(self._connections.values()):
+            connection.check()
 
     def _accept(self) -> FrameTransport:
         def on_lost(_: Exception | None) -> None:
@@ -184,7 +191,7 @@ def serve(
     Args:
         host: The address to listen on.
         port: The TCP port; 0 picks a free one.
-        data: What to serve; empty, in memory, and of `limits.max_store_bytes` at the most if None.
+        data: What to serve; empty, and in memory, if None.
         upload_expiry_seconds: How long an unfinished upload is kept after its last byte; a day by default.
         limits: What peers may make the server hold and do; the defaults of `Limits` if None.
         users: Who may connect, see `Users`; None for anybody.
@@ -198,7 +205,7 @@ def serve(
     return FileServer(
         host,
         port,
-        data if data is not None else ChatData(max_bytes=limits.max_store_bytes),
+        data if data is not None else ChatData(),
         upload_expiry_seconds=upload_expiry_seconds,
         limits=limits,
         users=users,
