@@ -224,7 +224,7 @@ class Connection:
         try:
             await self._open(self._options.connect_timeout)
         except TransferError as error:
-            self._states.on_next(Disconnected(error))
+            self._tell(Disconnected(error))
             raise
 
     async def connect(self) -> RSocketBase:
@@ -235,8 +235,14 @@ class Connection:
         if self._attempt is None:
             self._attempt = asyncio.get_running_loop().create_task(self._connect_again())
             self._attempt.add_done_callback(self._on_attempted)
-        # Shared: one who stops waiting takes nothing from the others.
-        return await asyncio.shield(self._attempt)
+        attempt = self._attempt
+        try:
+            # Shared: one who stops waiting takes nothing from the others.
+            return await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            if attempt.cancelled():  # by `close`, before it had begun
+                raise ClientClosed("the client was closed") from None
+            raise
 
     async def close(self) -> None:
         """Ends everything under way with ClientClosed."""
@@ -259,7 +265,7 @@ class Connection:
         loop, options = asyncio.get_running_loop(), self._options
         deadline = loop.time() + options.reconnect_timeout
         delay = options.reconnect_base
-        self._states.on_next(Connecting())
+        self._tell(Connecting())
         try:
             while True:
                 try:
@@ -267,7 +273,7 @@ class Connection:
                 except TransferError as error:
                     pause = delay * random.uniform(0.5, 1.0)
                     if not error.retryable or loop.time() + pause >= deadline:
-                        self._states.on_next(Disconnected(error))
+                        self._tell(Disconnected(error))
                         raise
                 await asyncio.sleep(pause)
                 delay = min(2 * delay, options.reconnect_cap)
@@ -319,15 +325,24 @@ class Connection:
             self._end(rsocket, ErrorCode.CONNECTION_ERROR, "the attempt to connect was given up")
             raise
         self._rsocket = rsocket
-        self._states.on_next(Connected())
+        self._tell(Connected())
         return rsocket
+
+    def _tell(self, state: ConnectionState) -> None:
+        """Emits a state; an observer that raises is no reason to leave requests waiting."""
+        try:
+            self._states.on_next(state)
+        except Exception as error:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "an observer of the connection's state raised", "exception": error}
+            )
 
     def _end(self, rsocket: RSocketClient, code: ErrorCode, text: str) -> None:
         """Gives up a connection: what is under way fails at once, the rest is cleaned up soon."""
         if self._rsocket is rsocket:
             self._rsocket = None
             if not self._is_closed:
-                self._states.on_next(Disconnected(from_error_frame(code, text.encode())))
+                self._tell(Disconnected(from_error_frame(code, text.encode())))
         rsocket.stop_all_streams(code, text.encode())
         # In a task of its own: this may be called by one of those that `close` cancels and waits for.
         ending = asyncio.get_running_loop().create_task(rsocket.close())

@@ -168,7 +168,8 @@ class ServerConnection(RSocketServer):
         try:
             self._check_setup(frame)
             if self._users is not None:
-                self._session.user = await self._users.authenticate(parse_metadata(frame.metadata or b""))
+                items = parse_metadata(frame.metadata or b"")
+                self._session.user = await self._users.authenticate(items, lambda: self._file_transport.is_lost)
         except RSocketProtocolError as error:
             self._file_transport.fail(error.error_code, error.data or "")
             return

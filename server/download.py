@@ -11,6 +11,7 @@ from shared.errors import Changed, InvalidRequest
 from shared.messages import CHUNK_BYTES, ChunkHead, DownloadRequest, transfer_metadata
 
 from .store import Reader, Store
+from .stream import SendWindow
 
 __all__ = ["read_range"]
 
@@ -18,7 +19,9 @@ __all__ = ["read_range"]
 _READ_BYTES: Final = 4 * CHUNK_BYTES
 
 
-async def read_range(store: Store, name: str, request: DownloadRequest) -> AsyncGenerator[tuple[Payload, bool], None]:
+async def read_range(
+    store: Store, name: str, request: DownloadRequest, window: SendWindow
+) -> AsyncGenerator[tuple[Payload, bool], None]:
     """Yields the chunks of the range, each with whether it is the last.
 
     The first and the last carry a ChunkHead. An empty range is one empty chunk. The content is that of the moment when
@@ -48,7 +51,8 @@ async def read_range(store: Store, name: str, request: DownloadRequest) -> Async
         offset, block, at = request.offset, b"", 0
         while True:
             if at == len(block) and offset < end:
-                block, at = await reader.read(offset, min(_READ_BYTES, end - offset)), 0
+                ahead = CHUNK_BYTES if window.is_crowded else _READ_BYTES
+                block, at = await reader.read(offset, min(ahead, end - offset)), 0
             data = block[at : at + CHUNK_BYTES]
             if not data and offset < end:
                 raise Changed(f"{name!r} was cut short while it was sent", name=name)

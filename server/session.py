@@ -98,7 +98,7 @@ class ChatUserSession:
         async def download_chunks(composite_metadata: CompositeMetadata) -> Publisher:
             name, request = get_file_name(composite_metadata), DownloadRequest.from_json(_said(composite_metadata))
             self.user.check(Right.READ, name)
-            return self._stream(f"{Route.DOWNLOAD} {name!r}", read_range(self._data.store, name, request))
+            return self._stream(f"{Route.DOWNLOAD} {name!r}", read_range(self._data.store, name, request, self._window))
 
         @router.channel(Route.UPLOAD)
         async def upload_chunks(

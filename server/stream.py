@@ -13,12 +13,16 @@ from rsocket.disposable import Disposable
 from rsocket.payload import Payload
 
 from shared.errors import InvalidRequest, to_protocol_error
+from shared.messages import CHUNK_BYTES
 
 from .work import Operation
 
 __all__ = ["PullStream", "SendWindow"]
 
 _MAX_REQUEST_N: Final = 0x7FFFFFFF
+_FEW_STREAMS: Final = 8
+# What an item is taken for until it is there: a chunk.
+_RESERVED_BYTES: Final = CHUNK_BYTES
 
 
 class SendWindow:
@@ -33,7 +37,21 @@ class SendWindow:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._queued_bytes = 0
+        self._streams = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are so many streams that what each of them reads ahead would add up."""
+        return self._streams > _FEW_STREAMS
+
+    def enter(self) -> None:
+        """Notes that a stream has begun."""
+        self._streams += 1
+
+    def leave(self) -> None:
+        """Notes that a stream has ended."""
+        self._streams -= 1
 
     def add(self, nbytes: int) -> None:
         """Notes that an item went into the queue."""
@@ -49,8 +67,16 @@ class SendWindow:
                     waiter.set_result(None)
                     break
 
+    def settle(self) -> None:
+        """Gives back what `ready` reserved; the item was added by then, or there is none."""
+        self.remove(_RESERVED_BYTES)
+
     async def ready(self) -> None:
-        """Returns when there is room for another item."""
+        """Returns when there is room for another item, reserved until `settle`: the item has to be read first."""
+        await self._room()
+        self._queued_bytes += _RESERVED_BYTES
+
+    async def _room(self) -> None:
         if self._queued_bytes < self._limit_bytes:
             # A turn for the loop: a stream whose items cost nothing to make must not hold the connection.
             await asyncio.sleep(0)
@@ -95,6 +121,7 @@ class PullStream(Publisher, Subscription, Disposable):
         self._refusal: InvalidRequest | None = None
 
     def subscribe(self, subscriber: Subscriber) -> None:
+        self._window.enter()
         self._task = asyncio.get_running_loop().create_task(self._run(subscriber))
         self._task.add_done_callback(lambda task: self._finish(task, subscriber))
         subscriber.on_subscribe(self)
@@ -125,17 +152,20 @@ class PullStream(Publisher, Subscription, Disposable):
                 await self._window.ready()
                 try:
                     payload, is_last = await anext(items)
+                    assert payload.data or payload.metadata, "an item that is empty in both vanishes in rsocket"
+                    self._credit -= 1
+                    if self._operation is not None:
+                        self._operation.nbytes += len(payload.data or b"")
+                    subscriber.on_next(payload)
                 except StopAsyncIteration:
                     break
-                assert payload.data or payload.metadata, "an item that is empty in both vanishes in rsocket"
-                self._credit -= 1
-                if self._operation is not None:
-                    self._operation.nbytes += len(payload.data or b"")
-                subscriber.on_next(payload)
+                finally:
+                    self._window.settle()
         subscriber.on_complete()
 
     def _finish(self, task: asyncio.Task[None], subscriber: Subscriber) -> None:
         # Here rather than in `_run`, which doesn't run at all if it is cancelled before its first turn.
+        self._window.leave()
         outcome = asyncio.CancelledError() if task.cancelled() else task.exception()
         error = self._refusal or outcome
         if error is not None and not isinstance(error, asyncio.CancelledError):

@@ -12,7 +12,7 @@ import getpass
 import hmac
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import sha256
@@ -104,8 +104,12 @@ class Users:
         """
         return cls(Path(path).read_text(encoding="utf-8"))
 
-    async def authenticate(self, items: list[MetadataItem]) -> User:
+    async def authenticate(self, items: list[MetadataItem], is_gone: Callable[[], bool]) -> User:
         """The user whose credentials a SETUP's metadata has: `simple`, or `bearer` with the token `NAME:PASSWORD`.
+
+        Args:
+            items: The metadata.
+            is_gone: Whether the client has left: nobody is checked then, so that strangers who leave hold up nobody.
 
         Raises:
             Unauthenticated: There are none, or they are wrong; nobody is told which.
@@ -118,6 +122,8 @@ class Users:
         tried = hmac.digest(self._key, password, "sha256")
         if not hmac.compare_digest(self._known.get(name, b""), tried):
             async with self._turn:
+                if is_gone():
+                    raise Unauthenticated("the client left before it was its turn")
                 is_right = await run_blocking(None, self._verify, self._hashes.get(name, self._nobodys), password)
             if not is_right or name not in self._users:
                 raise Unauthenticated("the user name or the password is wrong")

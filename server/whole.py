@@ -142,12 +142,15 @@ async def fragments(payload: FilePayload, stream_id: int, window: SendWindow) ->
         offset, size = 0, reader.info.size
         while True:
             await window.ready()
-            room = FRAGMENT_SIZE_BYTES - _OVERHEAD_BYTES - len(metadata)
-            data = await reader.read(offset, min(room, size - offset)) if offset < size else b""
-            offset += len(data)
-            if not data and offset < size:
-                raise Changed(f"{reader.info.name!r} was cut short while it was sent", name=reader.info.name)
-            yield FragmentFrame(stream_id, data, metadata, is_last=offset == size)
+            try:
+                room = FRAGMENT_SIZE_BYTES - _OVERHEAD_BYTES - len(metadata)
+                data = await reader.read(offset, min(room, size - offset)) if offset < size else b""
+                offset += len(data)
+                if not data and offset < size:
+                    raise Changed(f"{reader.info.name!r} was cut short while it was sent", name=reader.info.name)
+                yield FragmentFrame(stream_id, data, metadata, is_last=offset == size)
+            finally:
+                window.settle()
             if offset == size:
                 return
             metadata = b""

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
+from rsocket.exceptions import RSocketProtocolError
+
 from shared.errors import TransferError
 
 __all__ = ["Operation", "Work"]
@@ -103,6 +105,13 @@ class Operation:
             said = "cancelled"
         else:
             work.failed += 1
-            said = f"failed: {outcome.code if isinstance(outcome, TransferError) else 'internal'}"
+            said = f"failed: {_code(outcome)}"
         _log.info("%s: %d bytes in %.3f s, %s", self._what, self.nbytes, time.monotonic() - self._started_at, said)
         work.check_idle()
+
+
+def _code(error: BaseException) -> str:
+    """The word for an error on the wire."""
+    if isinstance(error, RSocketProtocolError):
+        return (error.data or "").partition(":")[0]
+    return error.code if isinstance(error, TransferError) and error.code else "internal"

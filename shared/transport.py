@@ -95,6 +95,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._lost = self._loop.create_future()
         self._failure: str | None = None
+        self._peer = "unknown"
         self._cut: asyncio.TimerHandle | None = None
 
         self._reassembler = Reassembler(limits, budget)
@@ -129,8 +130,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     @property
     def peer(self) -> str:
         """The other end's address, for logs."""
-        name = self._transport.get_extra_info("peername") if self._transport is not None else None
-        return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unknown"
+        return self._peer
 
     @property
     def address(self) -> str:
@@ -176,6 +176,8 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        name = transport.get_extra_info("peername")  # kept, since TLS forgets it when the connection is lost
+        self._peer = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unknown"
         # `pause_writing` says that something waits, `resume_writing` that all of it is in the socket. Not `high=0`:
         # with it asyncio's TLS pauses when nothing waits, and never resumes.
         self._transport.set_write_buffer_limits(high=1, low=0)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 import argon2
@@ -103,7 +103,7 @@ def test_the_tool_prints_a_line_that_holds_the_password_in_no_form() -> None:
     assert done.stdout.startswith("alice:$argon2id$")
     assert "pass word" not in done.stdout + done.stderr
     made = users(done.stdout)
-    user = asyncio.run(made.authenticate([build_simple("alice", "pass word")]))
+    user = asyncio.run(made.authenticate([build_simple("alice", "pass word")], lambda: False))
     assert user.name == "alice"
 
 
@@ -195,9 +195,9 @@ async def test_requests_behind_a_setup_wait_until_it_was_accepted(
 ) -> None:
     may_go_on, verify = asyncio.Event(), Users.authenticate
 
-    async def slowly(self: Users, items: list[MetadataItem]) -> object:
+    async def slowly(self: Users, items: list[MetadataItem], is_gone: Callable[[], bool]) -> object:
         await may_go_on.wait()
-        return await verify(self, items)
+        return await verify(self, items, is_gone)
 
     monkeypatch.setattr(Users, "authenticate", slowly)
     async with raw_peer(server.uri, set_up=False) as peer:
