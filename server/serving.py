@@ -4,6 +4,8 @@ import asyncio
 import logging
 import ssl
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from os import PathLike
 from types import TracebackType
 from typing import Final, Self
@@ -30,6 +32,7 @@ DEFAULT_HOST: Final = "127.0.0.1"
 
 # How long `close` lets the operations under way finish. Closing the connections takes up to a second more.
 _GRACE_SECONDS: Final = 2.0
+_HANDSHAKES_SECONDS: Final = 0.5
 _UPLOAD_EXPIRY_SECONDS: Final = 24 * 60 * 60.0
 _SWEEP_SECONDS: Final = 60 * 60.0
 _WATCH_SECONDS: Final = 0.5
@@ -123,7 +126,13 @@ class FileServer:
         await asyncio.gather(*(connection.close() for connection in list(self._connections.values())))
         await self.work.settle()
         await self.data.store.close()
-        await listener.wait_closed()
+        # From Python 3.12 on this waits for TLS handshakes, too, of which nobody but asyncio knows.
+        abort_clients: Callable[[], None] | None = getattr(listener, "abort_clients", None)
+        if abort_clients is not None:
+            abort_clients()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_HANDSHAKES_SECONDS):
+                await listener.wait_closed()
 
     async def _sweep(self) -> None:
         """Drops expired uploads, now and then."""
