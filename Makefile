@@ -9,12 +9,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-all lint format typecheck check clean
+.PHONY: help demo test test-all bench lint format typecheck check clean
 
 help:
 	@echo 'make demo      the example pipelines on real files, against an embedded server'
 	@echo 'make test      the test suite'
 	@echo 'make test-all  the test suite on every Python (3.11, 3.12, 3.13) this machine has'
+	@echo 'make bench     speed, latency and memory beside others, in some minutes; BENCH=--quick for one'
 	@echo 'make check     ruff (lint and format) and pyright strict'
 
 $(READY): pyproject.toml
@@ -32,6 +33,10 @@ test: $(READY)
 
 test-all:
 	@.ci/test-all
+
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 lint: $(READY)
 	$(BIN)/ruff check .
