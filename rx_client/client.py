@@ -4,7 +4,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal, TypeVar, overload
 
@@ -50,6 +50,7 @@ Content = bytes | bytearray | memoryview
 
 # Names that a listing's server may be ahead: a few kilobytes, and no round trip is waited for.
 _LIST_REQUEST_N: Final = 256
+_SETTLE_SECONDS: Final = 5.0
 
 
 class FileClient:
@@ -104,9 +105,14 @@ class FileClient:
         return self._connector.states()
 
     async def settle(self) -> None:
-        """Returns when nothing of this client runs any more: a disposed transfer still has to close its file, say."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        """Returns when nothing of this client runs any more: a disposed transfer still has to close its file, say.
+
+        A source or sink that doesn't return is waited for five seconds at the most.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
 
     def upload(self, name: str, content: Content, *, deadline: float | None = None) -> Observable[FileInfo]:
         """Stores `content` as the file `name`, in place of what has that name.
@@ -277,7 +283,7 @@ class FileClient:
             algorithm=digest,
             upload_id=upload_id,
         )
-        return self._transfer(name, lambda emit: transfer.attempt(self._connector, emit), deadline)
+        return self._transfer(name, lambda emit: transfer.attempt(self._connector, emit, self._tasks), deadline)
 
     def download_to(
         self,

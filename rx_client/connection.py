@@ -167,6 +167,8 @@ class GivenConnection:
         return None if self._rsocket._is_closing else self._rsocket
 
     async def connect(self) -> RSocketBase:
+        if (rsocket := self.current()) is not None:
+            return rsocket
         raise ConnectionLost("the connection is closed, and is not this client's to make again")
 
 

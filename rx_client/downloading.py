@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from reactivex import Observable
 from reactivex import operators as ops
@@ -23,6 +23,9 @@ from .connection import Connector
 from .events import Completed, Progress, Started, TransferEvent
 from .requests import Request, ask
 from .sinks import PathSink, Sink
+
+# A file that changes faster than it can be downloaded, a log say, isn't started over for ever.
+_MAX_RESTARTS: Final = 3
 
 __all__ = ["ChunkRequest", "ask_info", "download_into"]
 
@@ -129,9 +132,23 @@ async def download_into(
     emit: Callable[[TransferEvent], None],
 ) -> None:
     """Downloads what `sink` doesn't have yet, and emits Started, Progress as bytes are written, Completed."""
+    async with sink.turn:
+        await _download_into(connector, name, sink, algorithm, digest_from, window, emit)
+
+
+async def _download_into(
+    connector: Connector,
+    name: str,
+    sink: Sink,
+    algorithm: str | None,
+    digest_from: int,
+    window: int,
+    emit: Callable[[TransferEvent], None],
+) -> None:
     try:
         if isinstance(sink, PathSink) and await sink.has_parts():
             await sink.find_part(await ask_info(connector, Route.STAT, name, FileRequest()))
+        restarts = 0
         while True:
             if sink.offset > digest_from and sink.etag is None:
                 await sink.restart()  # nobody can tell whether the rest would be of the same file
@@ -139,7 +156,8 @@ async def download_into(
             try:
                 info = await _receive(connector, name, request, sink, window, emit)
             except Changed:
-                if sink.etag is None:
+                restarts += 1
+                if sink.etag is None or restarts > _MAX_RESTARTS:
                     raise
                 await sink.restart()
             except IntegrityError:

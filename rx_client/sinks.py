@@ -1,9 +1,10 @@
 """Where a download can go: a path, or an asynchronous writer."""
 
+import asyncio
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol, cast, runtime_checkable
 
@@ -32,13 +33,19 @@ _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 class AsyncWriter(Protocol):
     """What a download can be written to, beside a path: whatever has this method."""
 
-    async def write(self, data: bytes, /) -> object:
-        """Takes the next bytes; they count as durable when this returns."""
+    def write(self, data: bytes, /) -> Awaitable[object]:
+        """Takes the next bytes (`async def write(data)`); they count as durable when it has returned."""
         ...
 
 
 class Sink(Protocol):
-    """The receiving end of a download, over several attempts."""
+    """The receiving end of a download, over several attempts.
+
+    Attributes:
+        turn: Held by the attempt that uses the sink; another one waits for its end.
+    """
+
+    turn: asyncio.Lock
 
     @property
     def offset(self) -> int:
@@ -72,7 +79,7 @@ class Sink(Protocol):
         ...
 
     async def finish(self) -> None:
-        """Everything is there and verified."""
+        """Everything is there and verified; the next attempt is another download."""
         ...
 
     async def suspend(self) -> None:
@@ -90,18 +97,25 @@ class WriterSink:
     """
 
     def __init__(self, writer: AsyncWriter, offset: int, digest: Digest | None) -> None:
+        self.turn = asyncio.Lock()
         self._writer = writer
         self._start = offset
+        self._algorithm = None if digest is None else digest.algorithm
+        self._is_torn = False
         self.offset = offset
         self.etag: str | None = None
         self.digest = digest
 
     async def begin(self, info: FileInfo) -> None:
+        if self._is_torn:
+            raise IntegrityError("the writer was stopped in the middle of a write; nobody knows where to go on")
         self.etag = info.etag
 
     async def write(self, chunks: Sequence[bytes]) -> None:
         for chunk in chunks:
+            self._is_torn = True  # until the write has returned, nobody knows whether the writer has the chunk
             await self._writer.write(chunk)
+            self._is_torn = False
             self.offset += len(chunk)
             if self.digest is not None:
                 self.digest.update(chunk)
@@ -112,7 +126,8 @@ class WriterSink:
         self.etag = None
 
     async def finish(self) -> None:
-        """Nothing: the writer has everything."""
+        self.offset, self.etag = self._start, None
+        self.digest = None if self._algorithm is None else Digest(self._algorithm)
 
     async def suspend(self) -> None:
         """Nothing: the writer keeps what it has."""
@@ -131,6 +146,7 @@ class PathSink:
     """
 
     def __init__(self, path: Path, name: str, algorithm: str | None) -> None:
+        self.turn = asyncio.Lock()
         self._path = path
         self._name = name
         self._algorithm = algorithm
@@ -160,6 +176,7 @@ class PathSink:
 
     async def finish(self) -> None:
         await run_blocking(None, self._publish)
+        self._forget()
 
     async def suspend(self) -> None:
         await run_blocking(None, self._close)
@@ -259,10 +276,13 @@ class PathSink:
             self._part = None
 
     def _drop(self) -> None:
+        self._forget()
+        self._close()
+
+    def _forget(self) -> None:
         self.offset = 0
         self.etag = None
         self.digest = None if self._algorithm is None else Digest(self._algorithm)
-        self._close()
 
 
 def _open_locked(part: Path) -> BinaryIO | None:

@@ -29,10 +29,22 @@ a function that makes one from an offset, or an observable of bytes."""
 
 # Chunks that one hop to a thread reads: a hop for each costs more than the read.
 _CHUNKS_PER_HOP: Final = 4
+_SKIP_BYTES: Final = 1024 * 1024
 
 
 class Source(Protocol):
-    """Something to upload."""
+    """Something to upload.
+
+    Attributes:
+        starts_over: Whether it can only be read from the start again. What it gives then may be something else, so that
+            the digest has to be computed anew.
+    """
+
+    starts_over: bool
+
+    async def version(self) -> object:
+        """Tells two contents of the same source apart, as far as that can be told without reading them."""
+        ...
 
     async def size(self) -> int | None:
         """The whole content's length in bytes; None if it isn't known beforehand.
@@ -68,7 +80,9 @@ def to_source(source: SourceLike, window: int) -> Source:
         return _PathSource(Path(cast("str | os.PathLike[str]", source)))
     if isinstance(source, Observable):
         return _ItemsSource(lambda: _pull(cast("Observable[bytes]", source), window), is_replayable=True)
-    if isinstance(source, io.IOBase) or hasattr(source, "read"):
+    if isinstance(source, io.TextIOBase):
+        raise TypeError("a source gives bytes; open the file in binary mode")
+    if not isinstance(source, AsyncIterable) and (isinstance(source, io.IOBase) or hasattr(source, "read")):
         return _FileSource(cast(BinaryIO, source))
     if isinstance(source, Iterable | AsyncIterable):
         items = cast(Items, source)
@@ -82,6 +96,11 @@ def to_source(source: SourceLike, window: int) -> Source:
 
 
 class _BytesSource:
+    starts_over = False
+
+    async def version(self) -> object:
+        return None
+
     def __init__(self, content: bytes) -> None:
         self._content = content
 
@@ -95,47 +114,95 @@ class _BytesSource:
 
 
 class _PathSource:
+    starts_over = False
+
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    async def version(self) -> object:
+        status = await run_blocking(None, self._path.stat)
+        return status.st_size, status.st_mtime_ns, status.st_ino
 
     async def size(self) -> int:
         return (await run_blocking(None, self._path.stat)).st_size
 
     async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-        file = await run_blocking(None, self._path.open, "rb", 0)
+        file = await run_blocking(None, self._open, offset)
         try:
-            async for chunk in _read_file(file, offset, chunk_bytes):
-                yield chunk
+            async with aclosing(_read_file(lambda nbytes: _read_exactly(file, nbytes), chunk_bytes)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
         finally:
             await run_blocking(None, file.close)
+
+    def _open(self, offset: int) -> BinaryIO:
+        file = self._path.open("rb", 0)
+        try:
+            _check_reachable(offset, os.fstat(file.fileno()).st_size)
+            file.seek(offset)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
 
 class _FileSource:
     """A file object of the caller's, who closes it; its present position is the content's first byte."""
 
+    starts_over = False
+
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._is_seekable = file.seekable()
         self._start = file.tell() if self._is_seekable else 0
-        self._position = 0
+        self._taken = 0
+        self._size: int | None = None
+        # Two attempts must not move the one position that the file has: the later waits for the end of the earlier.
+        self._turn = asyncio.Lock()
+
+    async def version(self) -> object:
+        return None
 
     async def size(self) -> int | None:
-        if not self._is_seekable:
-            return None
-        return await run_blocking(None, self._file.seek, 0, os.SEEK_END) - self._start
+        if self._is_seekable and self._size is None:
+            async with self._turn:
+                self._size = await run_blocking(None, self._file.seek, 0, os.SEEK_END) - self._start
+        return self._size
 
     async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-        if not self._is_seekable and offset < self._position:
-            raise SourceExhausted("this file can't be read again; give a path, or a seekable file")
-        skip = 0 if self._is_seekable else offset - self._position
-        start = self._start + offset if self._is_seekable else None
-        async for chunk in _read_file(self._file, start, chunk_bytes, skip=skip):
-            self._position += len(chunk)
-            yield chunk
+        async with self._turn:
+            if self._is_seekable:
+                await run_blocking(None, self._seek, offset)
+            elif offset < self._taken:
+                raise SourceExhausted("this file can't be read again; give a path, or a seekable file")
+            elif await run_blocking(None, self._skip, offset - self._taken) < offset:
+                raise SourceExhausted(f"the source ends before offset {offset}")
+            async with aclosing(_read_file(self._read, chunk_bytes)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    def _seek(self, offset: int) -> None:
+        _check_reachable(offset, self._file.seek(0, os.SEEK_END) - self._start)
+        self._file.seek(self._start + offset)
+
+    def _skip(self, nbytes: int) -> int:
+        while nbytes and (data := self._read(min(nbytes, _SKIP_BYTES))):
+            nbytes -= len(data)
+        return self._taken
+
+    def _read(self, nbytes: int) -> bytes:
+        data = _read_exactly(self._file, nbytes)
+        self._taken += len(data)
+        return data
 
 
 class _ItemsSource:
     """An iterable, asynchronous iterable or observable, made anew for each attempt where it can be."""
+
+    starts_over = True
+
+    async def version(self) -> object:
+        return None
 
     def __init__(self, make: Callable[[], Items], *, is_replayable: bool) -> None:
         self._make = make
@@ -158,6 +225,11 @@ class _ItemsSource:
 
 
 class _CallableSource:
+    starts_over = False
+
+    async def version(self) -> object:
+        return None
+
     def __init__(self, make: Callable[[int], Items]) -> None:
         self._make = make
 
@@ -170,34 +242,23 @@ class _CallableSource:
                 yield chunk
 
 
-async def _read_file(
-    file: BinaryIO, offset: int | None, chunk_bytes: int, *, skip: int = 0
-) -> AsyncGenerator[bytes, None]:
-    """Chunks from `offset` (None: from where the file is, less `skip` bytes), several a hop to a thread."""
+async def _read_file(read: Callable[[int], bytes], chunk_bytes: int) -> AsyncGenerator[bytes, None]:
+    """Chunks of what `read` gives, several a hop to a thread, until it gives less than was asked for."""
 
-    def hop(is_first: bool) -> list[bytes]:
-        if is_first and offset is not None:
-            _check_reachable(offset, file.seek(0, os.SEEK_END))
-            file.seek(offset)
-        if is_first and skip and len(_read_exactly(file, skip)) < skip:
-            raise SourceExhausted(f"the source ends before offset {skip}")
+    def hop() -> list[bytes]:
         found: list[bytes] = []
-        for _ in range(_CHUNKS_PER_HOP):
-            chunk = _read_exactly(file, chunk_bytes)
-            if chunk:
-                found.append(chunk)
+        while len(found) < _CHUNKS_PER_HOP and (chunk := read(chunk_bytes)):
+            found.append(chunk)
             if len(chunk) < chunk_bytes:
                 break
         return found
 
-    is_first = True
-    while True:
-        chunks = await run_blocking(None, hop, is_first)
+    is_more = True
+    while is_more:
+        chunks = await run_blocking(None, hop)
+        is_more = len(chunks) == _CHUNKS_PER_HOP and len(chunks[-1]) == chunk_bytes
         for chunk in chunks:
             yield chunk
-        if len(chunks) < _CHUNKS_PER_HOP or len(chunks[-1]) < chunk_bytes:
-            return
-        is_first = False
 
 
 def _read_exactly(file: BinaryIO, nbytes: int) -> bytes:

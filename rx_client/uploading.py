@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
 from uuid import uuid4
@@ -11,7 +11,7 @@ from rsocket.payload import Payload
 from rsocket.rsocket_base import RSocketBase
 
 from shared.digest import Digest
-from shared.errors import InvalidRequest, ProtocolError, SourceExhausted
+from shared.errors import IntegrityError, InvalidRequest, ProtocolError, SourceExhausted
 from shared.messages import Receipt, UploadEnd, UploadRequest, find_transfer, transfer_metadata, transfer_request
 from shared.transfer import UploadSender
 from shared.wire import FileInfo, Route
@@ -60,13 +60,26 @@ class UploadTransfer:
         self._upload_id = upload_id or uuid4().hex
         # Running digests at offsets that the server may name on the next attempt, oldest first.
         self._digests: deque[Digest] = deque()
+        self._version: object = None
         self._has_sent_all = False
 
-    async def attempt(self, connector: Connector, emit: Callable[[TransferEvent], None]) -> None:
-        """Uploads what the server doesn't have yet, and emits Started, Progress as bytes become durable, Completed."""
+    async def attempt(
+        self, connector: Connector, emit: Callable[[TransferEvent], None], tasks: set[asyncio.Task[None]]
+    ) -> None:
+        """Uploads what the server doesn't have yet, and emits Started, Progress as bytes become durable, Completed.
+
+        Args:
+            connector: Gives the connection.
+            emit: Gets the events.
+            tasks: Holds what goes on when this has failed: a source that blocks a thread can't be stopped.
+        """
         known = await self._source.size()
         if self._size is not None and known is not None and known != self._size:
             raise InvalidRequest(f"the source has {known} bytes, not {self._size}", name=self._name)
+        version = await self._source.version()
+        if version != self._version or self._source.starts_over:
+            self._digests.clear()  # what was sent may not be what the source has now; the server will tell
+        self._version = version
         total = known if self._size is None else self._size
         request = UploadRequest(self._upload_id, total, self._algorithm, self._overwrite, self._has_sent_all)
         payload = Payload(b"", transfer_request(Route.UPLOAD, self._name, request))
@@ -75,19 +88,25 @@ class UploadTransfer:
         try:
             start = await channel.start()
             if channel.info is None:
-                await self._send(channel, start)
+                await channel.while_open(self._send(channel, start), tasks)
             info = await channel.finish()
-        except Exception:
-            channel.request.fail()
-            raise
-        except asyncio.CancelledError:
+        except BaseException as error:
             channel.request.cancel()
+            if isinstance(error, IntegrityError):
+                self._digests.clear()  # of what isn't there any more
             raise
         self._digests.clear()
         self._has_sent_all = False
         emit(Completed(info))
 
     async def _send(self, channel: "_Channel", start: int) -> None:
+        try:
+            await self._send_chunks(channel, start)
+        except Exception:
+            channel.request.fail()
+            raise
+
+    async def _send_chunks(self, channel: "_Channel", start: int) -> None:
         digest = self._digest_before(start)
         offset = digest.length if digest is not None else start
         async with aclosing(self._source.read(offset, self._chunk_bytes)) as chunks:
@@ -148,6 +167,7 @@ class _Channel:
         self._is_ended = False
         self._failure: Exception | None = None
         self._wake = asyncio.Event()
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
     def committed(self) -> int:
@@ -159,6 +179,29 @@ class _Channel:
         await self._until(lambda: self._start is not None)
         assert self._start is not None, "that was waited for"
         return self._start
+
+    async def while_open(self, sending: Coroutine[None, None, None], tasks: set[asyncio.Task[None]]) -> None:
+        """Runs `sending`; leaves it to its end in `tasks` if the channel fails: it may be waiting for a source."""
+        task = asyncio.get_running_loop().create_task(sending)
+        tasks.add(task)
+
+        def on_done(_: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            if not task.cancelled():
+                task.exception()  # seen: where it isn't raised below, the channel's failure is the reason for it
+
+        task.add_done_callback(on_done)
+        try:
+            await asyncio.wait([task, self._over], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not task.done():
+                self.request.cancel()
+                task.cancel()
+        if self._failure is not None:
+            raise self._failure
+        if not task.done():
+            raise ProtocolError("the server completed the upload before it was sent")
+        task.result()
 
     async def ready(self) -> None:
         """Returns when another item may be sent."""
@@ -192,11 +235,12 @@ class _Channel:
             raise ProtocolError("the server sent a receipt that says nothing")
         receipt = Receipt.from_json(said)
         self.info = receipt.info
+        before = self._sender.committed
         start = self._sender.receipt(receipt)
         if start is not None:
             self._start = start
             self._emit(replace(self._started, resumed_from=start))
-        else:
+        elif receipt.committed > before:
             self._emit(Progress(receipt.committed, self._started.total))
         self._wake.set()
 
@@ -211,3 +255,5 @@ class _Channel:
         self._is_ended = True
         self._failure = error
         self._wake.set()
+        if not self._over.done():
+            self._over.set_result(None)

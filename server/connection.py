@@ -4,6 +4,8 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import cast
 
 from rsocket.disposable import Disposable
 from rsocket.error_codes import ErrorCode
@@ -39,6 +41,7 @@ from .limits import Limits
 from .session import ChatUserSession
 from .stream import SendWindow
 from .users import Users
+from .whole import FilePayload, UploadSpool, fragments
 from .work import Operation, Work
 
 __all__ = ["ServerConnection"]
@@ -79,6 +82,8 @@ class ServerConnection(RSocketServer):
         self._window = SendWindow(_SEND_WINDOW_BYTES)
         self._session = ChatUserSession(data, work, self._window)
         self._session.peer = transport.peer
+        self._session.sends_files = True
+        transport.set_spooler(self._session.spool)
         # Until somebody has said who they are, one small frame is all that they may send.
         stranger = ReassemblyLimits(limits.max_setup_bytes, limits.max_setup_bytes, limits.max_setup_bytes)
         transport.set_limits(stranger)
@@ -181,7 +186,29 @@ class ServerConnection(RSocketServer):
             return
         super().send_error(stream_id, error)
 
+    def send_file(self, payload: FilePayload, stream_id: int, operation: Operation) -> asyncio.Task[None]:
+        """Answers with a file, a fragment at a time: one is read while the one before it is sent."""
+        return self._work.spawn(self._send_file, payload, stream_id, operation)
+
+    def discard(self, payload: Payload) -> None:
+        """Frees what an answer holds that nobody waits for any more."""
+        if isinstance(payload, FilePayload):
+            self._work.spawn(payload.reader.close)
+
+    async def _send_file(self, payload: FilePayload, stream_id: int, operation: Operation) -> None:
+        sent: asyncio.Future[None] | None = None
+        async with aclosing(fragments(payload, stream_id)) as frames:
+            async for frame in frames:
+                if sent is not None:
+                    await asyncio.wait([sent])  # not the future itself: rsocket can't stand that it is cancelled
+                operation.nbytes += len(frame.data or b"")
+                sent = frame.sent_future
+                self.send_frame(frame)
+
     def _refuse_stream(self, frame: Frame) -> None:
+        spooled = cast(object, frame.data)
+        if isinstance(spooled, UploadSpool):
+            spooled.abandon()
         if isinstance(frame, RequestFireAndForgetFrame):
             return
         if not self._has_refused_streams:
@@ -219,6 +246,7 @@ class _Reply(StreamHandler, Disposable):
         self._future = future
         self._operation = operation
         self._outgoing: OutgoingFrame | None = None
+        self._sending: asyncio.Task[None] | None = None
         self._is_cancelled = False
 
     def setup(self) -> None:
@@ -234,12 +262,15 @@ class _Reply(StreamHandler, Disposable):
         self._future.cancel()
         if self._outgoing is not None:
             self._outgoing.withdraw()
+        if self._sending is not None:
+            self._sending.cancel()
         self._operation.end(asyncio.CancelledError())
 
     def _on_done(self, future: asyncio.Future[Payload]) -> None:
         if self._is_cancelled:
-            if not future.cancelled():
-                future.exception()  # retrieved, so that asyncio doesn't report it
+            # The exception is retrieved, so that asyncio doesn't report it; a file that was opened is closed.
+            if not future.cancelled() and future.exception() is None:
+                self._connection.discard(future.result())
             return
         if future.cancelled():
             self._fail(ServerError("the server stopped working on this request"))
@@ -248,11 +279,22 @@ class _Reply(StreamHandler, Disposable):
         elif not _is_payload(payload := future.result()):
             _log.error("a route answered with %s, not with a Payload of bytes", type(payload).__name__)
             self._fail(ServerError("the server failed to serve this request; its log says why"))
+        elif isinstance(payload, FilePayload):
+            self._sending = self._connection.send_file(payload, self._stream(), self._operation)
+            self._sending.add_done_callback(self._on_file_sent)
         else:
             frame = to_payload_frame(self._stream(), payload, complete=True, fragment_size_bytes=FRAGMENT_SIZE_BYTES)
             self._operation.nbytes += len(payload.data or b"")
             self._outgoing = OutgoingFrame(frame, SkippedFrame(), self._on_sent)
             self._connection.send_frame(self._outgoing)
+
+    def _on_file_sent(self, sending: asyncio.Task[None]) -> None:
+        if sending.cancelled():
+            return
+        if (error := sending.exception()) is not None:
+            self._fail(error)
+        else:
+            self._on_sent()
 
     def _on_sent(self) -> None:
         self._operation.end(None)

@@ -17,6 +17,7 @@ from shared.wire import FileInfo
 from . import disk
 from .folder import Folder, PartFile
 from .names import fingerprint
+from .store import Reader
 from .uploads import KeyedLocks, Part, PartUpload, UploadSpec, already_exists
 
 __all__ = ["DirectoryStore"]
@@ -90,7 +91,7 @@ class DirectoryStore:
     async def list(self, prefix: str = "") -> Sequence[FileInfo]:
         return await self.run(self._folder.list, prefix)
 
-    async def open(self, name: str) -> "_DirectoryReader":
+    async def open(self, name: str) -> Reader:
         reader = _DirectoryReader(self, name)
         self._readers.add(reader)
         try:

@@ -31,9 +31,9 @@ class Limits:
         max_errors_per_minute: Errors that one connection's requests may cause. One more ends it.
     """
 
-    max_request_bytes: int = 128 * _MIB
-    max_connection_bytes: int = 128 * _MIB
-    max_reassembly_bytes: int = 256 * _MIB
+    max_request_bytes: int = 208 * _MIB
+    max_connection_bytes: int = 208 * _MIB
+    max_reassembly_bytes: int = 416 * _MIB
     max_setup_bytes: int = 16 * 1024
     max_store_bytes: int = 2048 * _MIB
     max_file_bytes: int = 1024 * 1024 * _MIB

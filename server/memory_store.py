@@ -12,6 +12,7 @@ from shared.digest import Digest
 from shared.errors import Changed, NotFound, StorageFull
 from shared.wire import FileInfo
 
+from .store import Reader
 from .uploads import KeyedLocks, Part, PartUpload, UploadSpec, already_exists
 
 __all__ = ["MemoryStore"]
@@ -64,7 +65,7 @@ class MemoryStore:
                 await asyncio.sleep(0)
         return found
 
-    async def open(self, name: str) -> "_MemoryReader":
+    async def open(self, name: str) -> Reader:
         return _MemoryReader(await self._look(name))
 
     async def begin(
@@ -101,13 +102,12 @@ class MemoryStore:
         return part.digest.length
 
     async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
-        while True:
-            known = await self._look(name)
-            if self._files.get(name) is known.content:  # else somebody has replaced it meanwhile
-                break
-        if if_match is not None and if_match != known.info.etag:
+        known = await self._look(name)
+        # Somebody may have replaced it while its digest was computed: only the very value that was looked at counts.
+        if if_match is not None and (if_match != known.info.etag or self._files.get(name) is not known.content):
             raise Changed(f"{name!r} has changed", name=name)
-        del self._files[name]
+        if self._files.pop(name, None) is None:
+            raise NotFound.for_name(name)
         self._known.pop(name, None)
         return known.info
 

@@ -6,13 +6,14 @@ the metadata parameter to be named `composite_metadata`.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, MutableMapping
 from dataclasses import replace
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 from reactivestreams.publisher import Publisher
 from reactivestreams.subscriber import Subscriber
 from rsocket.extensions.composite_metadata import CompositeMetadata
+from rsocket.frame import FragmentableFrame, RequestResponseFrame
 from rsocket.payload import Payload
 from rsocket.routing.request_router import RequestRouter
 
@@ -29,14 +30,15 @@ from shared.messages import (
     find_transfer,
     transfer_metadata,
 )
-from shared.metadata import MetadataItem
-from shared.wire import Route, encode_name, name_metadata
+from shared.metadata import MetadataItem, parse_metadata, parse_routing
+from shared.wire import FRAGMENT_SIZE_BYTES, Route, encode_name, name_metadata, parse_name
 
 from .data import ChatData, get_file_name
 from .download import read_range
 from .stream import PullStream, SendWindow
 from .upload import UploadChannel
 from .users import ANYBODY, Right
+from .whole import FilePayload, UploadSpool
 from .work import Work
 
 __all__ = ["ChatUserSession"]
@@ -60,6 +62,7 @@ class ChatUserSession:
     Attributes:
         user: Who is asking; anybody, who may do everything, until somebody says otherwise.
         peer: Where they are, for the log.
+        sends_files: Whether the connection can send a FilePayload.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class ChatUserSession:
     ) -> None:
         self.user = ANYBODY
         self.peer = "-"
+        self.sends_files = False
         self._data = data if data is not None else ChatData()
         self._work = work if work is not None else Work()
         self._window = window if window is not None else SendWindow(_DEFAULT_WINDOW_BYTES)
@@ -122,17 +126,41 @@ class ChatUserSession:
         del upload_status, stat_file, delete_file
         return router
 
+    def spool(self, request: FragmentableFrame, metadata: bytes) -> UploadSpool | None:
+        """Where a split request's data goes; None for memory. A request that is refused anyway goes there, too."""
+        if not isinstance(request, RequestResponseFrame) or self._is_in_memory:
+            return None
+        try:
+            items = parse_metadata(metadata)
+            if parse_routing(items) != Route.UPLOAD:
+                return None
+            name = parse_name(items)
+            self.user.check(Right.WRITE, name)
+        except TransferError:
+            return None
+        return UploadSpool(self._data.store, name, self._work)
+
+    @property
+    def _is_in_memory(self) -> bool:
+        return isinstance(self._data.files, MutableMapping)
+
     async def _upload(self, payload: Payload, composite_metadata: CompositeMetadata) -> Payload:
         name = get_file_name(composite_metadata)
         self.user.check(Right.WRITE, name)
-        # A copy of its own: what rsocket hands over may be a buffer that somebody still writes to.
-        await self._data.store.put(name, bytes(payload.data or b""))
+        content = cast("UploadSpool | bytes | bytearray | None", payload.data)
+        if isinstance(content, UploadSpool):
+            await content.commit()
+        else:
+            # A copy of its own: what rsocket hands over may be a buffer that somebody still writes to.
+            await self._data.store.put(name, bytes(content or b""))
         return Payload(b"", name_metadata(name))
 
     async def _download(self, composite_metadata: CompositeMetadata) -> Payload:
         name = get_file_name(composite_metadata)
         self.user.check(Right.READ, name)
         reader = await self._data.store.open(name)
+        if self.sends_files and reader.info.size > FRAGMENT_SIZE_BYTES and not self._is_in_memory:
+            return FilePayload(reader, name_metadata(name))
         try:
             return Payload(await reader.read(0, reader.info.size), name_metadata(name))
         finally:

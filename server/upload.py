@@ -12,7 +12,7 @@ from rsocket.disposable import Disposable
 from rsocket.payload import Payload
 
 from shared.digest import DEFAULT_ALGORITHM
-from shared.errors import InvalidRequest, Superseded, TransferError, to_protocol_error
+from shared.errors import IntegrityError, InvalidRequest, Superseded, TransferError, to_protocol_error
 from shared.messages import Receipt, UploadEnd, UploadRequest, find_transfer, transfer_metadata
 from shared.transfer import DEFAULT_WINDOW, UploadReceiver
 
@@ -200,6 +200,8 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
                 self._acknowledge(Receipt(await upload.append(items)))
                 self._operation.nbytes += sum(map(len, items))
             if self._failure is not None:
+                if isinstance(self._failure, IntegrityError):
+                    await upload.abort()  # what is wrong must not be gone on with
                 raise self._failure
             if self._is_complete and not self._items:
                 receiver.complete()

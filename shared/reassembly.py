@@ -7,8 +7,9 @@ that this side has cancelled.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol, cast
 
 from rsocket.frame import (
     CancelFrame,
@@ -27,7 +28,7 @@ from rsocket.frame import (
 from .errors import ServerFull, TooLarge, TransferError
 from .frames import FOLLOWS_OR_IGNORE, MAX_FRAME_BYTES, FrameError, FrameHeader
 
-__all__ = ["PayloadRefused", "Reassembler", "ReassemblyBudget", "ReassemblyLimits", "SplitPayload"]
+__all__ = ["PayloadRefused", "Reassembler", "ReassemblyBudget", "ReassemblyLimits", "SplitPayload", "Spool", "Spooler"]
 
 # What is counted for a payload that isn't whole yet, and for each of its fragments, beside their bytes: the Python
 # objects that hold them. Without it a flood of one-byte fragments would take a hundred times its limit.
@@ -110,19 +111,42 @@ class PayloadRefused(Exception):
         self.error = error
 
 
+class Spool(Protocol):
+    """Takes the data of one split request as it arrives, in place of memory; it stands for the data of the whole."""
+
+    async def write(self, data: bytes) -> None:
+        """Takes the next bytes.
+
+        Raises:
+            TransferError: It can't; the request is refused.
+        """
+        ...
+
+    def abandon(self) -> None:
+        """The request will never be whole."""
+        ...
+
+
+Spooler = Callable[[FragmentableFrame, bytes], Spool | None]
+"""Decides, from the first frame of a split request and its whole metadata, where its data goes; None for memory."""
+
+
 class SplitPayload:
     """A payload or request that comes in several frames.
 
     Attributes:
         nbytes: Its data and metadata so far.
+        spool: Where its data goes; None for memory.
     """
 
-    __slots__ = ("_data", "_metadata", "cost", "first", "nbytes")
+    __slots__ = ("_data", "_metadata", "cost", "first", "is_placed", "nbytes", "spool")
 
     def __init__(self, first: FragmentableFrame) -> None:
         self.first = first
         self.nbytes = 0
         self.cost = 0
+        self.spool: Spool | None = None
+        self.is_placed = False
         self._metadata: list[bytes] = []
         self._data: list[bytes] = []
 
@@ -137,11 +161,24 @@ class SplitPayload:
         if not fragment.flags_follows:
             self._end(fragment)
 
+    def place(self, spooler: Spooler) -> None:
+        """Decides where the data goes, when its first bytes are here: the metadata is whole by then."""
+        if not self.is_placed and self._data:
+            self.is_placed = True
+            self.spool = spooler(self.first, b"".join(self._metadata))
+
+    def take_data(self) -> bytes:
+        """The data that came since the last call, for the spool."""
+        data = b"".join(self._data)
+        self._data.clear()
+        return data
+
     def join(self) -> FragmentableFrame:
         """The one frame that the fragments make; once. May run in a thread, where joining lets others go on."""
         whole = self.first
         whole.metadata = b"".join(self._metadata)
-        whole.data = b"".join(self._data)
+        # A spool stands for its data: whoever asked for one looks for it there.
+        whole.data = b"".join(self._data) if self.spool is None else cast(bytes, self.spool)
         self._metadata.clear()
         self._data.clear()
         return whole
@@ -163,9 +200,13 @@ class Reassembler:
     Args:
         limits: The connection's.
         budget: That of all connections; None if there is none.
+
+    Attributes:
+        spooler: Decides which split requests' data don't go to memory; None if all do.
     """
 
     def __init__(self, limits: ReassemblyLimits | None = None, budget: ReassemblyBudget | None = None) -> None:
+        self.spooler: Spooler | None = None
         self._budget = budget
         self.set_limits(limits if limits is not None else ReassemblyLimits())
         self._held_bytes = 0
@@ -236,7 +277,8 @@ class Reassembler:
         elif header.length <= _UNCOUNTED_BYTES:
             cost = 0
         maximum = self._limits.max_payload_bytes
-        if maximum is not None and size > maximum:
+        is_spooled = partial is not None and partial.spool is not None
+        if maximum is not None and size > maximum and not is_spooled:
             self._refuse(header, partial, TooLarge(f"a payload of at least {size} bytes; at most {maximum} are taken"))
         if not self._take(cost):
             self._refuse(header, partial, ServerFull("no room just now for a payload of this size; try again later"))
@@ -247,8 +289,8 @@ class Reassembler:
         """Takes the frame that was admitted last.
 
         Returns:
-            The frame, if it stands for itself; the payload that it completes, which is to be given to `release` once it
-            was joined; None if it is kept, or concerns nobody.
+            The frame, if it stands for itself; the payload that it completes, or one whose data goes to a spool, which
+            is to be given to `release` once it was joined, or its data taken; None if it is kept, or concerns nobody.
         """
         cost, self._incoming_cost = self._incoming_cost, 0
         if isinstance(frame, _PAYLOADS_AND_REQUESTS):
@@ -272,10 +314,14 @@ class Reassembler:
     def on_sent(self, frame: Frame) -> None:
         """Notes what this side sends: after its CANCEL or ERROR, no more of the stream's payloads is wanted."""
         if isinstance(frame, CancelFrame) or (isinstance(frame, ErrorFrame) and frame.stream_id in self._partials):
-            self._abandon(frame.stream_id)
+            self.abandon(frame.stream_id)
 
     def close(self) -> None:
         """Gives everything back; what is fed from now on isn't counted."""
+        for partial in self._partials.values():
+            if partial.spool is not None:
+                partial.spool.abandon()
+        self._partials.clear()
         self._give_back(self._held_bytes)
         self._incoming_cost = 0
         self._is_closed = True
@@ -290,9 +336,12 @@ class Reassembler:
                 return frame if is_wanted else None
             partial = self._partials[frame.stream_id] = SplitPayload(frame)
         partial.add(frame, cost)
-        if partial.first.flags_follows:
+        if self.spooler is not None:
+            partial.place(self.spooler)
+        if not partial.first.flags_follows:
+            del self._partials[frame.stream_id]
+        elif partial.spool is None:
             return None
-        del self._partials[frame.stream_id]
         return partial
 
     def _feed_end(self, frame: Frame) -> Frame | None:
@@ -302,21 +351,24 @@ class Reassembler:
         if isinstance(partial.first, PayloadFrame):
             # The requester of a channel may cancel what it receives and go on sending; only an ERROR ends both.
             if isinstance(frame, ErrorFrame):
-                self._abandon(frame.stream_id)
+                self.abandon(frame.stream_id)
             return frame
         # Nobody has seen a request that never became whole, so nobody waits for its end.
-        self._abandon(frame.stream_id)
+        self.abandon(frame.stream_id)
         return None
 
     def _refuse(self, header: FrameHeader, partial: SplitPayload | None, error: TransferError) -> None:
         kind = header.kind if partial is None else int(partial.first.frame_type)
-        self._abandon(header.stream_id)
+        self.abandon(header.stream_id)
         raise PayloadRefused(header.stream_id, kind, error)
 
-    def _abandon(self, stream_id: int) -> None:
+    def abandon(self, stream_id: int) -> None:
+        """Drops what has arrived of a payload of this stream, and what still will."""
         partial = self._partials.pop(stream_id, None)
         if partial is not None:
             self.release(partial)
+            if partial.spool is not None:
+                partial.spool.abandon()
         self._abandoned[stream_id] = None
         if len(self._abandoned) > _MAX_ABANDONED:
             self._abandoned.popitem(last=False)

@@ -238,11 +238,13 @@ class UploadReceiver:
         """Takes the next item.
 
         Raises:
-            ProtocolError: It wasn't asked for.
-            InvalidRequest: It comes after the last one, or the last one isn't what the request announced.
+            InvalidRequest: It wasn't asked for, comes after the last one, or isn't what the request announced.
             IntegrityError: There are more or fewer bytes than announced.
         """
-        self._demand.received()
+        try:
+            self._demand.received()
+        except ProtocolError as error:
+            raise InvalidRequest(error.message) from None
         if self._end is not None:
             raise InvalidRequest("an item follows the last one of the upload")
         self._received += len(data)

@@ -14,6 +14,7 @@ take goes through asyncio's own buffer. TLS, and systems without `os.writev`, us
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Self, cast
@@ -31,9 +32,17 @@ from rsocket.frame import (
 from rsocket.frame_builders import to_cancel_frame
 from rsocket.transports.transport import Transport
 
-from .errors import to_protocol_error
+from .errors import ServerError, TransferError, to_protocol_error
 from .frames import MAX_FRAME_BYTES, FrameError
-from .reassembly import PayloadRefused, Reassembler, ReassemblyBudget, ReassemblyLimits, SplitPayload
+from .reassembly import (
+    PayloadRefused,
+    Reassembler,
+    ReassemblyBudget,
+    ReassemblyLimits,
+    SplitPayload,
+    Spool,
+    Spooler,
+)
 from .receiving import FrameReceiver
 
 __all__ = ["FrameTransport", "ReassemblyBudget", "ReassemblyLimits", "SkippedFrame"]
@@ -43,6 +52,9 @@ _log = logging.getLogger(__name__)
 _HAS_WRITEV: Final = hasattr(os, "writev")
 # Small frames wait for each other, until nothing is left to send or this much is waiting.
 _GATHER_BYTES: Final = 16 * 1024
+# What the kernel may hold that isn't on its way yet. It can't be overtaken by a small frame; what is on its way isn't
+# limited, so that long lines stay full. Over loopback less of it also means that more stays in the processor's cache.
+_UNSENT_BYTES: Final = 128 * 1024
 # After so many frames or bytes the loop gets a turn. Handling a small frame takes 20 to 50 µs, writing 256 KiB 100 µs.
 _FRAMES_PER_TURN: Final = 16
 _SENT_BYTES_PER_TURN: Final = 256 * 1024
@@ -134,6 +146,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         """Bytes that have arrived of a payload of this stream that isn't whole yet."""
         return self._reassembler.received_of(stream_id)
 
+    def set_spooler(self, spooler: Spooler) -> None:
+        """Sets who decides which split requests' data don't go to memory."""
+        self._reassembler.spooler = spooler
+
     def set_limits(self, limits: ReassemblyLimits) -> None:
         """Replaces the connection's limits, for what arrives from now on."""
         self._reassembler.set_limits(limits)
@@ -160,12 +176,15 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        # `pause_writing` says that something waits, `resume_writing` that all of it is in the socket. Not `high=0`, with
-        # which asyncio's TLS pauses when nothing waits, and never resumes.
+        # `pause_writing` says that something waits, `resume_writing` that all of it is in the socket. Not `high=0`:
+        # with it asyncio's TLS pauses when nothing waits, and never resumes.
         self._transport.set_write_buffer_limits(high=1, low=0)
-        socket = self._transport.get_extra_info("socket")
-        if _HAS_WRITEV and socket is not None and self._transport.get_extra_info("sslcontext") is None:
-            self._fd = socket.fileno()
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            with suppress(OSError):  # not TCP
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        if _HAS_WRITEV and sock is not None and self._transport.get_extra_info("sslcontext") is None:
+            self._fd = sock.fileno()
         if self._on_connected is not None:
             self._on_connected(self)
 
@@ -236,7 +255,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             except PayloadRefused as refused:
                 frame = await self._refuse(refused)
             if isinstance(frame, SplitPayload):
-                frame = await self._join(frame)
+                frame = await (self._join(frame) if frame.spool is None else self._spool(frame, frame.spool))
             if frame is not None:
                 return frame
 
@@ -261,6 +280,21 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             return await self._loop.run_in_executor(None, payload.join)
         finally:
             self._reassembler.release(payload)
+
+    async def _spool(self, payload: SplitPayload, spool: Spool) -> Frame | None:
+        """Passes on what arrived of a payload's data; nothing is received meanwhile, so that no more of it waits."""
+        try:
+            await spool.write(payload.take_data())
+        except Exception as error:  # whatever a disk raises; the peer hears what it may
+            if not isinstance(error, TransferError):
+                _log.exception("a payload from %s could not be stored", self.peer)
+            known = error if isinstance(error, TransferError) else ServerError("the server failed to store the payload")
+            self._reassembler.abandon(payload.first.stream_id)
+            spool.abandon()
+            return await self._refuse(PayloadRefused(payload.first.stream_id, payload.first.frame_type, known))
+        finally:
+            self._reassembler.release(payload)
+        return None if payload.first.flags_follows else payload.join()
 
     async def _refuse(self, refused: PayloadRefused) -> Frame | None:
         """Tells the peer that a payload is over a limit; gives what rsocket has to hear of it."""

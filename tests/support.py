@@ -1,6 +1,7 @@
 """Parts that several tests need: a peer that speaks raw frames, built without rsocket, and looks into stream tables."""
 
 import asyncio
+import json
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -197,3 +198,14 @@ async def eventually(condition: Callable[[], object], seconds: float = 5.0) -> N
         if asyncio.get_running_loop().time() > deadline:
             raise AssertionError("the condition did not become true in time")
         await asyncio.sleep(0.005)
+
+
+def client_stream_ids(files: Any) -> list[int]:
+    """The streams that one of our clients has open."""
+    rsocket = files._connector.current()
+    return stream_ids(rsocket) if rsocket is not None else []
+
+
+def transfer_item(**said: object) -> bytes:
+    """The metadata item of our own routes."""
+    return item(b"chat/file-transfer", json.dumps(said).encode())

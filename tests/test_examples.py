@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gzip
 import os
 import re
 import shutil
@@ -17,18 +18,22 @@ import reactivex
 from reactivex import Observable
 from reactivex import operators as ops
 
-from rx_client import FileClient
-from rx_client.examples import etl, parallel, racing
+from rx_client import Chunk, FileClient, Progress, Started, TransferEvent
+from rx_client.connection import Connector
+from rx_client.examples import etl, parallel, pipeline, racing, resumable, slow_consumer
 from rx_client.examples.__main__ import EXAMPLES
 from rx_client.examples.context import Context, WrongResult
-from rx_client.examples.slow_link import slow_link
+from rx_client.examples.relay import relay, slow_link
+from rx_client.operators import _map_async, _to_async_iter, retry_backoff
 from rx_client.requests import _ResponseRequest
-from server import ChatData, serve
+from rx_client.uploading import UploadTransfer
+from server import ChatData, FileServer, MemoryStore, serve
 from shared import ServerError, StorageFull
 from tests.support import raw_server
 
 ROOT = Path(__file__).parents[1]
 STDLIB = Path(sysconfig.get_path("stdlib"))
+LARGEST_SOURCE = STDLIB / "pydoc_data" / "topics.py"
 
 
 class Ended(NamedTuple):
@@ -65,6 +70,15 @@ def folder(tmp_path: Path) -> Path:
     shutil.copytree(STDLIB / "email", folder / "email", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "empty").touch()
     return folder
+
+
+def brief(name: str, folder: Path) -> list[str]:
+    """Options that give an example less to do than it has by default."""
+    if name == "parallel":
+        return ["--folder", str(folder)]
+    if name in ("resumable", "slow_consumer", "pipeline"):
+        return ["--file", str(LARGEST_SOURCE)]
+    return []
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -129,7 +143,8 @@ async def test_etl() -> None:
     contents = [path.read_bytes() for path in sources]
     expected = len(sources), sum(content.count(b"\n") for content in contents), sum(map(len, contents))
     assert tuple(int(number.replace(",", "")) for number in json_row[1:]) == expected
-    assert re.fullmatch(r"a direct count of [\d,]+ sources gives the same report", stdout.splitlines()[-1])
+    assert re.fullmatch(r"a direct count of [\d,]+ sources gives the same report", stdout.splitlines()[-2])
+    assert stdout.splitlines()[-1] == f"deleted all {len(downloaded) + 1} files again"
 
 
 async def test_racing() -> None:
@@ -142,6 +157,61 @@ async def test_racing() -> None:
     ]
 
 
+async def test_resumable() -> None:
+    status, stdout, stderr = await run_examples("resumable")
+    assert (status, stderr) == (0, "")
+    (size,) = re.findall(r"^'.*': ([\d,]+) bytes, \d+ chunks may be on their way at a time$", stdout, re.MULTILINE)
+    assert len(re.findall(r"^kill -9 \d+$", stdout, re.MULTILINE)) == 2
+    assert stdout.count("\nthe server ended with status -9; it is started again\n") == 2
+    for verb in ("upload", "download"):
+        told = "\n".join(line for line in stdout.splitlines() if line.startswith(f"{verb}: "))
+        assert re.search(rf"^{verb}: the connection to the server was lost; retry 1 in ", told, re.MULTILINE)
+        started = re.findall(rf"^{verb}: started at ([\d,]+)$", told, re.MULTILINE)
+        assert len(started) == 2
+        assert started[0] == "0"
+        assert 2 * number(started[1]) >= number(size)
+        assert f"{verb}: {size} of {size} bytes are durable" in told
+        assert re.search(rf"^{verb}: completed, {size} bytes, xxh3-128:[0-9a-f]{{32}}$", told, re.MULTILINE)
+        assert re.search(
+            rf"^{verb}: [\d,]+ bytes more than the file has passed, of [\d,]+ at most$", told, re.MULTILINE
+        )
+    assert stdout.splitlines()[-1].startswith("the same digest at both ends, and of what came back: xxh3-128:")
+
+
+async def test_slow_consumer() -> None:
+    status, stdout, stderr = await run_examples("slow_consumer")
+    assert (status, stderr) == (0, "")
+    first, *steps, last = stdout.splitlines()
+    (size,) = re.findall(r" ([\d,]+) bytes, 5 ms for each chunk of 262,144$", first)
+    assert 3 <= len(steps) <= 11
+    for step in steps:
+        assert re.fullmatch(rf"consumed [\d,]+ of {size} bytes, the server is \d+\.\d chunks ahead", step)
+    assert steps[-1].startswith(f"consumed {size} of {size} bytes")
+    assert re.fullmatch(
+        r"the server was never more than \d+\.\d chunks ahead of the consumer, of 11 at most "
+        r"\(a window of 8, and 3 that are read ahead\)",
+        last,
+    )
+
+
+async def test_pipeline() -> None:
+    status, stdout, stderr = await run_examples("pipeline")
+    assert (status, stderr) == (0, "")
+    (size,), (stored,) = (
+        re.findall(rf"^the server has '.*{end}': ([\d,]+) bytes$", stdout, re.MULTILINE) for end in ("[^z]", "gz")
+    )
+    assert 0 < number(stored) < number(size)
+    assert f"\ncompressed and stored {stored} bytes\n" in stdout
+    assert re.search(rf"^it gunzips to the original: {size} bytes, xxh3-128:", stdout, re.MULTILINE)
+    last = r"never more than (\d+) chunks on their way down, [\d,]+ bytes on their way up"
+    assert (found := re.fullmatch(last, stdout.splitlines()[-1]))
+    assert 1 <= int(found[1]) <= 8
+
+
+def number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
 async def test_each_against_a_server_that_has_files_of_others(folder: Path) -> None:
     async with a_process("server", "--port", "0") as server:
         assert server.stdout is not None
@@ -150,10 +220,12 @@ async def test_each_against_a_server_that_has_files_of_others(folder: Path) -> N
             await files.upload("theirs.csv", b"not,what\nwe,expect")
             await files.upload("etl-theirs/report.csv", b"name,lines,bytes\nx,1,1")
             for name in EXAMPLES:
-                more = ["--folder", str(folder)] if name == "parallel" else []
-                assert (await run_examples(name, "--uri", uri, *more))[::2] == (0, ""), name
+                assert (await run_examples(name, "--uri", uri, *brief(name, folder)))[::2] == (0, ""), name
             listed = await files.list_files().pipe(ops.to_list())
         assert {"theirs.csv", "some files/empty", "pydoc_data/topics.py"} <= set(listed), "they used that very server"
+        assert [name for name in listed if re.match("(etl|resumable|slow-consumer|pipeline)-", name)] == [
+            "etl-theirs/report.csv"
+        ], "they took away what nobody else has a use for"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
@@ -193,6 +265,13 @@ class Altered(dict[str, bytes]):
         return super().__getitem__(name).replace(b"1", b"2")
 
 
+class AlteredSources(Altered):
+    """Altered, but for what was compressed."""
+
+    def __getitem__(self, name: str) -> bytes:
+        return dict.__getitem__(self, name) if name.endswith(".gz") else super().__getitem__(name)
+
+
 class Truncated(dict[str, bytes]):
     """Files that come out without their end."""
 
@@ -218,14 +297,17 @@ class Unlisted(dict[str, bytes]):
         ("etl", Truncated, "came back as something that isn't our CSV"),
         ("etl", Unlisted, "a direct count gives another report"),
         ("racing", Truncated, "came back with other bytes"),
+        ("resumable", Altered, "the server's digest is "),
+        ("slow_consumer", Truncated, "what was consumed isn't what"),
+        ("pipeline", Truncated, "ends too early"),
+        ("pipeline", AlteredSources, "doesn't gunzip to what"),
     ],
 )
 async def test_a_wrong_result_is_a_failure(
     name: str, files: Callable[[], dict[str, bytes]], told: str, folder: Path
 ) -> None:
-    more = ["--folder", str(folder)] if name == "parallel" else []
     async with serve(data=ChatData(files())) as server:
-        status, _, stderr = await run_examples(name, "--uri", server.uri, *more)
+        status, _, stderr = await run_examples(name, "--uri", server.uri, *brief(name, folder))
     assert status == 1
     assert stderr.startswith(f"{name}: wrong result: ")
     assert told in stderr
@@ -251,6 +333,8 @@ async def test_racing_notices_a_server_that_goes_on_working(monkeypatch: pytest.
         (["files", "--uri", "tcp://127.0.0.1:65536"], "has no valid port"),
         (["files", "--folder", "."], "unrecognized arguments: --folder"),
         (["parallel", "--folder", "no such folder"], "'no such folder' is not a folder"),
+        (["pipeline", "--file", "no such file"], "'no such file' is not a file"),
+        (["resumable", "--file", str(STDLIB / "argparse.py")], "has less than 524,288 bytes"),
     ],
 )
 async def test_wrong_use_is_told(arguments: list[str], told: str) -> None:
@@ -301,9 +385,9 @@ async def test_a_server_that_refuses() -> None:
 # What the pipelines promise
 
 
-def context_for(uri: str, **options: object) -> Context:
+def context_for(uri: str, server: FileServer | None = None, **options: object) -> Context:
     lines: list[str] = []
-    return Context(uri, lines.append, lines.append, False, None, argparse.Namespace(**options))
+    return Context(uri, lines.append, lines.append, False, server, argparse.Namespace(**options))
 
 
 async def test_parallel_retries_each_file(folder: Path) -> None:
@@ -360,17 +444,110 @@ async def test_parallel_has_four_under_way_at_most(folder: Path, monkeypatch: py
     assert most["download"] == 4
 
 
-async def test_etl_leaves_its_report_on_the_server() -> None:
-    async with serve() as server:
+async def test_etl_uploads_its_report_and_deletes_what_it_uploaded() -> None:
+    stored: dict[str, bytes] = {}
+
+    class Remembering(dict[str, bytes]):
+        def __setitem__(self, name: str, content: bytes) -> None:
+            stored[name] = content
+            super().__setitem__(name, content)
+
+    files = Remembering({"theirs.csv": b"theirs"})
+    async with serve(data=ChatData(files)) as server:
         await etl.run(context_for(server.uri))
-        (report,) = [content for name, content in server.data.files.items() if name.endswith("/report.txt")]
-        assert report.startswith(b"package")
-        assert report.count(b"\n") == len(server.data.files)
+    (report,) = [content for name, content in stored.items() if name.endswith("/report.txt")]
+    assert report.startswith(b"package")
+    assert report.count(b"\n") == len(stored)
+    assert files == {"theirs.csv": b"theirs"}
+
+
+class Forgetful(MemoryStore):
+    """Forgets an upload whose connection is lost."""
+
+    async def begin(self, *arguments: Any, **options: Any) -> Any:
+        upload = await super().begin(*arguments, **options)
+        upload.suspend = upload.abort
+        return upload
+
+
+async def test_resumable_notices_an_upload_that_starts_over() -> None:
+    async with serve(data=ChatData(Forgetful({}))) as server:
+        with pytest.raises(WrongResult, match="the upload started over"):
+            await resumable.run(context_for(server.uri, file=LARGEST_SOURCE))
+
+
+async def test_resumable_notices_what_is_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here each attempt sends it all once more, on the side, which no event of the transfer tells."""
+    attempt = UploadTransfer.attempt
+    sides: dict[str, Any] = {"size": None, "overwrite": True, "algorithm": None, "upload_id": None}
+
+    async def attempt_twice(
+        self: UploadTransfer,
+        connector: Connector,
+        emit: Callable[[TransferEvent], None],
+        tasks: set[asyncio.Task[None]],
+    ) -> None:
+        aside = UploadTransfer("aside", self._source, chunk_bytes=256 * 1024, window=16, **sides)
+        await attempt(aside, connector, lambda _: None, tasks)
+        await attempt(self, connector, emit, tasks)
+
+    monkeypatch.setattr(UploadTransfer, "attempt", attempt_twice)
+    async with serve() as server:
+        with pytest.raises(WrongResult, match=r"the upload of [\d,]+ bytes took [\d,]+ bytes, more than"):
+            await resumable.run(context_for(server.uri, file=LARGEST_SOURCE))
+
+
+@pytest.fixture
+def credit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `limit_rate` does (TRAPS 9): the credit goes back when a chunk arrives, whoever still needs it."""
+    monkeypatch.setattr(Chunk, "retain", lambda self: None)
+    for operator in (_map_async, _to_async_iter):
+        monkeypatch.setattr(operator, "_release", lambda item: None)
+
+
+@pytest.mark.usefixtures("credit_at_once")
+@pytest.mark.parametrize("is_own", [True, False])
+async def test_slow_consumer_notices_a_server_that_is_too_far_ahead(is_own: bool) -> None:
+    async with serve() as server:
+        context = context_for(server.uri, file=None, server=server if is_own else None)
+        with pytest.raises(WrongResult, match="bytes ahead of the consumer"):
+            await slow_consumer.run(context)
+
+
+@pytest.mark.usefixtures("credit_at_once")
+async def test_pipeline_notices_chunks_that_pile_up() -> None:
+    async with serve() as server:
+        with pytest.raises(WrongResult, match="chunks were here at a time; the window is 8"):
+            await pipeline.run(context_for(server.uri, file=None))
+
+
+async def test_pipeline_goes_on_after_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its docstring says: it compresses again, and what the server has is skipped."""
+    content = LARGEST_SOURCE.read_bytes()
+    async with serve() as server, relay(server.uri) as link, FileClient.connect(link.uri) as files:
+        await files.upload("source", content)
+        offsets: list[int] = []
+
+        def cut_once(event: TransferEvent) -> None:
+            if isinstance(event, Started):
+                offsets.append(event.resumed_from)
+            elif isinstance(event, Progress) and len(offsets) == 1:
+                link.cut()
+
+        source = pipeline.Gzipped(files, "source")
+        # Small chunks: the file, compressed, has less than one of the default size.
+        uploading = files.upload_from("source.gz", source, chunk_size=4096, window=4)
+        await uploading.pipe(retry_backoff(base=0.01), ops.do_action(cut_once))
+        assert len(offsets) == 2
+        assert 0 < offsets[1] < len(server.data.files["source.gz"])
+        assert gzip.decompress(server.data.files["source.gz"]) == content
 
 
 async def test_a_slow_link_loses_nothing() -> None:
     content = (STDLIB / "argparse.py").read_bytes()
-    async with serve() as server, slow_link(server.uri) as uri, FileClient.connect(uri) as files:
+    async with serve() as server, slow_link(server.uri) as link, FileClient.connect(link.uri) as files:
         await files.upload("argparse.py", content)
         assert await files.download("argparse.py") == content
         assert server.connections == 1
+        assert link.bytes_up > len(content)
+        assert link.bytes_down > len(content)

@@ -11,7 +11,7 @@ from rx_client.connection import parse_uri
 from server import FileServer, serve
 from shared import TransferError
 
-from . import etl, files, parallel, racing
+from . import etl, files, parallel, pipeline, racing, resumable, slow_consumer
 from .context import Context, WrongResult
 from .terminal import Terminal
 
@@ -42,6 +42,9 @@ EXAMPLES: Final = {
     "parallel": Example(parallel.__doc__ or "", parallel.run, parallel.add_options),
     "etl": Example(etl.__doc__ or "", etl.run),
     "racing": Example(racing.__doc__ or "", racing.run),
+    "resumable": Example(resumable.__doc__ or "", resumable.run, resumable.add_options),
+    "slow_consumer": Example(slow_consumer.__doc__ or "", slow_consumer.run, slow_consumer.add_options),
+    "pipeline": Example(pipeline.__doc__ or "", pipeline.run, pipeline.add_options),
 }
 
 
@@ -50,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     if options.name is None:
         for name, example in EXAMPLES.items():
-            print(f"{name:10}{example.summary}")
+            print(f"{name:15}{example.summary}")
         print(f"\nRun one with `{_PROG} NAME`, and see its options with `{_PROG} NAME --help`.")
         return 0
     terminal = Terminal(sys.stdout)

@@ -2,7 +2,8 @@
 
 The data is real: for each package of the standard library a CSV file that says how many lines and bytes each of its
 sources has. `merge(max_concurrent=4)` bounds the downloads, `flat_map` makes rows of a file, and `reduce` one summary
-of its rows, so that the files are never in memory together.
+of its rows, so that the files are never in memory together. At the end the server is as it was before: what the listing
+has under the run's own prefix is deleted.
 """
 
 import asyncio
@@ -77,7 +78,19 @@ async def run(context: Context) -> None:
         )
         context.say(f"uploaded {stored.name}: {stored.size:,} bytes")
         report = await files.download(stored.name)
+        _check(context, report, packages)
 
+        deleted = await files.list_files(prefix=f"{folder}/").pipe(
+            ops.map(files.delete),
+            ops.merge(max_concurrent=_MAX_CONCURRENT),
+            ops.count(),
+        )
+        context.say(f"deleted all {deleted} files again")
+        check(deleted == uploaded + 1, f"{uploaded} CSV files and a report were uploaded, but {deleted} files deleted")
+
+
+def _check(context: Context, report: bytes, packages: Mapping[str, list[_Row]]) -> None:
+    """Makes the report directly, too."""
     context.say(report.decode(errors="replace").rstrip())
     direct = [
         _Summary(package, len(rows), sum(row.lines for row in rows), sum(row.nbytes for row in rows))

@@ -1,29 +1,33 @@
 """A folder of files goes up and comes back, four at a time, each with its own retry; every byte is compared.
 
 `merge(max_concurrent=4)` subscribes to four transfers and to the next one whenever one completes. As they are cold, the
-others aren't under way yet: their files aren't even read. `retry` subscribes again to the one that failed, and the rest
-goes on meanwhile.
+others aren't under way yet: their files aren't even read. `retry_backoff` subscribes again to the one that failed, a
+little later and on a new connection if need be, and the rest goes on meanwhile.
 """
 
 import argparse
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import reactivex
 from reactivex import Observable
 from reactivex import operators as ops
 
 from rx_client import FileClient
+from rx_client.operators import retry_backoff
 
 from .context import Context, check
 from .real_files import STANDARD_LIBRARY, files_below, python_sources, read
 
 __all__ = ["add_options", "run"]
 
+T = TypeVar("T")
+
 _MAX_CONCURRENT: Final = 4
-_ATTEMPTS: Final = 3
+_RETRIES: Final = 2
+_FIRST_RETRY_SECONDS: Final = 0.1
 
 
 class _Done(NamedTuple):
@@ -51,7 +55,7 @@ async def run(context: Context) -> None:
 
         def upload(path: Path) -> Observable[int]:
             return read(path).pipe(
-                ops.flat_map(lambda content: files.upload(_name(folder, path), content).pipe(ops.retry(_ATTEMPTS))),
+                ops.flat_map(lambda content: _with_retry(files.upload(_name(folder, path), content))),
                 ops.map(lambda info: info.size),
             )
 
@@ -62,7 +66,7 @@ async def run(context: Context) -> None:
                 check(downloaded == on_disk, f"{name!r} came back with other bytes than {path} has")
                 return len(downloaded)
 
-            return reactivex.zip(files.download(name).pipe(ops.retry(_ATTEMPTS)), read(path)).pipe(ops.starmap(compare))
+            return reactivex.zip(_with_retry(files.download(name)), read(path)).pipe(ops.starmap(compare))
 
         def all_of(transfer: Callable[[Path], Observable[int]], verb: str) -> Observable[_Done]:
             return reactivex.from_iterable(paths).pipe(
@@ -77,6 +81,10 @@ async def run(context: Context) -> None:
 
     check(up == down and down.files == len(paths), f"{len(paths)} files: {up} went up, {down} came down")
     context.say(f"every byte is as on the disk: {down.files:,} files, {down.nbytes:,} bytes")
+
+
+def _with_retry(transfer: Observable[T]) -> Observable[T]:
+    return transfer.pipe(retry_backoff(_RETRIES, base=_FIRST_RETRY_SECONDS))
 
 
 def _show(context: Context, verb: str, total: int) -> Callable[[Observable[_Done]], Observable[_Done]]:

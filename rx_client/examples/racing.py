@@ -16,7 +16,7 @@ from server import serve
 
 from .context import Context, check
 from .real_files import largest_of_python, read
-from .slow_link import slow_link
+from .relay import slow_link
 
 __all__ = ["run"]
 
@@ -31,9 +31,9 @@ async def run(context: Context) -> None:
 
     async with (
         serve() as slowed,
-        slow_link(slowed.uri) as slow_uri,
+        slow_link(slowed.uri) as link,
         FileClient.connect(context.uri) as first,
-        FileClient.connect(slow_uri) as second,
+        FileClient.connect(link.uri) as second,
     ):
         await reactivex.merge(first.upload(name, content), second.upload(name, content))
         context.say(f"both servers have {name!r}: {len(content):,} bytes")

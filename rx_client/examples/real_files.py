@@ -1,5 +1,6 @@
 """Real files of this machine for the examples to transfer: nothing here is generated."""
 
+import argparse
 import asyncio
 import sys
 import sysconfig
@@ -10,7 +11,18 @@ from typing import Final
 import reactivex
 from reactivex import Observable
 
-__all__ = ["STANDARD_LIBRARY", "files_below", "largest_of_python", "python_sources", "read"]
+from shared.digest import Digest
+from shared.messages import CHUNK_BYTES
+
+__all__ = [
+    "STANDARD_LIBRARY",
+    "add_file_option",
+    "digest_of",
+    "files_below",
+    "largest_of_python",
+    "python_sources",
+    "read",
+]
 
 STANDARD_LIBRARY: Final = Path(sysconfig.get_path("stdlib"))
 """The folder of the standard library's sources."""
@@ -19,6 +31,18 @@ _INSTALLED: Final = {"site-packages", "dist-packages"}
 
 # A whole-file transfer is in memory as a whole, on both sides; two servers and two clients share a process here.
 _MAX_WHOLE_FILE_BYTES: Final = 32 * 1024 * 1024
+
+# With fewer than two chunks there is no middle to be seen, or to be interrupted in.
+_MIN_CHUNKED_BYTES: Final = 2 * CHUNK_BYTES
+
+
+def add_file_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--file`, for examples that transfer one in chunks."""
+    parser.add_argument(
+        "--file",
+        type=_chunked_file,
+        help="transfer this file, of any size (default: the largest of the running Python)",
+    )
 
 
 def read(path: Path) -> Observable[bytes]:
@@ -31,6 +55,15 @@ def read(path: Path) -> Observable[bytes]:
         OSError: It can't be read.
     """
     return reactivex.defer(lambda _: asyncio.get_running_loop().run_in_executor(None, path.read_bytes))
+
+
+def digest_of(path: Path) -> Digest:
+    """The digest of a file's content, to compare with a FileInfo's; it knows the length, too."""
+    digest = Digest()
+    with path.open("rb") as file:
+        while data := file.read(CHUNK_BYTES):
+            digest.update(data)
+    return digest
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -61,3 +94,12 @@ def _parts_of_python() -> Iterator[Path]:
     if folder and library and Path(folder, library).is_file():
         yield Path(folder, library)
     yield from python_sources()
+
+
+def _chunked_file(text: str) -> Path:
+    path = Path(text).resolve()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file")
+    if path.stat().st_size < _MIN_CHUNKED_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} has less than {_MIN_CHUNKED_BYTES:,} bytes")
+    return path

@@ -124,7 +124,7 @@ async def test_a_peer_that_does_not_read_stops_the_sender(run: Run) -> None:
             assert waiting <= len(chunk) + (1024 * 1024 if tls else 1024)
             assert server._receiver.is_full, "nothing is read that nobody awaits"
             assert len(server._receiver._view) == 64 * 1024
-            await _take(server, stopped_at)
+            await _take(server, stopped_at + 1)
             await eventually(lambda: sent > stopped_at)
             sending.cancel()
             await asyncio.wait([sending])
@@ -135,12 +135,7 @@ async def test_a_peer_that_does_not_read_stops_the_sender(run: Run) -> None:
 async def test_closing_with_a_peer_that_never_reads_is_bounded(run: Run) -> None:
     async def scenario(tls: bool) -> None:
         async with pair(tls=tls) as (_, client):
-
-            async def send() -> None:
-                while True:
-                    await client.send_frame(payload(bytes(256 * 1024)))
-
-            sending = asyncio.create_task(send())
+            sending = asyncio.create_task(_send_for_ever(client, bytes(256 * 1024)))
             await eventually(lambda: client.write_blocked_since is not None)
             async with asyncio.timeout(5):
                 await client.close()
@@ -184,6 +179,30 @@ async def test_a_failure_reaches_the_peer_and_ends_both_ends(run: Run) -> None:
             await eventually(lambda: server.is_lost and client.is_lost)
 
     await run(scenario)
+
+
+async def test_a_failure_comes_behind_what_still_waits_to_be_sent(run: Run) -> None:
+    chunk = bytes(1_000_000)
+
+    async def scenario(tls: bool) -> None:
+        async with pair(tls=tls) as (server, client):
+            sending = asyncio.create_task(_send_for_ever(client, chunk))
+            await eventually(lambda: client.write_blocked_since is not None)
+            await asyncio.sleep(0.05)
+            client.fail(ErrorCode.CONNECTION_ERROR, "invalid_frame: none")
+            frames: list[Frame] = []
+            await _all(server, frames)
+            assert frames[-1].data == b"invalid_frame: none"
+            assert {bytes(got.data or b"") for got in frames[:-1]} == {chunk}
+            with pytest.raises(RSocketTransportError):
+                await sending
+
+    await run(scenario)
+
+
+async def _send_for_ever(transport: FrameTransport, chunk: bytes) -> None:
+    while True:
+        await transport.send_frame(payload(chunk))
 
 
 @asynccontextmanager
@@ -428,7 +447,7 @@ async def test_large_frames_take_one_system_call_and_no_copy_to_send(monkeypatch
         for _ in range(64):
             await client.send_frame(payload(chunk))
         await receiving
-        assert len(calls) == 64
+        assert calls == [2] * 64, "the prefix and the data, as they are"
         calls.clear()
         receiving = asyncio.create_task(_take(server, 640))
         for _ in range(640):

@@ -1,0 +1,152 @@
+"""Whole files on the tutorial's wire, without holding them: written as fragments arrive, read as they are sent."""
+
+import asyncio
+import struct
+from collections.abc import AsyncGenerator
+from typing import Final
+from uuid import uuid4
+
+from rsocket.frame import Frame, FrameType
+from rsocket.payload import Payload
+
+from shared.digest import DEFAULT_ALGORITHM
+from shared.errors import Changed, ConnectionLost
+from shared.wire import FRAGMENT_SIZE_BYTES, FileInfo
+
+from .store import Reader, Store, Upload
+from .work import Work
+
+__all__ = ["FilePayload", "FragmentFrame", "UploadSpool", "fragments"]
+
+# Fragments are stored when this much of them waits: a hop to a thread for each costs more than the write.
+_FLUSH_BYTES: Final = 1024 * 1024
+
+# What a frame and its metadata's length field take beside the payload: 3 + 6 + 3 bytes.
+_OVERHEAD_BYTES: Final = 12
+_METADATA, _FOLLOWS, _COMPLETE, _NEXT = 0x100, 0x80, 0x40, 0x20
+
+
+class UploadSpool:
+    """A `shared.reassembly.Spool`: the content of one `file.upload` request, in the store as it arrives.
+
+    Args:
+        store: Where it goes; nobody sees it before `commit`.
+        name: What the file will be called.
+        work: Cleans up after a request that is never whole.
+    """
+
+    def __init__(self, store: Store, name: str, work: Work) -> None:
+        self._store = store
+        self._name = name
+        self._work = work
+        self._upload: Upload | None = None
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._nbytes = 0
+        self._is_abandoned = False
+
+    def __len__(self) -> int:
+        return self._nbytes
+
+    async def write(self, data: bytes) -> None:
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        self._nbytes += len(data)
+        if self._waiting_bytes >= _FLUSH_BYTES:
+            await self._flush()
+
+    async def commit(self) -> FileInfo:
+        """Publishes the whole content.
+
+        Raises:
+            StorageFull: There is no room.
+            TooLarge: It is over the store's limit.
+        """
+        try:
+            upload = await self._flush()
+            return await upload.commit(None)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        if not self._is_abandoned:
+            self._is_abandoned = True
+            self._waiting.clear()
+            if self._upload is not None:
+                self._work.spawn(self._upload.abort)
+
+    async def _flush(self) -> Upload:
+        if self._upload is None:
+            upload_id = f"whole-{uuid4().hex}"
+            upload = await self._store.begin(upload_id, self._name, size=None, algorithm=DEFAULT_ALGORITHM)
+            if self._is_abandoned:
+                await upload.abort()
+                raise ConnectionLost("the connection ended before the upload did")
+            self._upload = upload
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        await self._upload.append(waiting)
+        return self._upload
+
+
+class FilePayload(Payload):
+    """An answer whose data is a file's content, read as it is sent.
+
+    Args:
+        reader: The file; whoever sends this closes it.
+        metadata: As in any payload.
+    """
+
+    __slots__ = ("reader",)
+
+    def __init__(self, reader: Reader, metadata: bytes) -> None:
+        super().__init__(b"", metadata)
+        self.reader = reader
+
+
+class FragmentFrame(Frame):
+    """One fragment of an answer, made by hand: rsocket would want the whole to split it."""
+
+    def __init__(self, stream_id: int, data: bytes, metadata: bytes, *, is_last: bool) -> None:
+        super().__init__(FrameType.PAYLOAD)
+        self.stream_id = stream_id
+        self.data = data
+        self.metadata = metadata
+        self.flags_next = True
+        self.flags_complete = is_last
+        self.flags_follows = not is_last
+        self.sent_future = asyncio.get_running_loop().create_future()
+
+    def parse(self, buffer: bytes | bytearray, offset: int) -> None:
+        """Never called: these are only sent."""
+
+    def serialize_frame_prefix(self, middle: bytes = b"", flags: int = 0) -> bytes:
+        flags = _NEXT | (_COMPLETE if self.flags_complete else _FOLLOWS) | (_METADATA if self.metadata else 0)
+        head = struct.pack(">IH", self.stream_id, FrameType.PAYLOAD << 10 | flags)
+        if self.metadata:
+            head += len(self.metadata).to_bytes(3, "big")
+        self.length = len(head) + len(self.metadata or b"") + len(self.data or b"")
+        return head
+
+
+async def fragments(payload: FilePayload, stream_id: int) -> AsyncGenerator[FragmentFrame, None]:
+    """The frames that answer with a file, each read when it is asked for; the reader is closed with the generator.
+
+    Raises:
+        Changed: The file was cut short behind the store's back.
+    """
+    reader, metadata = payload.reader, bytes(payload.metadata or b"")
+    try:
+        offset, size = 0, reader.info.size
+        while True:
+            room = FRAGMENT_SIZE_BYTES - _OVERHEAD_BYTES - len(metadata)
+            data = await reader.read(offset, min(room, size - offset)) if offset < size else b""
+            offset += len(data)
+            if not data and offset < size:
+                raise Changed(f"{reader.info.name!r} was cut short while it was sent", name=reader.info.name)
+            yield FragmentFrame(stream_id, data, metadata, is_last=offset == size)
+            if offset == size:
+                return
+            metadata = b""
+    finally:
+        await reader.close()

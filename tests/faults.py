@@ -1,0 +1,159 @@
+"""A TCP proxy that does to a connection what networks do: cuts it, stalls it, swallows it, or lets it dribble."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from tests.support import eventually
+
+__all__ = ["Direction", "FaultProxy", "fault_proxy"]
+
+_READ_BYTES = 64 * 1024
+
+
+class Direction:
+    """One way through the proxy, for all connections.
+
+    Attributes:
+        nbytes: Bytes forwarded so far.
+        cut_after: Forward so many more, then cut that connection, once; None for never.
+        stall_after: Forward so many more, then no byte, with everything open, until `flow`; None for never.
+        dribble: The most bytes forwarded at a time, a turn of the loop apart; 0 for no such limit.
+    """
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self.cut_after: int | None = None
+        self.stall_after: int | None = None
+        self.dribble = 0
+        self._may_flow = asyncio.Event()
+        self._may_flow.set()
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether it forwards nothing, now or as soon as something comes."""
+        return not self._may_flow.is_set()
+
+    def stall(self) -> None:
+        """Forwards nothing from now on."""
+        self._may_flow.clear()
+
+    def flow(self) -> None:
+        """Goes on, if it was stalled."""
+        self.stall_after = None
+        self._may_flow.set()
+
+    async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forwards until the connection ends, or is to be cut."""
+        while data := await reader.read(self.dribble or _READ_BYTES):
+            while data:
+                await self._may_flow.wait()
+                piece = data if self.stall_after is None else data[: self.stall_after]
+                is_cut = self.cut_after is not None and len(piece) >= self.cut_after
+                if is_cut:
+                    piece = piece[: self.cut_after]
+                    self.cut_after = None
+                elif self.cut_after is not None:
+                    self.cut_after -= len(piece)
+                data = data[len(piece) :]
+                writer.write(piece)
+                await writer.drain()
+                self.nbytes += len(piece)
+                if is_cut:
+                    return
+                if self.stall_after is not None:
+                    self.stall_after -= len(piece)
+                    if not self.stall_after:
+                        self.stall_after = None
+                        self.stall()
+            if self.dribble:
+                await asyncio.sleep(0)
+
+
+class FaultProxy:
+    """Forwards each connection to a server, as far as it is let. Made by `fault_proxy`.
+
+    Attributes:
+        target: The server's URI; may be changed, for the connections to come.
+        up: From the clients to the server.
+        down: From the server to the clients.
+        accepted: Connections so far.
+        is_black_hole: Whether new connections are accepted and left unanswered.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.up = Direction()
+        self.down = Direction()
+        self.accepted = 0
+        self.is_black_hole = False
+        self._connections: set[asyncio.Task[None]] = set()
+        self._listener: asyncio.Server | None = None
+
+    @property
+    def uri(self) -> str:
+        """Where clients find it."""
+        assert self._listener is not None
+        host, port = self._listener.sockets[0].getsockname()[:2]
+        return f"tcp://{host}:{port}"
+
+    @property
+    def connections(self) -> int:
+        """Those that are open."""
+        return len(self._connections)
+
+    async def open(self) -> None:
+        """Listens, on a port of its own."""
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+
+    async def close(self) -> None:
+        """Cuts everything, and listens no more."""
+        assert self._listener is not None
+        self._listener.close()
+        self.cut()
+        await eventually(lambda: not self._connections)
+
+    def cut(self) -> None:
+        """Resets every connection, on both sides, with all that is under way."""
+        for connection in self._connections:
+            connection.cancel()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        writers = [writer]
+        try:
+            if self.is_black_hole:
+                await asyncio.get_running_loop().create_future()
+            host, port = self.target.removeprefix("tcp://").rsplit(":", 1)
+            server_reader, server_writer = await asyncio.open_connection(host, int(port))
+            writers.append(server_writer)
+            ways = [
+                asyncio.ensure_future(self.up.forward(reader, server_writer)),
+                asyncio.ensure_future(self.down.forward(server_reader, writer)),
+            ]
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            self._connections.discard(task)
+            for each in writers:
+                each.transport.abort()
+
+
+@asynccontextmanager
+async def fault_proxy(target: str) -> AsyncGenerator[FaultProxy, None]:
+    """A proxy to the server at `target`, as `tcp://HOST:PORT`; it forwards everything until it is told otherwise."""
+    proxy = FaultProxy(target)
+    await proxy.open()
+    try:
+        yield proxy
+    finally:
+        await proxy.close()
