@@ -98,7 +98,7 @@ class Bench:
         systems = (OURS, "asyncio streams", "aiohttp, tuned", "grpc.aio", STOCK[1])
         await self._interleave([(system, self._several) for system in systems])
         print("whole files in memory", flush=True)
-        await self._interleave([(system, self._whole) for system in (OURS_MEMORY, *TUTORIAL)])
+        await self._interleave([(system, self._whole) for system in (OURS_MEMORY, OURS, *TUTORIAL)])
         print("small files", flush=True)
         systems = (OURS_MEMORY, OURS, *TUTORIAL, *STOCK, *HTTP, "grpc.aio")
         await self._interleave([(system, self._small) for system in systems])
@@ -190,7 +190,7 @@ class Bench:
             await self._peaks(system, _FROZEN.format("down"), lambda pair: pair.freeze("down", large, 2.0))
             await self._peaks(system, _FROZEN.format("up"), lambda pair: pair.freeze("up", large, 2.0))
         await self._peaks(OURS_SLOW, _SLOW.format("up"), lambda pair: pair.transfer("up", [slow]))
-        for system in (OURS_MEMORY, *TUTORIAL):
+        for system in (OURS, OURS_MEMORY, *TUTORIAL):
             what = f"whole file, {nbytes / 1e6:.0f} MB, up and down"
             await self._peaks(system, what, lambda pair: pair.do("whole", direction="down", nbytes=nbytes))
 
