@@ -44,6 +44,7 @@ _GOALS: Final = [
     _Goal("small request during down, p99 ms", _OURS, _STOCK, 0.3, at_most=True),
 ]
 _ENDS: Final = ("client", "server")
+_WHOLE_AT_CLIENT: Final = "peak of the client above idle, MiB: whole file"
 _MAX_P99_MS: Final = 10.0
 _MAX_PEAK_MIB: Final = 16.0
 
@@ -84,7 +85,8 @@ def _goals(medians: dict[str, dict[str, float]]) -> list[str]:
             continue
         if what.endswith("p99 ms"):
             add(what, _OURS, "-", value, f"<= {_MAX_P99_MS:.0f}", value <= _MAX_P99_MS)
-        if "above idle" in what:
+        # A client's whole file is in memory because that is what was asked for.
+        if "above idle" in what and not what.startswith(_WHOLE_AT_CLIENT):
             add(what, _OURS, "-", value, f"<= {_MAX_PEAK_MIB:.0f}", value <= _MAX_PEAK_MIB)
     return lines
 
