@@ -9,13 +9,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-all fuzz lint format typecheck check clean
+.PHONY: help demo test test-all fuzz bench lint format typecheck check clean
 
 help:
 	@echo 'make demo      the example pipelines on real files, against an embedded server'
 	@echo 'make test      the test suite'
 	@echo 'make test-all  the test suite on every Python (3.11, 3.12, 3.13) this machine has'
 	@echo 'make fuzz      a coverage-guided fuzzer on what reads a stranger'"'"'s bytes, three minutes'
+	@echo 'make bench     speed, latency and memory beside others, in some minutes; BENCH=--quick for one'
 	@echo 'make check     ruff (lint and format) and pyright strict'
 
 $(READY): pyproject.toml
@@ -37,6 +38,10 @@ test-all:
 fuzz: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz
+
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -283,15 +283,10 @@ def _item(message: Message | FileInfo) -> MetadataItem:
 
 def _info(said: Json) -> FileInfo:
     modified = said.get("modified")
-    if modified is not None:
-        try:
-            modified = (
-                float(modified) if isinstance(modified, int | float) and not isinstance(modified, bool) else math.nan
-            )
-        except OverflowError:
-            modified = math.nan
-        if not math.isfinite(modified):
-            raise _wrong("modified", "a number of seconds")
+    if modified is not None and (
+        isinstance(modified, bool) or not isinstance(modified, int | float) or not _is_finite(modified)
+    ):
+        raise _wrong("modified", "a number of seconds")
     return FileInfo(
         name=check_name(_text(said, "name")),
         size=_number(said, "size"),
@@ -299,6 +294,13 @@ def _info(said: Json) -> FileInfo:
         modified=modified,
         digest=_optional_text(said, "digest"),
     )
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # JSON has integers that no float can hold
+        return False
 
 
 def _algorithm(said: Json) -> str | None:

@@ -173,7 +173,7 @@ class FramesTarget:
             raise Unexpected(self._unseen[0])
 
     async def _serve(self, is_set_up: bool, step: int, wire: bytes) -> None:
-        data, work, budget = ChatData(dict(FILES), LIMITS.max_store_bytes), Work(), ReassemblyBudget(6000)
+        data, work, budget = ChatData(dict(FILES)), Work(), ReassemblyBudget(6000)
         protocol = FrameTransport(budget=budget)
         transport = _MemoryTransport(protocol)
         protocol.connection_made(transport)

@@ -1,0 +1,278 @@
+"""`make bench`: this project beside others, each in two processes over loopback, and what the goals say to it.
+
+Every repetition runs each measurement once, one system after the other, so that what else the machine does hits all
+alike; the first repetition only warms up, and medians of the others are told. Files are in memory (`/dev/shm`) unless
+`--folder` says otherwise: a disk would be all that is measured. Ours are synced to a real disk in a measurement of its
+own, with the time of the syncs beside it.
+
+Needs Linux, for the memory figures and the shared folder, and `pip install -e '.[bench]'`. Peers that aren't installed
+are left out.
+"""
+
+import argparse
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from .report import Results, write_report
+from .workers import SMALL_BYTES, Pair, is_available
+
+_RESULTS: Final = Path(__file__).parent / "results"
+_MIB: Final = 1024 * 1024
+_SLOW_MIB: Final = 64
+_SLOW_RATE: Final = 25e6
+_SLOW: Final = "slow receiver (25 MB/s) {}"
+_FROZEN: Final = "frozen receiver (1 s) {}"
+
+OURS: Final = "rxfiles"
+OURS_NO_DIGEST: Final = "rxfiles, digest=None"
+OURS_FSYNC: Final = "rxfiles, with fsync"
+OURS_SLOW: Final = "rxfiles, slow disk"
+OURS_MEMORY: Final = "rxfiles, memory"
+FAST: Final = (
+    OURS,
+    OURS_NO_DIGEST,
+    "asyncio streams",
+    "sendfile + splice",
+    "nginx + curl",
+    "aiohttp, default",
+    "aiohttp, tuned",
+    "grpc.aio",
+)
+STOCK: Final = ("rsocket, read buffer 1024", "rsocket, read buffer 64 KiB")
+TUTORIAL: Final = ("tutorial, read buffer 1024", "tutorial, read buffer 64 KiB")
+HTTP: Final = ("aiohttp, 1 connection", "aiohttp, 32 connections")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    repetitions: int
+    stream_mib: int
+    stock_mib: int
+    whole_bytes: int
+    requests: int
+    latency_mib: int
+    concurrent_mib: int
+
+
+FULL: Final = Size(5, 1024, 256, 100_000_000, 2000, 256, 256)
+QUICK: Final = Size(3, 128, 32, 20_000_000, 300, 64, 64)
+
+Measure = Callable[[Pair], Awaitable[None]]
+
+
+@dataclass
+class Bench:
+    """One run.
+
+    Attributes:
+        size: How much.
+        folder: Where the files are.
+        disk: The same on a disk.
+        options: For the workers.
+    """
+
+    size: Size
+    folder: Path
+    disk: Path
+    options: list[str]
+    results: Results = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+
+    async def run(self) -> None:
+        """Measures everything."""
+        print("streams, disk to disk", flush=True)
+        await self._interleave([(system, self._streams(system)) for system in (*FAST, *STOCK)])
+        await self._interleave([(OURS_FSYNC, self._synced)], self.disk)
+        print("several at once", flush=True)
+        systems = (OURS, "asyncio streams", "aiohttp, tuned", "grpc.aio", STOCK[1])
+        await self._interleave([(system, self._several) for system in systems])
+        print("whole files in memory", flush=True)
+        await self._interleave([(system, self._whole) for system in (OURS_MEMORY, OURS, *TUTORIAL)])
+        print("small files", flush=True)
+        systems = (OURS_MEMORY, OURS, *TUTORIAL, *STOCK, *HTTP, "grpc.aio")
+        await self._interleave([(system, self._small) for system in systems])
+        print("small requests beside a large transfer", flush=True)
+        await self._interleave([(system, self._latency) for system in (OURS, *STOCK, "grpc.aio")])
+        print("memory", flush=True)
+        await self._memory()
+
+    # How a measurement is run
+
+    async def _interleave(self, measurements: list[tuple[str, Measure]], folder: Path | None = None) -> None:
+        async with AsyncExitStack() as stack:
+            pairs: list[tuple[Pair, Measure]] = []
+            for system, measure in measurements:
+                if _can_run(system):
+                    pair = await stack.enter_async_context(Pair(system, folder or self.folder, self.options))
+                    pairs.append((pair, measure))
+            for repetition in range(self.size.repetitions + 1):
+                kept = self.results
+                if not repetition:  # the first warms up
+                    self.results = defaultdict(lambda: defaultdict(list))
+                for pair, measure in pairs:
+                    await measure(pair)
+                self.results = kept
+
+    def _add(self, what: str, system: str, value: float) -> None:
+        self.results[what][system].append(value)
+
+    # What is measured
+
+    def _streams(self, system: str) -> Measure:
+        mib = self.size.stock_mib if system in STOCK else self.size.stream_mib
+
+        async def measure(pair: Pair) -> None:
+            for direction in ("down", "up"):
+                cpu = pair.cpu_seconds()
+                seconds = await pair.transfer(direction, [_large(mib)])
+                self._add(f"stream {direction}, MB/s", system, mib * _MIB / 1e6 / seconds)
+                self._add(f"stream {direction}, cpu s/GiB", system, (pair.cpu_seconds() - cpu) * 1024 / mib)
+
+        return measure
+
+    async def _synced(self, pair: Pair) -> None:
+        mib = self.size.stream_mib // 2
+        for direction in ("down", "up"):
+            await pair.fsync_seconds()
+            seconds = await pair.transfer(direction, [_large(mib)])
+            fsync = await pair.fsync_seconds()
+            self._add(f"stream {direction} on a disk, MB/s", "with fsync", mib * _MIB / 1e6 / seconds)
+            self._add(f"stream {direction} on a disk, MB/s", "without its time", mib * _MIB / 1e6 / (seconds - fsync))
+            self._add(f"stream {direction} on a disk, fsync s/GiB", "with fsync", fsync * 1024 / mib)
+
+    async def _several(self, pair: Pair) -> None:
+        for count in (1, 4, 16):
+            for direction in ("down", "up"):
+                mib = self.size.concurrent_mib // count
+                names = [f"{_large(mib)}-{number}" for number in range(count)]
+                seconds = await pair.transfer(direction, names)
+                self._add(f"{count} at once {direction}, MB/s", pair.system, count * mib * _MIB / 1e6 / seconds)
+
+    async def _whole(self, pair: Pair) -> None:
+        nbytes = self.size.whole_bytes
+        for direction in ("down", "up"):
+            seconds = await pair.do("whole", direction=direction, nbytes=nbytes)
+            self._add(f"whole file {direction}, MB/s", pair.system, nbytes / 1e6 / seconds)
+
+    async def _small(self, pair: Pair) -> None:
+        for verb in ("get", "put", "stat"):
+            if verb == "stat" and pair.system in (*TUTORIAL, *STOCK):
+                continue  # they have none
+            for in_flight in (1, 32):
+                count = self.size.requests // (3 if in_flight == 1 else 1)
+                seconds = await pair.do("requests", verb=verb, count=count, in_flight=in_flight)
+                self._add(f"{verb} of 4 KiB, {in_flight} in flight, 1/s", pair.system, count / seconds)
+
+    async def _latency(self, pair: Pair) -> None:
+        mib = self.size.latency_mib
+        for direction in ("down", "up"):
+            median, late = await pair.latency(direction, _large(mib), is_small_on_disk=pair.system == OURS)
+            self._add(f"small request during {direction}, p50 ms", pair.system, median)
+            self._add(f"small request during {direction}, p99 ms", pair.system, late)
+
+    async def _memory(self) -> None:
+        large, slow, nbytes = _large(self.size.stream_mib), _large(_SLOW_MIB), self.size.whole_bytes
+        for system in (OURS, "aiohttp, tuned", "grpc.aio", STOCK[1]):
+            await self._peaks(system, "stream down", lambda pair: pair.transfer("down", [large]))
+            await self._peaks(system, "stream up", lambda pair: pair.transfer("up", [large]))
+            await self._peaks(system, _SLOW.format("down"), lambda pair: pair.transfer("down", [slow], _SLOW_RATE))
+            await self._peaks(system, _FROZEN.format("down"), lambda pair: pair.freeze("down", large, 1.0))
+            await self._peaks(system, _FROZEN.format("up"), lambda pair: pair.freeze("up", large, 1.0))
+        await self._peaks(OURS_SLOW, _SLOW.format("up"), lambda pair: pair.transfer("up", [slow]))
+        for system in (OURS, OURS_MEMORY, *TUTORIAL):
+            what = f"whole file, {nbytes / 1e6:.0f} MB, up and down"
+            await self._peaks(system, what, lambda pair: pair.do("whole", direction="down", nbytes=nbytes))
+
+    async def _peaks(self, system: str, what: str, work: Callable[[Pair], Awaitable[object]]) -> None:
+        """In fresh processes, and once: memory that was used before would hide what is used now."""
+        if not _can_run(system):
+            return
+        async with Pair(system, self.folder, self.options) as pair:
+            pair.forget_peaks()
+            await work(pair)
+            for end, peak in zip(("client", "server"), pair.peaks(), strict=True):
+                self._add(f"peak of the {end} above idle, MiB: {what}", system, peak)
+
+    def make_files(self) -> None:
+        """What is moved."""
+        size = self.size
+        block = os.urandom(_MIB)
+        for folder in (self.folder, self.disk):
+            (folder / "files").mkdir()
+        for mib in {size.stream_mib, size.stock_mib, size.latency_mib, _SLOW_MIB}:
+            _write(self.folder / "files" / _large(mib), block, mib)
+        for count in (1, 4, 16):
+            mib = size.concurrent_mib // count
+            for number in range(count):
+                _write(self.folder / "files" / f"{_large(mib)}-{number}", block, mib)
+        (self.folder / "files" / "small").write_bytes(bytes(SMALL_BYTES))
+        _write(self.disk / "files" / _large(size.stream_mib // 2), block, size.stream_mib // 2)
+
+
+def _large(mib: int) -> str:
+    return f"large{mib}"
+
+
+def _write(path: Path, block: bytes, mib: int) -> None:
+    with path.open("wb") as file:
+        for _ in range(mib):
+            file.write(block)
+
+
+def _can_run(system: str) -> bool:
+    why = is_available(system)
+    if why is not None:
+        print(f"  left out: {system}: {why}", flush=True)
+    return why is None
+
+
+@contextmanager
+def _folder(where: str | None) -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="rxfiles-bench-", dir=where))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def _load() -> str:
+    return ", ".join(f"{value:.1f}" for value in os.getloadavg())
+
+
+def main() -> None:
+    """Runs it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--quick", action="store_true", help="a minute or two: smaller files, three repetitions")
+    parser.add_argument("--uvloop", action="store_true", help="run both ends of every peer on uvloop")
+    parser.add_argument("--folder", default="/dev/shm" if Path("/dev/shm").is_dir() else None, help="for the files")
+    parser.add_argument("--disk", help="a folder on a real disk (default: the system's for temporary files)")
+    arguments = parser.parse_args()
+    if sys.platform != "linux":
+        sys.exit("the benchmark needs Linux")
+    size = QUICK if arguments.quick else FULL
+    start, load = time.monotonic(), _load()
+    with _folder(arguments.folder) as folder, _folder(arguments.disk) as disk:
+        bench = Bench(size, folder, disk, ["--uvloop"] if arguments.uvloop else [])
+        bench.make_files()
+        asyncio.run(bench.run())
+    about = (
+        f"Medians of {size.repetitions}; {os.cpu_count()} cores, Python {sys.version.split()[0]}"
+        f"{', uvloop' if arguments.uvloop else ''}; {time.monotonic() - start:.0f} s; "
+        f"load average before: {load}, after: {_load()}."
+    )
+    print(write_report(bench.results, about, _RESULTS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""This project."""
+
+import os
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from rx_client import FileClient
+from server import ChatData, disk, serve
+from server.directory_store import DirectoryStore
+from shared.digest import DEFAULT_ALGORITHM
+
+from . import Client, Pace
+
+
+class RxFiles:
+    """Our server and client.
+
+    Args:
+        digest: What both verify with; None to do without.
+        fsync: Whether files are synced, as they always are outside of benchmarks; peers don't do it.
+        disk_rate: What the server's disk takes, in bytes a second; None for all it can.
+        in_memory: Whether the files are in memory, as the small ones of all peers are, instead of in the folder.
+    """
+
+    def __init__(
+        self,
+        *,
+        digest: str | None = DEFAULT_ALGORITHM,
+        fsync: bool = False,
+        disk_rate: float | None = None,
+        in_memory: bool = False,
+    ) -> None:
+        self._digest = digest
+        self._disk_rate = disk_rate
+        self._in_memory = in_memory
+        if not fsync:
+            os.fsync = lambda fd: None
+
+    @asynccontextmanager
+    async def serve(self, folder: Path) -> AsyncGenerator[int, None]:
+        if self._disk_rate is not None:
+            _slow_down(self._disk_rate)
+        async with serve(data=ChatData() if self._in_memory else ChatData(DirectoryStore(folder))) as server:
+            yield int(server.uri.rpartition(":")[2])
+
+    @asynccontextmanager
+    async def connect(self, port: int) -> AsyncGenerator[Client, None]:
+        async with FileClient.connect(f"tcp://127.0.0.1:{port}") as files:
+            yield _Client(files, self._digest)
+
+
+class _Client(Client):
+    def __init__(self, files: FileClient, digest: str | None) -> None:
+        self._files = files
+        self._digest = digest
+
+    async def download(self, name: str, target: Path, rate: float | None) -> None:
+        if rate is None:
+            await self._files.download_to(name, target, digest=self._digest)
+        else:
+            with target.open("wb") as file:
+                await self._files.download_to(name, _SlowWriter(file, rate), digest=self._digest)
+
+    async def upload(self, source: Path, name: str) -> None:
+        await self._files.upload_from(name, source, digest=self._digest)
+
+    async def get(self, name: str) -> bytes:
+        return await self._files.download(name)
+
+    async def put(self, name: str, content: bytes) -> None:
+        await self._files.upload(name, content)
+
+    async def stat(self, name: str) -> None:
+        await self._files.stat(name)
+
+
+class _SlowWriter:
+    def __init__(self, file: BinaryIO, rate: float) -> None:
+        self._file = file
+        self._pace = Pace(rate)
+
+    async def write(self, data: bytes, /) -> None:
+        self._file.write(data)
+        await self._pace.took(len(data))
+
+
+def _slow_down(rate: float) -> None:
+    write_at = disk.write_at
+
+    def write_slowly(*args: object) -> int:
+        written: int = write_at(*args)  # pyright: ignore[reportArgumentType]
+        time.sleep(written / rate)
+        return written
+
+    disk.write_at = write_slowly

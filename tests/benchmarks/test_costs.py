@@ -1,0 +1,201 @@
+"""What a transfer costs, without a clock: a change that copies once more, or asks the system more often, is seen on any
+machine, however noisy.
+
+Both ends are in this process, so each figure is of both together.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+import threading
+import tracemalloc
+from asyncio.selector_events import _SelectorSocketTransport  # pyright: ignore[reportPrivateUsage]
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import pytest
+
+from rx_client import FileClient
+from rx_client.chunks import Chunk
+from server import ChatData, serve
+from server.directory_store import DirectoryStore
+from shared.transfer import UploadReceiver
+
+T = TypeVar("T")
+
+MIB: Final = 1024 * 1024
+CONTENT: Final = bytes(range(256)) * (16 * MIB // 256)
+# What is smaller isn't a file's content, but an object that has to do with it.
+_LEAST_BYTES: Final = 32 * 1024
+
+
+class _Allocations:
+    """Counts bytes that are allocated in large pieces, wherever in this process, also if they live only shortly."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self.is_paused = False
+        self._before = 0
+
+    def on_event(self, *_: object) -> None:
+        """Called by the interpreter whenever a function is called or returns."""
+        now, peak = tracemalloc.get_traced_memory()
+        if peak - self._before >= _LEAST_BYTES and not self.is_paused:
+            self.nbytes += peak - self._before
+        self._before = now
+        tracemalloc.reset_peak()
+
+
+@contextmanager
+def allocations() -> Iterator[_Allocations]:
+    """Counts what is allocated inside, in this thread and in those that are started inside."""
+    counted = _Allocations()
+    write = _SelectorSocketTransport.write
+
+    def uncounted_write(*args: Any) -> None:
+        # asyncio copies what the socket doesn't take at once, which is more or less from run to run.
+        counted.on_event()
+        counted.is_paused = True
+        write(*args)
+        counted.on_event()
+        counted.is_paused = False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_SelectorSocketTransport, "write", uncounted_write)
+        tracemalloc.start()
+        counted.on_event()
+        counted.nbytes = 0
+        threading.setprofile(counted.on_event)
+        sys.setprofile(counted.on_event)
+        try:
+            yield counted
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)  # pyright: ignore[reportArgumentType]
+            tracemalloc.stop()
+
+
+@contextmanager
+def calls() -> Iterator[Counter[str]]:
+    """Counts system calls that move content, and hops to threads."""
+    counted: Counter[str] = Counter()
+
+    def count(owner: Any, name: str, what: str) -> None:
+        inner: Callable[..., Any] = getattr(owner, name)
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            counted[what] += 1
+            return inner(*args, **kwargs)
+
+        patch.setattr(owner, name, counting)
+
+    with pytest.MonkeyPatch.context() as patch:
+        count(socket.socket, "recv_into", "receive")
+        count(socket.socket, "send", "send")
+        count(os, "writev", "writev")  # to a socket, or to the server's disk
+        count(os, "pread", "pread")
+        count(asyncio.BaseEventLoop, "run_in_executor", "hop")
+        yield counted
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> tuple[Path, Path]:
+    """The server's folder with a file `content`, and the client's with the same."""
+    for side in ("server", "client"):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "content").write_bytes(CONTENT)
+    return tmp_path / "server", tmp_path / "client"
+
+
+Transfer = Callable[[FileClient, Path], Awaitable[object]]
+
+
+async def download_to(files: FileClient, folder: Path) -> None:
+    await files.download_to("content", folder / "copy")
+
+
+async def upload_from(files: FileClient, folder: Path) -> None:
+    await files.upload_from("copy", folder / "content")
+
+
+async def download(files: FileClient, _: Path) -> None:
+    assert await files.download("content") == CONTENT
+
+
+async def upload(files: FileClient, _: Path) -> None:
+    await files.upload("copy", CONTENT)
+
+
+async def _measure(transfer: Transfer, paths: tuple[Path, Path], meter: Callable[[], AbstractContextManager[T]]) -> T:
+    server, client = paths
+    with meter() as counted:
+        async with serve(data=ChatData(DirectoryStore(server))) as running, FileClient.connect(running.uri) as files:
+            await transfer(files, client)
+    for copy in (server / "copy", client / "copy"):
+        assert not copy.exists() or copy.read_bytes() == CONTENT
+    return counted
+
+
+# What is allocated for each byte that is moved. A download: the server's read, the chunks that it is cut into, and the
+# client's chunks; an upload: the client's read and the server's chunks. Whole files: see `server.whole`; the client
+# receives fragments and joins them.
+COPIES: Final = [(download_to, 3), (upload_from, 2), (download, 3), (upload, 1)]
+
+
+@pytest.mark.parametrize(("transfer", "copies"), COPIES)
+async def test_content_is_copied_no_more_often_than_it_must(
+    transfer: Transfer, copies: int, paths: tuple[Path, Path]
+) -> None:
+    allocated = await _measure(transfer, paths, allocations)
+    assert copies - 0.35 < allocated.nbytes / len(CONTENT) < copies + 0.35
+
+
+@pytest.mark.parametrize(("transfer", "owner", "copies"), [(download_to, Chunk, 3), (upload_from, UploadReceiver, 2)])
+async def test_one_copy_more_would_be_seen(
+    transfer: Transfer, owner: Any, copies: int, paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "__init__" if owner is Chunk else "item"
+    inner = getattr(owner, name)
+
+    def copying(*args: Any) -> None:
+        inner(*(_copy(arg) if isinstance(arg, bytes) else arg for arg in args))
+
+    monkeypatch.setattr(owner, name, copying)
+    allocated = await _measure(transfer, paths, allocations)
+    assert allocated.nbytes / len(CONTENT) > copies + 0.35
+
+
+def _copy(data: bytes) -> bytes:
+    return bytes(memoryview(data))
+
+
+# Calls for each MiB, both ends together. A read from a socket brings 200 KiB and more, a chunk goes out with one call
+# and a second for what the socket didn't take, and a hop to a thread writes a chunk at the least and reads four.
+@pytest.mark.parametrize("transfer", [download_to, upload_from])
+async def test_the_system_is_asked_a_few_times_for_each_mib(transfer: Transfer, paths: tuple[Path, Path]) -> None:
+    counted = await _measure(transfer, paths, calls)
+    mib = len(CONTENT) / MIB
+    assert counted["receive"] / mib < 16
+    assert counted["pread"] / mib < 2
+    # Some are a byte that wakes the loop after a hop, or an upload's receipts.
+    assert (counted["writev"] + counted["send"]) / mib < 32
+    assert counted["hop"] / mib < 6
+
+
+async def test_small_requests_share_system_calls() -> None:
+    async with serve(data=ChatData({"small": bytes(4096)})) as running, FileClient.connect(running.uri) as files:
+        await files.download("small")
+        with calls() as counted:
+            await asyncio.gather(*(_await(files.download("small")) for _ in range(512)))
+    # Requests of 60 bytes gather to 16 frames a call, answers of 4 KiB to four.
+    assert counted["writev"] + counted["send"] < 512
+    assert counted["receive"] < 512
+    assert not counted["hop"]
+
+
+async def _await(observable: Awaitable[T]) -> T:
+    return await observable
