@@ -5,6 +5,7 @@ subscription that ends in the tick it began in; drops an empty answer; and sends
 """
 
 import asyncio
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
@@ -164,11 +165,13 @@ class Request(StreamHandler, Requester):
     def setup(self) -> None:
         """Nothing: `send` does it all."""
 
+    @abstractmethod
     def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
-        raise NotImplementedError
+        """The request itself."""
 
+    @abstractmethod
     def _on_payload(self, frame: PayloadFrame) -> None:
-        raise NotImplementedError
+        """Takes what the server sends."""
 
     def send(self) -> None:
         """Registers the stream and queues the request."""
