@@ -133,43 +133,31 @@ async def download_into(
 ) -> None:
     """Downloads what `sink` doesn't have yet, and emits Started, Progress as bytes are written, Completed."""
     async with sink.turn:
-        await _download_into(connector, name, sink, algorithm, digest_from, window, emit)
-
-
-async def _download_into(
-    connector: Connector,
-    name: str,
-    sink: Sink,
-    algorithm: str | None,
-    digest_from: int,
-    window: int,
-    emit: Callable[[TransferEvent], None],
-) -> None:
-    try:
-        if isinstance(sink, PathSink) and await sink.has_parts():
-            await sink.find_part(await ask_info(connector, Route.STAT, name, FileRequest()))
-        restarts = 0
-        while True:
-            if sink.offset > digest_from and sink.etag is None:
-                await sink.restart()  # nobody can tell whether the rest would be of the same file
-            request = DownloadRequest(sink.offset, None, sink.etag, algorithm, digest_from if algorithm else None)
-            try:
-                info = await _receive(connector, name, request, sink, window, emit)
-            except Changed:
-                restarts += 1
-                if sink.etag is None or restarts > _MAX_RESTARTS:
+        try:
+            if isinstance(sink, PathSink) and await sink.has_parts():
+                await sink.find_part(await ask_info(connector, Route.STAT, name, FileRequest()))
+            restarts = 0
+            while True:
+                if sink.offset > digest_from and sink.etag is None:
+                    await sink.restart()  # nobody can tell whether the rest would be of the same file
+                request = DownloadRequest(sink.offset, None, sink.etag, algorithm, digest_from if algorithm else None)
+                try:
+                    info = await _receive(connector, name, request, sink, window, emit)
+                except Changed:
+                    restarts += 1
+                    if sink.etag is None or restarts > _MAX_RESTARTS:
+                        raise
+                    await sink.restart()
+                except IntegrityError:
+                    if isinstance(sink, PathSink):
+                        await sink.restart()  # what is wrong must not be gone on with
                     raise
-                await sink.restart()
-            except IntegrityError:
-                if isinstance(sink, PathSink):
-                    await sink.restart()  # what is wrong must not be gone on with
-                raise
-            else:
-                break
-        await sink.finish()
-    finally:
-        await sink.suspend()
-    emit(Completed(info))
+                else:
+                    break
+            await sink.finish()
+        finally:
+            await sink.suspend()
+        emit(Completed(info))
 
 
 def ask_info(connector: Connector, route: str, name: str, request: FileRequest) -> Observable[FileInfo]:
