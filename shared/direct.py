@@ -188,6 +188,9 @@ class Diversion:
         on_written: Told, soon and in the loop, how many items and bytes were written since it was last told.
         on_failed: Told, in the loop, what `write` raised; nothing more is diverted then.
         executor: Whose threads do it; the loop's default executor if None.
+
+    Attributes:
+        is_closed: Whether nothing comes this way any more.
     """
 
     def __init__(
@@ -207,7 +210,7 @@ class Diversion:
         self._granted_bytes = self._taken_bytes = 0
         self._told_items = self._told_bytes = 0
         self._failure: Exception | None = None
-        self._is_closed = False
+        self.is_closed = False
         self._is_telling = False
 
     def grant(self, items: int, nbytes: int) -> None:
@@ -217,12 +220,12 @@ class Diversion:
 
     def close(self) -> None:
         """Lets no more come this way."""
-        self._is_closed = True
+        self.is_closed = True
 
     def may_take(self, nbytes: int) -> bool:
         """Whether an item of that length is to be taken."""
         return (
-            not self._is_closed
+            not self.is_closed
             and self._failure is None
             and nbytes > 0
             and self._taken_items < self._granted_items

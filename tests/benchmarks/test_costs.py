@@ -115,7 +115,8 @@ Transfer = Callable[[FileClient, Path], Awaitable[object]]
 
 
 async def download_to(files: FileClient, folder: Path) -> None:
-    await files.download_to("content", folder / "copy")
+    # What a window holds comes before the rest can go past the event loop.
+    await files.download_to("content", folder / "copy", window=4)
 
 
 async def upload_from(files: FileClient, folder: Path) -> None:
