@@ -419,9 +419,9 @@ async def test_the_uploader_is_never_more_than_a_window_ahead_of_the_disk(
         heard = Recorder()
         files.upload_from("n", source(), chunk_size=SMALL, window=5).subscribe(heard)
         await heard.got(Started)
-        await eventually(lambda: store.before_append.waiting)
-        before = proxy.up.nbytes
+        await eventually(lambda: store.before_append.waiting and pulled == 5 + 1)
         await files.stat("x").pipe(ops.catch(lambda _, __: reactivex.of(None)))  # all that was sent has arrived
+        before = proxy.up.nbytes
         # 5 in all are on the wire, and one more waits to be sent. The source is read a chunk a hop.
         assert pulled <= 5 + 1
         await files.stat("x").pipe(ops.catch(lambda _, __: reactivex.of(None)))
