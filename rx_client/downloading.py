@@ -77,11 +77,11 @@ class ChunkRequest(Request):
         is_free = self._diversion is None or self._diversion.is_closed
         return is_free and not self._is_done and transport is not None and transport.moves_files
 
-    def divert(self, write: Callable[[memoryview], None], listener: "DiversionListener") -> None:
+    def divert(self, sink: PathSink, listener: "DiversionListener") -> None:
         """Lets the chunks that are nothing but bytes be written where they are received, until another one comes.
 
         Args:
-            write: Takes a chunk's bytes, in a thread. All chunks that came before have to be written.
+            sink: Takes the chunks' bytes, in a thread. All chunks that came before have to be written.
             listener: Is told of it.
         """
 
@@ -94,7 +94,8 @@ class ChunkRequest(Request):
 
         transport = self.transport
         assert transport is not None, "ask `may_divert` first"
-        self._diversion = Diversion(write, on_written, listener.on_error)
+        write_from = sink.write_from if sink.digest is None else None
+        self._diversion = Diversion(sink.write_through, on_written, listener.on_error, None, write_from)
         self._diversion.grant(self._demand.outstanding, self.receiver.left)
         transport.divert(self.id, self._diversion)
 
@@ -254,7 +255,7 @@ async def _receive(
                 await sink.write([chunk.data for chunk in chunks])
                 kept += chunks
                 if isinstance(sink, PathSink) and stream.may_divert and not inbox.chunks:
-                    stream.divert(sink.write_through, inbox)
+                    stream.divert(sink, inbox)
                 if not (isinstance(sink, PathSink) and stream.may_divert):
                     for chunk in kept:
                         chunk.release()

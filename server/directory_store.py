@@ -107,7 +107,7 @@ class DirectoryStore:
         name: str,
         *,
         size: int | None,
-        algorithm: str,
+        algorithm: str | None,
         overwrite: bool = True,
     ) -> PartUpload:
         spec = UploadSpec(upload_id, name, size, algorithm)
@@ -229,7 +229,8 @@ class _DirectoryPart(Part):
         await self._store.run(self.file.write, chunks)
 
     def writer(self, room: int) -> FileWriter:
-        return FileWriter(lambda data: self.file.write([data]), room, self._store.executor)
+        write_from = self.file.write_from if self.spec.algorithm is None else None
+        return FileWriter(lambda data: self.file.write([data]), room, self._store.executor, write_from)
 
     async def publish(self, *, overwrite: bool) -> FileInfo:
         is_published = False

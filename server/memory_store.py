@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shared.blocking import run_blocking
-from shared.digest import Digest
+from shared.digest import DEFAULT_ALGORITHM, Digest
 from shared.errors import Changed, NotFound, StorageFull, TooLarge
 from shared.wire import FileInfo
 
@@ -79,9 +79,9 @@ class MemoryStore:
         return _MemoryReader(await self._look(name))
 
     async def begin(
-        self, upload_id: str, name: str, *, size: int | None, algorithm: str, overwrite: bool = True
+        self, upload_id: str, name: str, *, size: int | None, algorithm: str | None, overwrite: bool = True
     ) -> PartUpload:
-        spec = UploadSpec(upload_id, name, size, algorithm)
+        spec = UploadSpec(upload_id, name, size, algorithm or DEFAULT_ALGORITHM)
         spec.check(self._max_file_bytes)
         lock = self._locks[upload_id]
         async with lock:

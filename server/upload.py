@@ -11,7 +11,6 @@ from reactivestreams.subscription import Subscription
 from rsocket.disposable import Disposable
 from rsocket.payload import Payload
 
-from shared.digest import DEFAULT_ALGORITHM
 from shared.direct import Diversion
 from shared.errors import IntegrityError, InvalidRequest, Superseded, TransferError, to_protocol_error
 from shared.messages import Receipt, UploadEnd, UploadRequest, find_transfer, transfer_metadata
@@ -186,7 +185,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
                 request.upload_id,
                 self.name,
                 size=request.size,
-                algorithm=request.digest or DEFAULT_ALGORITHM,
+                algorithm=request.digest,
                 overwrite=request.overwrite,
             )
             try:
@@ -250,7 +249,9 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         if size is not None:
             room = min(room, size - upload.offset)
         self._upload = upload
-        self._diversion = Diversion(writer.write, self._on_written, self._on_not_written, writer.executor)
+        self._diversion = Diversion(
+            writer.write, self._on_written, self._on_not_written, writer.executor, writer.write_from
+        )
         self._diversion.grant(receiver.outstanding, room)
         self._transport.divert(self._stream_id, self._diversion)
 

@@ -105,6 +105,11 @@ class FrameReceiver:
         self._advance(total)
         return self._reassembler.feed(frame) if frame is not None else None
 
+    @property
+    def header_bytes_missing(self) -> int:
+        """Bytes of the next frame's length and header that aren't here yet."""
+        return max(LENGTH_BYTES + HEADER_BYTES - (self._end - self._start), 0)
+
     def next_item(self, streams: Container[int]) -> FrameHeader | None:
         """The header of the next frame, if it is here, and is a plain item of one of `streams`; None if not.
 
@@ -130,6 +135,20 @@ class FrameReceiver:
             self._need(total)
             return None
         return self._view[self._start + LENGTH_BYTES + HEADER_BYTES : self._start + total]
+
+    def begin_item(self, item: FrameHeader) -> memoryview:
+        """What is here of that item's data, where the rest is received elsewhere; `left_item` is to follow."""
+        begin = self._start + LENGTH_BYTES + HEADER_BYTES
+        return self._view[begin : min(self._end, begin + item.payload_bytes)]
+
+    def left_item(self, nbytes: int) -> None:
+        """Goes beyond the header, and the `nbytes` of data, of such an item."""
+        self._advance(LENGTH_BYTES + HEADER_BYTES + nbytes)
+
+    def skip(self, nbytes: int) -> None:
+        """Drops the next `nbytes` that are received: the rest of such an item."""
+        assert self._start == self._end, "nothing else was received"
+        self._to_skip, self._needed = nbytes, 1
 
     def pass_item(self, item: FrameHeader) -> None:
         """Goes beyond that item; its data's view isn't good any more."""
