@@ -35,6 +35,7 @@ class FrameReceiver:
 
     def __init__(self, reassembler: Reassembler) -> None:
         self._reassembler = reassembler
+        reassembler.source = self
         self._small = memoryview(bytearray(_BUFFER_BYTES))
         self._view = self._small
         self._start = 0
@@ -47,7 +48,7 @@ class FrameReceiver:
     @property
     def is_ready(self) -> bool:
         """Whether `take` has something to do."""
-        return self._end - self._start >= self._needed
+        return self._end - self._start >= self._needed or bool(self._reassembler.refusals)
 
     @property
     def is_full(self) -> bool:
@@ -69,9 +70,12 @@ class FrameReceiver:
             The next frame or split payload; None if this step gave none.
 
         Raises:
-            PayloadRefused: A payload is over a limit; its frame is skipped, and one may go on.
+            PayloadRefused: A payload is over a limit, or was refused meanwhile; what arrives of it is skipped, and one
+                may go on.
             FrameError: The connection can't go on.
         """
+        if self._reassembler.refusals:
+            raise self._reassembler.refusals.popleft()
         if self._to_skip:
             self._skip()
             return None
@@ -99,6 +103,18 @@ class FrameReceiver:
         frame = parse_frame(header, view[begin : self._start + total])
         self._advance(total)
         return self._reassembler.feed(frame) if frame is not None else None
+
+    @property
+    def arrived_bytes(self) -> int:
+        """What has arrived of the frame that was admitted and isn't whole yet."""
+        return self._end - self._start if self._header is not None else 0
+
+    def skip(self) -> None:
+        """Gives up that frame and its buffer; what still arrives of it is dropped."""
+        header, self._header = self._header, None
+        if header is not None:
+            self._to_skip = LENGTH_BYTES + header.length
+            self._skip()
 
     def discard(self) -> None:
         """Forgets what was received."""

@@ -99,6 +99,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._cut: asyncio.TimerHandle | None = None
 
         self._reassembler = Reassembler(limits, budget)
+        self._reassembler.on_refused = self._on_refused
         self._receiver = FrameReceiver(self._reassembler)
         self._is_reading_paused = False
         self._reader: asyncio.Future[None] | None = None
@@ -149,6 +150,19 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     def set_spooler(self, spooler: Spooler) -> None:
         """Sets who decides which split requests' data don't go to memory."""
         self._reassembler.spooler = spooler
+
+    def set_stream_counter(self, count_streams: Callable[[], int]) -> None:
+        """Sets who tells how many streams are open; requests that aren't whole yet count beside them."""
+        self._reassembler.count_streams = count_streams
+
+    @property
+    def pending_requests(self) -> int:
+        """How many requests aren't whole yet."""
+        return self._reassembler.pending_requests
+
+    def check_payloads(self, seconds: float) -> None:
+        """Refuses payloads that have stopped to grow for `seconds`. To be called about twice a second."""
+        self._reassembler.check(seconds)
 
     def set_limits(self, limits: ReassemblyLimits) -> None:
         """Replaces the connection's limits, for what arrives from now on."""
@@ -261,6 +275,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             if frame is not None:
                 return frame
 
+    def _on_refused(self) -> None:
+        """Payloads were refused between two frames: whoever waits for the next one tells the peer."""
+        _wake(self._reader)
+
     def _is_exhausted(self) -> bool:
         return self._failure is not None or (self.is_lost and not self._receiver.is_ready)
 
@@ -287,7 +305,12 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         """Passes on what arrived of a payload's data; nothing is received meanwhile, so that no more of it waits."""
         try:
             await spool.write(payload.take_data())
+        except asyncio.CancelledError:
+            spool.abandon()
+            raise
         except Exception as error:  # whatever a disk raises; the peer hears what it may
+            if not self._reassembler.is_wanted(payload):
+                return None  # it was refused or cancelled meanwhile
             if not isinstance(error, TransferError):
                 _log.exception("a payload from %s could not be stored", self.peer)
             known = error if isinstance(error, TransferError) else ServerError("the server failed to store the payload")
@@ -296,7 +319,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             return await self._refuse(PayloadRefused(payload.first.stream_id, payload.first.frame_type, known))
         finally:
             self._reassembler.release(payload)
-        return None if payload.first.flags_follows else payload.join()
+        return payload.join() if payload.is_whole else None
 
     async def _refuse(self, refused: PayloadRefused) -> Frame | None:
         """Tells the peer that a payload is over a limit; gives what rsocket has to hear of it."""
