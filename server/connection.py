@@ -103,7 +103,7 @@ class ServerConnection(RSocketServer):
         )
 
     def check(self) -> None:
-        """Refuses payloads that have stalled, and closes the connection if it is silent, or takes nothing, for too long.
+        """Closes the connection if it is silent, or takes nothing, for too long, and refuses payloads that stall.
 
         To be called about twice a second.
         """

@@ -5,8 +5,8 @@ when its last piece arrives. Here a request reaches the server only as a whole. 
 refused before its last fragment vanishes with everything that still arrives for it. So does what arrives for a stream
 that this side has cancelled.
 
-What isn't whole lives on sufferance: it is refused if it stops growing, and if somebody else needs its room who deserves
-it more. Frames that are arriving count, too, since their header reserves a buffer of their size.
+What isn't whole lives on sufferance: it is refused if it stops growing, and if somebody else needs its room who
+deserves it more. Frames that are arriving count, too, since their header reserves a buffer of their size.
 """
 
 import math
@@ -50,7 +50,8 @@ _PAYLOAD_COST_BYTES: Final = 1024
 _FRAGMENT_COST_BYTES: Final = 64
 # Frames up to this fit a connection's receive buffer, which it has anyway, and aren't counted unless they are kept.
 _UNCOUNTED_BYTES: Final = 64 * 1024 - LENGTH_BYTES
-# What is handed to a spool at once, with the cost of its fragments: a hop to a thread for each costs more than the write.
+# What is handed to a spool at once, the cost of its fragments included: a hop to a thread for each costs more than the
+# write.
 _SPOOL_BYTES: Final = 1024 * 1024
 # A payload that isn't whole has to grow by this much in the time that it is given.
 _GROWTH_BYTES: Final = 32 * 1024
@@ -161,11 +162,11 @@ class ReassemblyBudget:
             self._slow_bytes -= self._slow.pop(victim)
             if victim.is_slow(now):
                 victim.evict()
-        largest = self._largest
-        if self._missing(nbytes) > 0 and largest is not None and largest is not asking:
-            if largest.evictable_bytes > 2 * (asking.held_bytes + nbytes):
-                self._ranked_at = -math.inf
-                largest.evict()
+        largest, least = self._largest, 2 * (asking.held_bytes + nbytes)
+        if self._missing(nbytes) > 0 and largest is not None and largest.evictable_bytes > least:
+            # It isn't the one that asks, which would hold more than it does.
+            self._ranked_at = -math.inf
+            largest.evict()
         return self._missing(nbytes) <= 0
 
     def _rank(self, now: float) -> None:
@@ -420,29 +421,7 @@ class Reassembler:
             if not self._take(header, header.length if header.length > _UNCOUNTED_BYTES else 0):
                 raise FrameError(f"no room for a frame of {header.length} bytes")
             return True
-        partial = self._partials.get(header.stream_id)
-        size = cost = max(header.payload_bytes, 0)
-        if partial is not None:
-            if header.kind != FrameType.PAYLOAD:
-                raise FrameError(f"a second request on stream {header.stream_id}, in the middle of the first")
-            size += partial.nbytes
-            cost += _FRAGMENT_COST_BYTES if cost else 0
-        elif header.kind == FrameType.PAYLOAD and header.stream_id in self._abandoned:
-            return False
-        elif header.follows:
-            if self._is_closed:
-                return False  # the rest of it will never come
-            self._check_count(header)
-            cost += _PAYLOAD_COST_BYTES
-        elif header.length <= _UNCOUNTED_BYTES:
-            cost = 0
-        maximum = self._limits.max_payload_bytes
-        is_spooled = partial is not None and partial.spool is not None
-        if maximum is not None and size > maximum and not is_spooled:
-            self._refuse(header, partial, TooLarge(f"a payload of at least {size} bytes; at most {maximum} are taken"))
-        if not self._take(header, cost):
-            self._refuse(header, partial, _no_room())
-        return True
+        return self._admit_payload(header)
 
     def feed(self, frame: Frame) -> Frame | SplitPayload | None:
         """Takes the frame that was admitted last.
@@ -481,6 +460,9 @@ class Reassembler:
         """Gives everything back but what is being joined or stored; what is fed from now on isn't counted."""
         for stream_id in list(self._partials):
             self.abandon(stream_id)
+        header, source = self._incoming, self.source
+        if header is not None and source is not None and source.arrived_bytes < header.length:
+            source.skip()
         self._give_back(self._end_incoming())
         self.refusals.clear()
         self._is_closed = True
@@ -530,6 +512,31 @@ class Reassembler:
         if self._incoming is not None:
             self._refuse_held(self._incoming.stream_id, error)
         self.on_refused()
+
+    def _admit_payload(self, header: FrameHeader) -> bool:
+        partial = self._partials.get(header.stream_id)
+        size = cost = max(header.payload_bytes, 0)
+        if partial is not None:
+            if header.kind != FrameType.PAYLOAD:
+                raise FrameError(f"a second request on stream {header.stream_id}, in the middle of the first")
+            size += partial.nbytes
+            cost += _FRAGMENT_COST_BYTES if cost else 0
+        elif header.kind == FrameType.PAYLOAD and header.stream_id in self._abandoned:
+            return False
+        elif header.follows:
+            if self._is_closed:
+                return False  # the rest of it will never come
+            self._check_count(header)
+            cost += _PAYLOAD_COST_BYTES
+        elif header.length <= _UNCOUNTED_BYTES:
+            cost = 0
+        maximum = self._limits.max_payload_bytes
+        is_spooled = partial is not None and partial.spool is not None
+        if maximum is not None and size > maximum and not is_spooled:
+            self._refuse(header, partial, TooLarge(f"a payload of at least {size} bytes; at most {maximum} are taken"))
+        if not self._take(header, cost):
+            self._refuse(header, partial, _no_room())
+        return True
 
     def _feed_payload(self, frame: FragmentableFrame, cost: int) -> Frame | SplitPayload | None:
         partial = self._partials.get(frame.stream_id)
