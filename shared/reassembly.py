@@ -50,9 +50,9 @@ _PAYLOAD_COST_BYTES: Final = 1024
 _FRAGMENT_COST_BYTES: Final = 64
 # Frames up to this fit a connection's receive buffer, which it has anyway, and aren't counted unless they are kept.
 _UNCOUNTED_BYTES: Final = 64 * 1024 - LENGTH_BYTES
-# What is handed to a spool at once, the cost of its fragments included: a hop to a thread for each costs more than the
-# write.
-_SPOOL_BYTES: Final = 1024 * 1024
+# What is handed to a spool at once, the cost of its fragments included: a hop to a thread for each small one costs more
+# than the write. A fragment of our own kind doesn't wait for the next, so that many uploads at once hold little.
+_SPOOL_BYTES: Final = 512 * 1024
 # A payload that isn't whole has to grow by this much in the time that it is given.
 _GROWTH_BYTES: Final = 32 * 1024
 # A connection whose payloads grow more slowly than this loses its room first when there is none left, as it holds that

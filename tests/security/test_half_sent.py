@@ -324,23 +324,23 @@ async def test_what_waits_for_a_folder_counts(tmp_path: Path) -> None:
 
 async def test_an_upload_to_a_folder_that_loses_its_room_leaves_nothing(tmp_path: Path) -> None:
     async with (
-        folder(tmp_path, max_request_bytes=MIB, max_reassembly_bytes=3 * MIB) as (server, parts),
+        folder(tmp_path, max_request_bytes=MIB, max_reassembly_bytes=1_700_000) as (server, parts),
         peers(server, 2) as (loser, keeper),
     ):
         for peer in (keeper, loser):
             await peer.send(half(1, 200_000), more(1, bytes(MIB)))
             await eventually(parts)
         await eventually(lambda: len(parts()) == 2)
-        await loser.send(more(1, bytes(900_000)))
-        await keeper.send(more(1, bytes(500_000)))
-        await eventually(lambda: server._budget.used_bytes > 1_400_000)
+        await loser.send(more(1, bytes(500_000)))
+        await keeper.send(more(1, bytes(300_000)))
+        await eventually(lambda: server._budget.used_bytes > 800_000)
         await eventually(lambda: are_slow(server))
         await serves_two_megabytes(server)
         assert await refusals(loser) == ["server_full"]
         await eventually(lambda: len(parts()) == 1)
         await keeper.send(more(1, b"end", flags=0))
         assert (await receive(keeper)).kind == PAYLOAD
-        assert (tmp_path / "half").stat().st_size == 200_000 + MIB + 500_000 + 3
+        assert (tmp_path / "half").stat().st_size == 200_000 + MIB + 300_000 + 3
 
 
 @pytest.mark.parametrize("size", [10, 2 * MIB])
@@ -405,3 +405,16 @@ async def test_fragments_that_nobody_knows_are_skipped() -> None:
         await peer.send(stat(3, b"a"))
         assert (await receive(peer)).stream_id == 3
         assert server._budget.used_bytes == 0
+
+
+async def test_what_came_with_a_channels_request_is_not_kept_once_it_is_stored(tmp_path: Path) -> None:
+    async with folder(tmp_path) as (server, parts), raw_peer(server.uri) as peer:
+        whole = channel(1, b"a", b'{"upload_id": "u"}')
+        flags = (int.from_bytes(whole[7:9], "big") | FOLLOWS).to_bytes(2, "big")
+        await peer.send(whole[:7] + flags + whole[9:], more(1, bytes(MIB)), more(1, bytes(MIB), flags=0))
+        await eventually(
+            lambda: any(part.stat().st_size == 2 * MIB for part in (tmp_path / ".rxfiles/parts").iterdir())
+        )
+        (kept,) = server.data.uploads._newest.values()
+        await eventually(lambda: not kept._first)
+        assert len(parts()) == 1
