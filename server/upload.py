@@ -189,6 +189,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         if self._first:
             receiver.item(self._first, None)
             self._acknowledge(Receipt(await upload.append([self._first])))
+            self._first = b""  # it may be large, and the channel may live for long
             granted += receiver.stored(1) - 1
         self._inbound.request(granted)
         while receiver.end is None or self._items:
