@@ -94,7 +94,7 @@ class ServerConnection(RSocketServer):
         if transport.moves_files:
             self._session.send_items = self.send_frame
             self._session.transport = transport
-        transport.set_spooler(self._session.spool)
+        transport.set_stream_counter(lambda: len(self._stream_control._streams))
         # Until somebody has said who they are, one small frame is all that they may send.
         stranger = ReassemblyLimits(limits.max_setup_bytes, limits.max_setup_bytes, limits.max_setup_bytes)
         transport.set_limits(stranger)
@@ -106,7 +106,10 @@ class ServerConnection(RSocketServer):
         )
 
     def check(self) -> None:
-        """Closes the connection if it is silent, or takes nothing, for too long. To be called about once a second."""
+        """Closes the connection if it is silent, or takes nothing, for too long, and refuses payloads that stall.
+
+        To be called about twice a second.
+        """
         now, limits, transport = self._loop.time(), self._limits, self._file_transport
         blocked_since = transport.write_blocked_since
         if not self._is_set_up and now - self._made_at > limits.setup_seconds:
@@ -115,6 +118,8 @@ class ServerConnection(RSocketServer):
             transport.fail(ErrorCode.CONNECTION_ERROR, "timeout: the connection was silent for too long")
         elif blocked_since is not None and now - blocked_since > limits.blocked_seconds:
             transport.fail(ErrorCode.CONNECTION_ERROR, "timeout: the peer takes nothing of what it asked for")
+        else:
+            transport.check_payloads(limits.payload_seconds)
 
     def on_lost(self) -> None:
         """The connection has ended; says in one line what it was."""
@@ -152,16 +157,18 @@ class ServerConnection(RSocketServer):
     async def _handle_frame_by_type(self, frame: Frame, async_frame_handler_by_type: FrameHandlers) -> None:
         """Whatever concerns the connection itself, or begins a stream, comes through here."""
         if not self._is_set_up and not isinstance(frame, SetupFrame | ResumeFrame):
+            _abandon(frame)
             self._file_transport.fail(ErrorCode.INVALID_SETUP, "invalid_setup: a connection begins with a SETUP")
             return
         if isinstance(frame, initiate_request_frame_types):
             self._requests += 1
             streams = self._stream_control._streams
             if not frame.stream_id % 2 or frame.stream_id in streams:
+                _abandon(frame)
                 reason = f"invalid_frame: a request can't have the stream id {frame.stream_id}"
                 self._file_transport.fail(ErrorCode.CONNECTION_ERROR, reason)
                 return
-            if len(streams) >= self._limits.max_streams:
+            if len(streams) + self._file_transport.pending_requests >= self._limits.max_streams:
                 self._refuse_stream(frame)
                 return
         await super()._handle_frame_by_type(frame, async_frame_handler_by_type)
@@ -182,7 +189,11 @@ class ServerConnection(RSocketServer):
         limits = self._limits
         announced = frame.max_lifetime_milliseconds / 1000
         self._idle_seconds = max(limits.idle_seconds, min(announced, 10 * limits.idle_seconds))
-        self._file_transport.set_limits(ReassemblyLimits(limits.max_request_bytes, limits.max_connection_bytes))
+        self._file_transport.set_limits(
+            ReassemblyLimits(limits.max_request_bytes, limits.max_connection_bytes, max_streams=limits.max_streams)
+        )
+        # Not before: a stranger must not write to the disk.
+        self._file_transport.set_spooler(self._session.spool)
         self._is_set_up = True
 
     def _check_setup(self, frame: SetupFrame) -> None:
@@ -245,9 +256,7 @@ class ServerConnection(RSocketServer):
                     await asyncio.wait([frame.sent])  # not the future itself: rsocket needs it uncancelled
 
     def _refuse_stream(self, frame: Frame) -> None:
-        spooled = cast(object, frame.data)
-        if isinstance(spooled, UploadSpool):
-            spooled.abandon()
+        _abandon(frame)
         if isinstance(frame, RequestFireAndForgetFrame):
             return
         if not self._has_refused_streams:
@@ -262,6 +271,9 @@ class ServerConnection(RSocketServer):
         operation = self._work.begin(f"{self._session.peer} {what}")
         operation.nbytes = len(frame.data or b"")
         future = await self._handler.request_response(payload_from_frame(frame))
+        if isinstance(cast(object, frame.data), UploadSpool):
+            # Nobody else does this if the request was refused, or cancelled before its task began.
+            future.add_done_callback(lambda _: _abandon(frame))
         self._register_stream(frame.stream_id, _Reply(self, future, operation)).setup()
 
     def send_payload(self, stream_id: int, payload: Payload, complete: bool = False, is_next: bool = True) -> None:
@@ -347,6 +359,13 @@ class _Reply(StreamHandler, Disposable):
     def _stream(self) -> int:
         assert self.stream_id is not None, "rsocket sets the id when it registers the stream"
         return self.stream_id
+
+
+def _abandon(frame: Frame) -> None:
+    """Drops what a request has stored that isn't published."""
+    data = cast(object, frame.data)
+    if isinstance(data, UploadSpool):
+        data.abandon()
 
 
 def _describe(frame: Frame) -> str:

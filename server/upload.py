@@ -208,6 +208,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         if self._first:
             receiver.item(self._first, None)
             self._acknowledge(Receipt(await upload.append([self._first])))
+            self._first = b""  # it may be large, and the channel may live for long
             granted += receiver.stored(1) - 1
         self._divert(upload, receiver)
         self._inbound.request(granted)

@@ -105,6 +105,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._cut: asyncio.TimerHandle | None = None
 
         self._reassembler = Reassembler(limits, budget)
+        self._reassembler.on_refused = self._on_refused
         self._receiver = FrameReceiver(self._reassembler)
         self._is_reading_paused = False
         self._reader: asyncio.Future[None] | None = None
@@ -171,6 +172,19 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         """Sets who decides which split requests' data don't go to memory."""
         self._reassembler.spooler = spooler
 
+    def set_stream_counter(self, count_streams: Callable[[], int]) -> None:
+        """Sets who tells how many streams are open; requests that aren't whole yet count beside them."""
+        self._reassembler.count_streams = count_streams
+
+    @property
+    def pending_requests(self) -> int:
+        """How many requests aren't whole yet."""
+        return self._reassembler.pending_requests
+
+    def check_payloads(self, seconds: float) -> None:
+        """Refuses payloads that have stopped to grow for `seconds`. To be called about twice a second."""
+        self._reassembler.check(seconds)
+
     def set_limits(self, limits: ReassemblyLimits) -> None:
         """Replaces the connection's limits, for what arrives from now on."""
         self._reassembler.set_limits(limits)
@@ -218,7 +232,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             _wake(self._reader)
             await finished(self._receiving)
         if self._spliced is not None and self._spliced[0] is diversion:
-            self._receiver.skip(self._spliced[1])
+            self._receiver.skip_next(self._spliced[1])
             self._spliced = None
         diversion.tell()
 
@@ -306,7 +320,8 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                 continue
             if self._diversions and (found := self._next_diverted()) is not None:
                 await self._receive_items(found[1])
-                continue
+                if not self._receiver.is_in_item:
+                    continue  # else the rest of that item is slow to come: it counts as any other frame that arrives
             self._received_this_turn += 1
             try:
                 frame = self._receiver.take()
@@ -350,7 +365,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         """Blocks."""
         receiver, deadline = self._receiver, time.monotonic() + _RECEIVE_SECONDS
         is_splicing = any(diversion.splices for diversion in list(self._diversions.values()))
-        while self._is_receiving_wanted and time.monotonic() < deadline:
+        while self._is_receiving_wanted and (time.monotonic() < deadline or receiver.is_in_item):
             if self._spliced is not None:
                 if not self._splice(connection, *self._spliced):
                     return
@@ -407,7 +422,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             self._pipe.close()  # with what couldn't be written in it
             self._pipe = None
             if self._spliced is not None:
-                self._receiver.skip(left - nbytes)
+                self._receiver.skip_next(left - nbytes)
                 self._spliced = None
         return True
 
@@ -448,6 +463,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             self._is_reading_paused = True
             self._transport.pause_reading()
 
+    def _on_refused(self) -> None:
+        """Payloads were refused between two frames: whoever waits for the next one tells the peer."""
+        _wake(self._reader)
+
     def _is_exhausted(self) -> bool:
         return self._failure is not None or (self.is_lost and not self._receiver.is_ready)
 
@@ -474,7 +493,12 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         """Passes on what arrived of a payload's data; nothing is received meanwhile, so that no more of it waits."""
         try:
             await spool.write(payload.take_data())
+        except asyncio.CancelledError:
+            spool.abandon()
+            raise
         except Exception as error:  # whatever a disk raises; the peer hears what it may
+            if not self._reassembler.is_wanted(payload):
+                return None  # it was refused or cancelled meanwhile
             if not isinstance(error, TransferError):
                 _log.exception("a payload from %s could not be stored", self.peer)
             known = error if isinstance(error, TransferError) else ServerError("the server failed to store the payload")
@@ -483,7 +507,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             return await self._refuse(PayloadRefused(payload.first.stream_id, payload.first.frame_type, known))
         finally:
             self._reassembler.release(payload)
-        return None if payload.first.flags_follows else payload.join()
+        return payload.join() if payload.is_whole else None
 
     async def _refuse(self, refused: PayloadRefused) -> Frame | None:
         """Tells the peer that a payload is over a limit; gives what rsocket has to hear of it."""

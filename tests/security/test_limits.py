@@ -126,13 +126,14 @@ async def test_what_all_connections_hold_is_bounded_and_given_back() -> None:
         await first.send(*fragments(1, b"a", 70_000, 4))
         await eventually(lambda: server._budget.used_bytes > 280_000)
         await second.send(*fragments(1, b"b", 70_000, 4))
-        assert (await receive(second)).error[0] == REJECTED
+        assert (await receive(first)).error[0] == REJECTED  # a newcomer doesn't lose to who holds far more
+        await eventually(lambda: server._budget.used_bytes > 280_000)
         assert server._budget.used_bytes <= 300_000
         await serves(server.uri)  # what fits a connection's receive buffer needs no room
-        reset(first)
+        reset(second)
         await eventually(lambda: not server._budget.used_bytes)
-        await second.send(upload(3, b"b", b"x" * 250_000))
-        assert (await receive(second)).kind == PAYLOAD
+        await first.send(upload(3, b"b", b"x" * 250_000))
+        assert (await receive(first)).kind == PAYLOAD
 
 
 async def test_a_request_too_many_is_refused_once_in_the_log_and_the_connection_lives(

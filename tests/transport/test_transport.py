@@ -306,7 +306,7 @@ async def test_a_payload_over_the_limit_is_refused_and_the_connection_lives(capl
 
 
 async def test_the_budget_of_all_connections_is_shared_and_given_back() -> None:
-    budget = ReassemblyBudget(100_000)
+    budget = ReassemblyBudget(100_000, clock=lambda: 0.0)  # nobody is slow
     async with raw_pair(budget=budget) as (first, first_peer), raw_pair(budget=budget) as (second, second_peer):
         receiving = [asyncio.create_task(_all(transport, [])) for transport in (first, second)]
         await first_peer.send(request(1, REQUEST_RESPONSE, None, bytes(90_000), flags=FOLLOWS))
