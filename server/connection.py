@@ -69,16 +69,24 @@ class ServerConnection(RSocketServer):
         work: Counts the operations and owns their tasks.
         limits: What the peer may make the server hold and do.
         users: Who may connect; None for anybody.
+        on_set_up: Called when the SETUP was accepted.
     """
 
     def __init__(
-        self, transport: FrameTransport, data: ChatData, work: Work, limits: Limits, users: Users | None
+        self,
+        transport: FrameTransport,
+        data: ChatData,
+        work: Work,
+        limits: Limits,
+        users: Users | None,
+        on_set_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._work = work
         self._file_transport = transport
         self._limits = limits
         self._users = users
+        self._on_set_up = on_set_up
         self._made_at = self._loop.time()
         self._idle_seconds = limits.idle_seconds
         self._is_set_up = False
@@ -181,6 +189,7 @@ class ServerConnection(RSocketServer):
         self._idle_seconds = max(limits.idle_seconds, min(announced, 10 * limits.idle_seconds))
         self._file_transport.set_limits(ReassemblyLimits(limits.max_request_bytes, limits.max_connection_bytes))
         self._is_set_up = True
+        self._on_set_up()
 
     def _check_setup(self, frame: SetupFrame) -> None:
         composite = WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA.value.name

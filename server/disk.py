@@ -15,12 +15,14 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+    import resource
 
 __all__ = [
     "MAX_VECTORS",
     "create_from",
     "full_disk_is_typed",
     "lock_file",
+    "max_descriptors",
     "open_to_extend",
     "open_to_read",
     "read_at",
@@ -51,6 +53,14 @@ def full_disk_is_typed() -> Generator[None, None, None]:
         if error.errno in _FULL:
             raise StorageFull("the server's disk is full") from error
         raise
+
+
+def max_descriptors() -> int | None:
+    """How many files and sockets this process may have open; None where nobody says."""
+    if sys.platform == "win32":
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def regular_file(path: str) -> os.stat_result | None:
