@@ -25,6 +25,7 @@ __all__ = [
     "max_descriptors",
     "open_to_extend",
     "open_to_read",
+    "raise_max_descriptors",
     "read_at",
     "read_record",
     "regular_file",
@@ -61,6 +62,14 @@ def max_descriptors() -> int | None:
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_max_descriptors() -> None:
+    """Asks for all the descriptors that the system allows; the usual 1,024 are for programs that use `select`."""
+    if sys.platform != "win32":
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(ValueError, OSError):  # macOS says that there is no limit, and doesn't mean it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def regular_file(path: str) -> os.stat_result | None:

@@ -106,6 +106,7 @@ class Listener:
             share = max(_MIN_STRANGERS, (descriptors - _OWN_DESCRIPTORS) // 4)
             self._max_strangers = min(self._max_strangers, share)
             self._max_leaving = min(self._max_leaving, share // 2)
+        # A descriptor to accept with when there is no other.
         self._spare: int | None = None
         self._quiet_until: dict[str, float] = {}
 
@@ -122,7 +123,6 @@ class Listener:
             OSError: An address can't be bound.
         """
         self._sockets = await _bind(host, port)
-        self._keep_spare()
         self._accepting = [asyncio.create_task(self._accept(listening)) for listening in self._sockets]
 
     async def stop(self) -> None:
@@ -150,6 +150,8 @@ class Listener:
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            if self._spare is None:
+                self._keep_spare()
             try:
                 accepted, address = await loop.sock_accept(listening)
             except ConnectionError:
@@ -157,7 +159,7 @@ class Listener:
             except OSError as error:
                 self._warn("connections can't be accepted: %s", error.strerror)
                 if error.errno in _EXHAUSTED:
-                    self._relieve(listening)
+                    self._squeeze_in(listening)
                 await asyncio.sleep(_PAUSE_SECONDS)
             else:
                 self._receive(accepted, address[0])
@@ -180,8 +182,10 @@ class Listener:
             guest.is_connected = True
             if guest in self._guests:
                 self._on_connected(transport, lambda: self._strangers.pop(guest, None))
-            else:
+            elif guest in self._leaving:
                 transport.fail(ErrorCode.REJECTED_SETUP, _FULL)
+            else:
+                transport.abort()
 
         def lost(_: Exception | None) -> None:
             self._forget(guest)
@@ -250,23 +254,35 @@ class Listener:
             if not self._addresses[guest.address]:
                 del self._addresses[guest.address]
 
-    def _relieve(self, listening: socket.socket) -> None:
-        """There is no descriptor for the next in the backlog: somebody else gives one up, or the next is sent away."""
+    def _squeeze_in(self, listening: socket.socket) -> None:
+        """There is no descriptor to accept with: the spare one is used, and whoever can do without gives one up.
+
+        Linux says so even if nobody waits to be accepted.
+        """
+        found: tuple[socket.socket, Any] | None = None
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
+            try:
+                found = listening.accept()
+            except OSError:  # nobody waits; or another thread took the descriptor
+                self._keep_spare()
+                return
         guest = next(iter([*self._leaving, *self._strangers]), None)
         if guest is not None:
             self._forget(guest)
             guest.cut()
-        elif self._spare is not None:
-            os.close(self._spare)
-            with suppress(OSError):  # they have left, or another thread was faster
-                listening.accept()[0].close()
-            self._keep_spare()
+        if found is None:
+            return
+        accepted, address = found
+        if guest is not None:
+            accepted.setblocking(False)
+            self._receive(accepted, address[0])
         else:
+            accepted.close()
             self._keep_spare()
 
     def _keep_spare(self) -> None:
-        """Takes a descriptor to accept with when there is no other."""
-        self._spare = None
         with suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDONLY)
 

@@ -8,6 +8,7 @@ from os import PathLike
 from types import TracebackType
 from typing import Final, Self
 
+from shared.errors import TransferError
 from shared.logs import quiet_rsocket
 from shared.reassembly import ReassemblyBudget
 from shared.transport import FrameTransport
@@ -120,6 +121,8 @@ class FileServer:
         while True:
             try:
                 await self.data.store.sweep(self._upload_expiry_seconds)
+            except TransferError as error:
+                _log.warning("unfinished uploads could not be swept: %s", error)
             except Exception:
                 _log.exception("unfinished uploads could not be swept")
             await asyncio.sleep(min(self._upload_expiry_seconds / 10, _SWEEP_SECONDS))
