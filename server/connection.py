@@ -177,7 +177,8 @@ class ServerConnection(RSocketServer):
             self._check_setup(frame)
             if self._users is not None:
                 items = parse_metadata(frame.metadata or b"")
-                self._session.user = await self._users.authenticate(items, lambda: self._file_transport.is_lost)
+                address = self._file_transport.address
+                self._session.user = await self._users.authenticate(items, self._is_gone, address)
         except RSocketProtocolError as error:
             self._file_transport.fail(error.error_code, error.data or "")
             return
@@ -190,6 +191,9 @@ class ServerConnection(RSocketServer):
         self._file_transport.set_limits(ReassemblyLimits(limits.max_request_bytes, limits.max_connection_bytes))
         self._is_set_up = True
         self._on_set_up()
+
+    def _is_gone(self) -> bool:
+        return self._file_transport.is_lost or self._file_transport.failure is not None
 
     def _check_setup(self, frame: SetupFrame) -> None:
         composite = WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA.value.name
