@@ -347,6 +347,23 @@ async def test_unfinished_uploads_count_in_the_memory_store() -> None:
         assert not server.data.files
 
 
+async def test_small_things_fill_no_memory() -> None:
+    async with serve(limits=Limits(max_store_bytes=1_000_000)) as server, raw_peer(server.uri) as peer:
+        await peer.send(*(upload(2 * number + 1, b"x" * 1000 + b"%d" % number, b"") for number in range(900)))
+        answers = [await receive(peer) for _ in range(900)]
+        assert all(answer.error[1].startswith("storage_full: ") for answer in answers if answer.kind == ERROR)
+        assert len(server.data.files) == 1_000_000 // (1024 + 1003)
+        server.data.files.clear()
+        for number in range(1000):
+            await peer.send(channel(2001 + 2 * number, b"x" * 1000, b'{"upload_id": "%d"}' % number))
+            while (answer := await receive(peer)).kind == PAYLOAD:
+                pass
+            if answer.kind == ERROR:
+                break
+        assert answer.error[1].startswith("storage_full: ")
+        assert number < 1000
+
+
 async def test_a_file_over_the_limit_is_refused_in_a_folder(tmp_path: Path) -> None:
     data = ChatData(DirectoryStore(tmp_path, max_file_bytes=100_000))
     async with serve(data=data) as server, FileClient.connect(server.uri) as files:
