@@ -51,6 +51,16 @@ _MIN_STRANGERS: Final = 8
 _FULL: Final = "server_full: too many connections; try again later"
 
 
+class _ListeningSocket(socket.socket):
+    """Remembers whom it has accepted until somebody takes note: a task that waits for it may be cancelled just then."""
+
+    unseen: socket.socket | None = None
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self.unseen, address = super().accept()
+        return self.unseen, address
+
+
 class _Guest:
     """One connection, from its accept to its end."""
 
@@ -92,7 +102,7 @@ class Listener:
         self._budget = budget
         self._on_connected = on_connected
         self._on_lost = on_lost
-        self._sockets: list[socket.socket] = []
+        self._sockets: list[_ListeningSocket] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._guests: set[_Guest] = set()
         self._addresses: Counter[str] = Counter()
@@ -132,6 +142,8 @@ class Listener:
         await asyncio.gather(*self._accepting, return_exceptions=True)
         for listening in self._sockets:
             listening.close()
+            if listening.unseen is not None:
+                listening.unseen.close()
         if self._spare is not None:
             os.close(self._spare)
             self._spare = None
@@ -147,7 +159,7 @@ class Listener:
     def _known(self) -> list[_Guest]:
         return [*self._guests, *self._leaving]
 
-    async def _accept(self, listening: socket.socket) -> None:
+    async def _accept(self, listening: _ListeningSocket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             if self._spare is None:
@@ -162,6 +174,7 @@ class Listener:
                     self._squeeze_in(listening)
                 await asyncio.sleep(_PAUSE_SECONDS)
             else:
+                listening.unseen = None
                 self._receive(accepted, address[0])
             await asyncio.sleep(0)  # one a turn: with others waiting, accepting another wouldn't give anybody a turn
 
@@ -254,7 +267,7 @@ class Listener:
             if not self._addresses[guest.address]:
                 del self._addresses[guest.address]
 
-    def _squeeze_in(self, listening: socket.socket) -> None:
+    def _squeeze_in(self, listening: _ListeningSocket) -> None:
         """There is no descriptor to accept with: the spare one is used, and whoever can do without gives one up.
 
         Linux says so even if nobody waits to be accepted.
@@ -275,6 +288,7 @@ class Listener:
         if found is None:
             return
         accepted, address = found
+        listening.unseen = None
         if guest is not None:
             accepted.setblocking(False)
             self._receive(accepted, address[0])
@@ -294,7 +308,7 @@ class Listener:
             _log.warning(message + "; more of it isn't logged for a minute", about)
 
 
-async def _bind(host: str, port: int) -> list[socket.socket]:
+async def _bind(host: str, port: int) -> list[_ListeningSocket]:
     """A listening socket for each address of the host, all with one port.
 
     Raises:
@@ -313,13 +327,13 @@ async def _bind(host: str, port: int) -> list[socket.socket]:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _bind_all(addresses: list[tuple[socket.AddressFamily, Any]], port: int) -> list[socket.socket]:
-    bound: list[socket.socket] = []
+def _bind_all(addresses: list[tuple[socket.AddressFamily, Any]], port: int) -> list[_ListeningSocket]:
+    bound: list[_ListeningSocket] = []
     failure: OSError | None = None
     try:
         for family, address in addresses:
             try:
-                listening = socket.socket(family, socket.SOCK_STREAM)
+                listening = _ListeningSocket(family, socket.SOCK_STREAM)
             except OSError as error:  # the machine has no IPv6, say
                 failure = error
                 continue

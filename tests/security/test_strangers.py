@@ -1,6 +1,8 @@
 """Strangers by the hundred, who connect and say nothing: honest clients get in, and nothing grows."""
 
 import asyncio
+import gc
+import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -141,6 +143,28 @@ async def test_the_server_ends_with_strangers_in_every_state(
 
     async with asyncio.timeout(20):
         await run(scenario)
+
+
+async def test_nobody_is_lost_who_comes_while_the_server_ends(
+    run: Callable[[Scenario], Coroutine[Any, Any, None]],
+) -> None:
+    """A socket that nobody closes would be a ResourceWarning, which is an error in tests."""
+
+    async def scenario(ours: ssl.SSLContext | None, theirs: ssl.SSLContext | None) -> None:
+        for turns in range(30):
+            async with serve(tls=ours) as server:
+                coming = [socket.socket() for _ in range(10)]
+                host, port = plain(server).removeprefix("tcp://").split(":")
+                for each in coming:
+                    each.setblocking(False)
+                    each.connect_ex((host, int(port)))
+                for _ in range(turns % 10):
+                    await asyncio.sleep(0)
+            for each in coming:
+                each.close()
+
+    await run(scenario)
+    gc.collect()
 
 
 async def test_a_handshake_under_way_counts(run: Callable[[Scenario], Coroutine[Any, Any, None]]) -> None:
