@@ -202,8 +202,9 @@ class Listener:
 
         def lost(_: Exception | None) -> None:
             self._forget(guest)
-            if guest.transport is not None:
-                self._on_lost(guest.transport)
+            made, guest.transport = guest.transport, None  # neither waits for the garbage collector
+            if made is not None:
+                self._on_lost(made)
 
         def transport() -> FrameTransport:
             guest.transport = FrameTransport(on_connected=connected, on_lost=lost, budget=self._budget)

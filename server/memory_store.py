@@ -83,7 +83,9 @@ class MemoryStore:
 
     async def list(self, prefix: str = "") -> Sequence[FileInfo]:
         found: list[FileInfo] = []
-        for index, (name, content) in enumerate(dict(self._files).items()):
+        names = list(self._files)
+        contents = list(map(self._files.__getitem__, names))
+        for index, (name, content) in enumerate(zip(names, contents, strict=True)):
             if name.startswith(prefix):
                 found.append((await self._know(name, content)).info)
             if not index % _FILES_A_TURN:
