@@ -69,16 +69,24 @@ class ServerConnection(RSocketServer):
         work: Counts the operations and owns their tasks.
         limits: What the peer may make the server hold and do.
         users: Who may connect; None for anybody.
+        on_set_up: Called when the SETUP was accepted.
     """
 
     def __init__(
-        self, transport: FrameTransport, data: ChatData, work: Work, limits: Limits, users: Users | None
+        self,
+        transport: FrameTransport,
+        data: ChatData,
+        work: Work,
+        limits: Limits,
+        users: Users | None,
+        on_set_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._work = work
         self._file_transport = transport
         self._limits = limits
         self._users = users
+        self._on_set_up = on_set_up
         self._made_at = self._loop.time()
         self._idle_seconds = limits.idle_seconds
         self._is_set_up = False
@@ -179,7 +187,8 @@ class ServerConnection(RSocketServer):
             self._check_setup(frame)
             if self._users is not None:
                 items = parse_metadata(frame.metadata or b"")
-                self._session.user = await self._users.authenticate(items, lambda: self._file_transport.is_lost)
+                address = self._file_transport.address
+                self._session.user = await self._users.authenticate(items, self._is_gone, address)
         except RSocketProtocolError as error:
             self._file_transport.fail(error.error_code, error.data or "")
             return
@@ -195,6 +204,10 @@ class ServerConnection(RSocketServer):
         # Not before: a stranger must not write to the disk.
         self._file_transport.set_spooler(self._session.spool)
         self._is_set_up = True
+        self._on_set_up()
+
+    def _is_gone(self) -> bool:
+        return self._file_transport.is_lost or self._file_transport.failure is not None
 
     def _check_setup(self, frame: SetupFrame) -> None:
         composite = WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA.value.name

@@ -2,7 +2,8 @@
 
 Every method is a coroutine that may wait for a disk but never holds the event loop for more than about a millisecond.
 Names have passed `shared.wire.check_name`; a store takes any such name and gives it back as it was. All errors are
-`shared.errors.TransferError`; anything else is a defect and becomes `internal` on the wire.
+`shared.errors.TransferError`; anything else is a defect and becomes `internal` on the wire. Any method may raise
+ServerFull where the system has nothing left to open a file with.
 """
 
 from collections.abc import Callable, Sequence

@@ -632,6 +632,11 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         except OSError:
             transport.abort()  # reset by the peer
 
+    def abort(self) -> None:
+        """Ends the connection at once; the peer isn't told why."""
+        if self._transport is not None:
+            self._transport.abort()
+
     async def close(self) -> None:
         """Ends the connection; what was written already is sent first if the peer takes it within a second."""
         transport = self._transport
