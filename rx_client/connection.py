@@ -38,6 +38,10 @@ from shared.wire import DEFAULT_PORT, FRAGMENT_SIZE_BYTES
 from .backoff import Backoff
 from .observables import on_loop
 
+_LOOKS_PER_TIMEOUT: Final = 10
+# That so much waits to be sent says that the link is slow, or nobody takes it.
+_BACKLOG_BYTES: Final = 16 * 1024
+
 _NOTHING_HERE: Final = RSocketProtocolError(ErrorCode.REJECTED, data="unknown_route: this client serves nothing")
 
 Auth = tuple[str, str] | str
@@ -374,9 +378,13 @@ class _Client(RSocketClient):
         await self._handler.first_sign.wait()  # until then it is the attempt's own time that counts
         alive_at = loop.time()
         while loop.time() - alive_at <= timeout:
-            await asyncio.sleep(timeout / 5)
-            # What arrives is life, and so is what the peer takes of that which waits to be sent.
-            alive_at = max(alive_at, transport.received_at, transport.write_blocked_since or 0.0)
+            # What arrives is life, and so is what the peer takes of that which waits to be sent: keepalives are behind
+            # it. Not what it takes when little waits: the system of a stopped process goes on to do that.
+            is_backlog, taken = transport.waiting_bytes > _BACKLOG_BYTES, transport.taken_bytes
+            await asyncio.sleep(timeout / _LOOKS_PER_TIMEOUT)
+            if is_backlog and transport.taken_bytes > taken:
+                alive_at = loop.time()
+            alive_at = max(alive_at, transport.received_at)
         self._handler.end(ErrorCode.CONNECTION_ERROR, f"the server was silent for {timeout:g} s")
 
     async def handle_keep_alive(self, frame: KeepAliveFrame) -> None:

@@ -158,6 +158,9 @@ class Request(StreamHandler, Requester):
         self._outgoing: OutgoingFrame | None = None
         self._is_done = False
         self._frames = 0
+        self._handed = 0
+        self._handed_until = 0
+        self._taken = 0
         self._seen: object = None
         self._moved_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
@@ -233,8 +236,11 @@ class Request(StreamHandler, Requester):
         loop, timeout = asyncio.get_running_loop(), self._connector.progress_timeout
         current = self._base._current_transport()
         transport = current.result() if current.done() else None
-        arrived = transport.received_of(self._id()) if isinstance(transport, FrameTransport) else 0
-        seen = (self._frames, arrived, self._outgoing.fragments if self._outgoing is not None else 0)
+        arrived = 0
+        if isinstance(transport, FrameTransport):
+            arrived = transport.received_of(self._id())
+            self._note_taken(transport)
+        seen = (self._frames, arrived, self._handed, self._taken)
         if seen != self._seen or not self._is_owed():
             self._seen, self._moved_at = seen, loop.time()
         elif loop.time() - self._moved_at >= timeout:
@@ -242,6 +248,19 @@ class Request(StreamHandler, Requester):
             self._on_error(Stalled(f"nothing moved for {timeout:g} s"))
             return
         self._watch = loop.call_later(timeout / _LOOKS_PER_TIMEOUT, self._watch_progress)
+
+    def _note_taken(self, transport: FrameTransport) -> None:
+        """Notes how much of what was sent up to this request's last frame the peer has taken; what comes later, such as
+        keepalives, isn't this request's progress. While there is more to come, its turn comes after that of others.
+        """
+        handed, is_all = self._handed_over()
+        if handed != self._handed or not is_all:
+            self._handed, self._handed_until = handed, transport.handed_bytes
+        self._taken = max(self._taken, min(transport.taken_bytes, self._handed_until))
+
+    def _handed_over(self) -> tuple[int, bool]:
+        """How many of this request's frames were handed to the transport, and whether that is all there are so far."""
+        return (0, True) if self._outgoing is None else (self._outgoing.fragments, self._outgoing.is_sent)
 
     def _id(self) -> int:
         assert self.stream_id is not None, "rsocket sets the id when it registers the stream"
@@ -333,6 +352,7 @@ class ChannelRequest(Request):
         super().__init__(connector, socket, payload, listener.on_ended)
         self._listener = listener
         self._has_sent_all = False
+        self._items_sent = 0
         self._items: deque[OutgoingFrame] = deque()
 
     def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
@@ -347,8 +367,7 @@ class ChannelRequest(Request):
         skipped = SkippedFrame()
         skipped.stream_id = self._id()
         item = OutgoingFrame(frame, replacement=skipped)
-        while self._items and self._items[0].is_sent:
-            self._items.popleft()
+        self._forget_sent_items()
         self._items.append(item)
         self._base.send_frame(item)
 
@@ -368,6 +387,16 @@ class ChannelRequest(Request):
         self._end()
         gave_up = RSocketProtocolError(ErrorCode.APPLICATION_ERROR, data="internal: the client gave up")
         self._base.send_error(self._id(), gave_up)
+
+    def _forget_sent_items(self) -> None:
+        while self._items and self._items[0].is_sent:
+            self._items.popleft()
+            self._items_sent += 1
+
+    def _handed_over(self) -> tuple[int, bool]:
+        self._forget_sent_items()
+        handed, is_all = super()._handed_over()
+        return handed + self._items_sent, is_all and not self._items
 
     def _withdraw_items(self) -> None:
         for item in self._items:

@@ -15,6 +15,8 @@ import asyncio
 import logging
 import os
 import socket
+import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Self, cast
@@ -48,6 +50,10 @@ from .receiving import FrameReceiver
 __all__ = ["FrameTransport", "ReassemblyBudget", "ReassemblyLimits", "SkippedFrame"]
 
 _log = logging.getLogger(__name__)
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 _HAS_WRITEV: Final = hasattr(os, "writev")
 # Small frames wait for each other, until nothing is left to send or this much is waiting.
@@ -114,7 +120,9 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._gathered_bytes = 0
         self._sent_this_turn = 0
         self._sent_bytes_this_turn = 0
-        self._blocked_bytes = 0
+        self._socket: socket.socket | None = None
+        self._handed_bytes = 0
+        self._blocked_taken: int | None = None
         self._blocked_since = 0.0
 
     @property
@@ -144,7 +152,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     def received_of(self, stream_id: int) -> int:
         """Bytes that have arrived of a payload of this stream that isn't whole yet."""
-        return self._reassembler.received_of(stream_id)
+        return self._reassembler.received_of(stream_id) + self._receiver.received_of(stream_id)
 
     def set_spooler(self, spooler: Spooler) -> None:
         """Sets who decides which split requests' data don't go to memory."""
@@ -160,17 +168,41 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         return self._reassembler.held_bytes
 
     @property
+    def handed_bytes(self) -> int:
+        """Bytes of all the frames that were handed to `send_frame` so far."""
+        return self._handed_bytes
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What was sent and isn't known to have been taken by the peer's system.
+
+        On Linux that is what it hasn't acknowledged; elsewhere what this side's socket hasn't taken.
+        """
+        transport = self._transport
+        if transport is None or self.is_lost:
+            return 0
+        return self._gathered_bytes + transport.get_write_buffer_size() + _unacknowledged_bytes(self._socket)
+
+    @property
+    def taken_bytes(self) -> int:
+        """How many of `handed_bytes`, from the first on, the peer has taken; a few bytes more or less with TLS."""
+        return self._handed_bytes - self.waiting_bytes
+
+    @property
     def write_blocked_since(self) -> float | None:
-        """The loop's time since when the peer has taken nothing of what waits to be sent; None if nothing waits.
+        """The loop's time since when the peer has taken nothing of what the socket has no room for; None if it has.
 
         A peer that takes something between two looks at this isn't blocked, so look at intervals shorter than the
         time that it is allowed.
         """
-        waiting = self._transport.get_write_buffer_size() if self._transport is not None and not self.is_lost else 0
-        if waiting != self._blocked_bytes:
-            self._blocked_bytes = waiting
+        if self._transport is None or self.is_lost or not self._transport.get_write_buffer_size():
+            self._blocked_taken = None
+            return None
+        taken = self.taken_bytes
+        if self._blocked_taken is None or taken > self._blocked_taken:
+            self._blocked_taken = taken
             self._blocked_since = self._loop.time()
-        return self._blocked_since if waiting else None
+        return self._blocked_since
 
     # asyncio's side
 
@@ -181,7 +213,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         # `pause_writing` says that something waits, `resume_writing` that all of it is in the socket. Not `high=0`:
         # with it asyncio's TLS pauses when nothing waits, and never resumes.
         self._transport.set_write_buffer_limits(high=1, low=0)
-        sock = self._transport.get_extra_info("socket")
+        self._socket = sock = self._transport.get_extra_info("socket")
         if sock is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
             with suppress(OSError):  # not TCP
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
@@ -330,6 +362,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._reassembler.on_sent(frame)
         self._gathered += _serialize(frame)
         self._gathered_bytes += frame.length
+        self._handed_bytes += frame.length
         self._sent_this_turn += 1
         if self._gathered_bytes >= _GATHER_BYTES or self._sent_this_turn >= _FRAMES_PER_TURN:
             await self._flush()
@@ -459,6 +492,16 @@ def _serialize(frame: Frame) -> list[_Bytes]:
     assert frame.length <= MAX_FRAME_BYTES, "rsocket fragments payloads above FRAGMENT_SIZE_BYTES"
     frame.write_data_metadata(parts.append)
     return parts
+
+
+def _unacknowledged_bytes(sock: socket.socket | None) -> int:
+    """What the peer's system hasn't acknowledged of what is in the socket; 0 where that can't be asked."""
+    if sys.platform != "linux" or sock is None or (fd := sock.fileno()) < 0:
+        return 0
+    try:
+        return struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)))[0]
+    except OSError:  # not TCP
+        return 0
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:
