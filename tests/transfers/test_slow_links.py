@@ -16,7 +16,7 @@ RATE = 300_000
 BUFFER_BYTES = 16 * 1024
 OPTIONS = ConnectOptions(keepalive_period=0.2, keepalive_timeout=0.9, progress_timeout=1.0)
 LIMITS = Limits(idle_seconds=1.5, blocked_seconds=1.0)
-DATA = content(1_500_000)
+DATA = content(1_100_000)
 
 
 @asynccontextmanager
@@ -34,31 +34,47 @@ async def slow_link(options: ConnectOptions = OPTIONS) -> AsyncGenerator[tuple[F
         assert states == [Connected()]
 
 
-async def test_a_whole_upload() -> None:
+async def whole_upload(folder: Path) -> None:
     async with slow_link() as (server, _, files):
         await files.upload("b", DATA)
         assert server.data.files["b"] == DATA
 
 
-async def test_a_whole_download() -> None:
+async def whole_download(folder: Path) -> None:
     async with slow_link() as (_, _, files):
         assert await files.download("a") == DATA
 
 
-async def test_large_chunks_up() -> None:
+async def large_chunks_up(folder: Path) -> None:
     async with slow_link() as (server, _, files):
         await files.upload_from("b", DATA, chunk_size=900_000)
         assert server.data.files["b"] == DATA
 
 
-async def test_chunks_down(tmp_path: Path) -> None:
+async def chunks_down(folder: Path) -> None:
     async with slow_link() as (_, proxy, files):
         proxy.down.rate = RATE / 2  # a chunk takes longer than the progress timeout
-        await files.download_to("a", tmp_path / "a")
-        assert (tmp_path / "a").read_bytes() == DATA
+        await files.download_to("a", folder / "a")
+        assert (folder / "a").read_bytes() == DATA
 
 
-async def test_several_at_once_each_waiting_for_the_others_fragments(tmp_path: Path) -> None:
+async def uploads_that_wait_for_each_others_fragments(folder: Path) -> None:
     async with slow_link() as (server, _, files):
-        await asyncio.gather(*(files.upload(name, DATA[:1_100_000]) for name in "bcd"))
-        assert {server.data.files[name] for name in "bcd"} == {DATA[:1_100_000]}
+        await asyncio.gather(*(files.upload(name, DATA) for name in "bc"))
+        assert {server.data.files[name] for name in "bc"} == {DATA}
+
+
+async def test_a_slow_link_is_not_taken_for_a_dead_one(tmp_path: Path) -> None:
+    """All at the same time, each over a link of its own."""
+    await asyncio.gather(
+        *(
+            transfer(tmp_path)
+            for transfer in (
+                whole_upload,
+                whole_download,
+                large_chunks_up,
+                chunks_down,
+                uploads_that_wait_for_each_others_fragments,
+            )
+        )
+    )
