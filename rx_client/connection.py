@@ -38,7 +38,7 @@ from shared.wire import DEFAULT_PORT, FRAGMENT_SIZE_BYTES
 from .backoff import Backoff
 from .observables import on_loop
 
-_LOOKS_PER_TIMEOUT: Final = 10
+_LOOKS_PER_TIMEOUT: Final = 20
 # That so much waits to be sent says that the link is slow, or nobody takes it.
 _BACKLOG_BYTES: Final = 16 * 1024
 
@@ -79,7 +79,7 @@ class ConnectOptions:
 
     connect_timeout: float = 10.0
     keepalive_period: float = 1.0
-    keepalive_timeout: float = 5.0
+    keepalive_timeout: float = 8.0
     reconnect_timeout: float = 10.0
     reconnect_base: float = 0.1
     reconnect_cap: float = 2.0
@@ -160,17 +160,19 @@ class GivenConnection:
         self.is_closed: Final = False
 
     def states(self) -> Observable[ConnectionState]:
-        lost = Disconnected(ConnectionLost("the connection is closed"))
+        lost = Disconnected(ConnectionLost("the connection is closed, or its peer is silent"))
         return reactivex.defer(lambda _: reactivex.of(Connected() if self.current() is not None else lost))
 
     def current(self) -> RSocketBase | None:
-        # rsocket's own flag: with it set, its sender has stopped, and a request would wait for ever.
-        return None if self._rsocket._is_closing else self._rsocket
+        # In either case rsocket's sender has stopped, and a request would wait until it has stalled. The second is all
+        # that rsocket does when its keepalives aren't answered.
+        is_dead = self._rsocket._is_closing or not self._rsocket.is_server_alive()
+        return None if is_dead else self._rsocket
 
     async def connect(self) -> RSocketBase:
         if (rsocket := self.current()) is not None:
             return rsocket
-        raise ConnectionLost("the connection is closed, and is not this client's to make again")
+        raise ConnectionLost("the connection is closed, or its peer silent, and is not this client's to make again")
 
 
 class Connection:
