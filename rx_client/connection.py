@@ -68,7 +68,9 @@ class ConnectOptions:
     Attributes:
         connect_timeout: For one attempt: name resolution, TCP, TLS, and the server's answer to the SETUP.
         keepalive_period: Between two signs of life.
-        keepalive_timeout: A server of which nothing arrived, and that took nothing, for this long is dead.
+        keepalive_timeout: A server of which nothing arrived, and that took nothing of what waits to be sent, for this
+            long is dead. A proxy on the way that takes more than the link behind it carries in this time makes a slow
+            server look dead; then it must be longer.
         reconnect_timeout: For all attempts together, when an operation needs a connection and there is none.
         reconnect_base: The least delay between the beginnings of two attempts. It doubles with each attempt, whoever
             asks for it, until a connection has lived for `reconnect_cap`; after that the next attempt is immediate.
@@ -79,7 +81,7 @@ class ConnectOptions:
 
     connect_timeout: float = 10.0
     keepalive_period: float = 1.0
-    keepalive_timeout: float = 8.0
+    keepalive_timeout: float = 6.0
     reconnect_timeout: float = 10.0
     reconnect_base: float = 0.1
     reconnect_cap: float = 2.0

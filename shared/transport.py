@@ -121,6 +121,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._sent_this_turn = 0
         self._sent_bytes_this_turn = 0
         self._socket: socket.socket | None = None
+        self._encrypted: asyncio.WriteTransport | None = None
         self._handed_bytes = 0
         self._blocked_taken: int | None = None
         self._blocked_since = 0.0
@@ -178,10 +179,9 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
         On Linux that is what it hasn't acknowledged; elsewhere what this side's socket hasn't taken.
         """
-        transport = self._transport
-        if transport is None or self.is_lost:
+        if self.is_lost:
             return 0
-        return self._gathered_bytes + transport.get_write_buffer_size() + _unacknowledged_bytes(self._socket)
+        return self._gathered_bytes + self._buffered_bytes + _unacknowledged_bytes(self._socket)
 
     @property
     def taken_bytes(self) -> int:
@@ -195,7 +195,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         A peer that takes something between two looks at this isn't blocked, so look at intervals shorter than the
         time that it is allowed.
         """
-        if self._transport is None or self.is_lost or not self._transport.get_write_buffer_size():
+        if self.is_lost or not self._buffered_bytes:
             self._blocked_taken = None
             return None
         taken = self.taken_bytes
@@ -203,6 +203,12 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             self._blocked_taken = taken
             self._blocked_since = self._loop.time()
         return self._blocked_since
+
+    @property
+    def _buffered_bytes(self) -> int:
+        """What is in asyncio's buffers; uvloop doesn't tell what of it is encrypted already."""
+        buffers = (self._transport, self._encrypted)
+        return sum(buffer.get_write_buffer_size() for buffer in buffers if buffer is not None)
 
     # asyncio's side
 
@@ -217,6 +223,9 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         if sock is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
             with suppress(OSError):  # not TCP
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        # asyncio's TLS counts only what isn't encrypted yet, and puts a whole frame into the buffer below.
+        below: object = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+        self._encrypted = below if isinstance(below, asyncio.WriteTransport) else None
         if _HAS_WRITEV and sock is not None and self._transport.get_extra_info("sslcontext") is None:
             self._fd = sock.fileno()
         if self._on_connected is not None:

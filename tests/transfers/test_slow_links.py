@@ -10,6 +10,7 @@ from server import ChatData, FileServer, serve
 from server.limits import Limits
 from tests.faults import FaultProxy, fault_proxy
 from tests.transfers.helpers import content
+from tests.transport.pairs import tls_contexts
 
 # One fragment of a whole file takes over three seconds, all times below are a fraction of that.
 RATE = 300_000
@@ -20,12 +21,17 @@ DATA = content(1_100_000)
 
 
 @asynccontextmanager
-async def slow_link(options: ConnectOptions = OPTIONS) -> AsyncGenerator[tuple[FileServer, FaultProxy, FileClient]]:
+async def slow_link(*, tls: bool = False) -> AsyncGenerator[tuple[FileServer, FaultProxy, FileClient], None]:
     """A client of a server behind a slow link, and of that alone: any other connection fails the test."""
+    server_context, client_context = tls_contexts() if tls else (None, None)
     async with (
-        serve(data=ChatData({"a": DATA}), limits=LIMITS) as server,
-        fault_proxy(server.uri, BUFFER_BYTES) as proxy,
-        FileClient.connect(proxy.uri, options=options) as files,
+        serve(data=ChatData({"a": DATA}), limits=LIMITS, tls=server_context) as server,
+        fault_proxy(server.uri.replace("tcps:", "tcp:"), BUFFER_BYTES) as proxy,
+        FileClient.connect(
+            proxy.uri.replace("tcp://127.0.0.1", "tcps://localhost") if tls else proxy.uri,
+            options=OPTIONS,
+            tls=client_context,
+        ) as files,
     ):
         proxy.up.rate = proxy.down.rate = RATE
         states: list[ConnectionState] = []
@@ -38,6 +44,17 @@ async def whole_upload(folder: Path) -> None:
     async with slow_link() as (server, _, files):
         await files.upload("b", DATA)
         assert server.data.files["b"] == DATA
+
+
+async def whole_upload_with_tls(folder: Path) -> None:
+    async with slow_link(tls=True) as (server, _, files):
+        await files.upload("b", DATA)
+        assert server.data.files["b"] == DATA
+
+
+async def whole_download_with_tls(folder: Path) -> None:
+    async with slow_link(tls=True) as (_, _, files):
+        assert await files.download("a") == DATA
 
 
 async def whole_download(folder: Path) -> None:
@@ -72,6 +89,8 @@ async def test_a_slow_link_is_not_taken_for_a_dead_one(tmp_path: Path) -> None:
             for transfer in (
                 whole_upload,
                 whole_download,
+                whole_upload_with_tls,
+                whole_download_with_tls,
                 large_chunks_up,
                 chunks_down,
                 uploads_that_wait_for_each_others_fragments,
