@@ -66,10 +66,10 @@ def test_who_asks_late_does_not_wait() -> None:
     st.randoms(use_true_random=False),
 )
 def test_there_is_never_a_storm(lives: list[float], base: float, cap: float, chance: random.Random) -> None:
-    """Within any `cap` seconds there are no more attempts than doublings, and those beyond them at half the cap."""
+    """Within `cap` seconds there are no more attempts than doublings, and a few: the delays can't begin anew there."""
     backoff, now, began = Backoff(base, cap, lambda: chance.uniform(0.5, 1.0)), 0.0, list[float]()
     for life in lives:
-        assert 0.0 <= backoff.wait(now) <= cap
+        assert 0.0 <= backoff.wait(now) <= cap + 1e-9
         now += backoff.wait(now)
         backoff.begin(now)
         began.append(now)
@@ -79,6 +79,5 @@ def test_there_is_never_a_storm(lives: list[float], base: float, cap: float, cha
     while base * 2**doublings < cap:
         doublings += 1
     for at, first in enumerate(began):
-        within = [time for time in began[at:] if time < first + cap]
-        # Two series at the most: one that a connection which lived brought to an end, and the next.
-        assert len(within) <= 2 * (doublings + 3)
+        within = [time for time in began[at:] if time < first + cap - 1e-9]
+        assert len(within) <= doublings + 3
