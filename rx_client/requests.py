@@ -236,11 +236,16 @@ class Request(StreamHandler, Requester):
         loop, timeout = asyncio.get_running_loop(), self._connector.progress_timeout
         current = self._base._current_transport()
         transport = current.result() if current.done() else None
+        handed, is_all = self._handed_over()
         arrived = 0
         if isinstance(transport, FrameTransport):
             arrived = transport.received_of(self._id())
-            self._note_taken(transport)
-        seen = (self._frames, arrived, self._handed, self._taken)
+            # What the peer takes of that which was sent up to this request's last frame is progress; what comes later,
+            # such as keepalives, isn't. While there is more to come, its turn comes after that of others.
+            if handed != self._handed or not is_all:
+                self._handed, self._handed_until = handed, transport.handed_bytes
+            self._taken = max(self._taken, min(transport.taken_bytes, self._handed_until))
+        seen = (self._frames, arrived, handed, self._taken)
         if seen != self._seen or not self._is_owed():
             self._seen, self._moved_at = seen, loop.time()
         elif loop.time() - self._moved_at >= timeout:
@@ -248,15 +253,6 @@ class Request(StreamHandler, Requester):
             self._on_error(Stalled(f"nothing moved for {timeout:g} s"))
             return
         self._watch = loop.call_later(timeout / _LOOKS_PER_TIMEOUT, self._watch_progress)
-
-    def _note_taken(self, transport: FrameTransport) -> None:
-        """Notes how much of what was sent up to this request's last frame the peer has taken; what comes later, such as
-        keepalives, isn't this request's progress. While there is more to come, its turn comes after that of others.
-        """
-        handed, is_all = self._handed_over()
-        if handed != self._handed or not is_all:
-            self._handed, self._handed_until = handed, transport.handed_bytes
-        self._taken = max(self._taken, min(transport.taken_bytes, self._handed_until))
 
     def _handed_over(self) -> tuple[int, bool]:
         """How many of this request's frames were handed to the transport, and whether that is all there are so far."""
