@@ -159,6 +159,9 @@ class Request(StreamHandler, Requester):
         self._outgoing: OutgoingFrame | None = None
         self._is_done = False
         self._frames = 0
+        self._handed = 0
+        self._handed_until = 0
+        self._taken = 0
         self._seen: object = None
         self._moved_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
@@ -240,8 +243,16 @@ class Request(StreamHandler, Requester):
         """Fails the request if nothing has moved for it for too long, though keepalives may go to and fro."""
         loop, timeout = asyncio.get_running_loop(), self._connector.progress_timeout
         transport = self.transport
-        arrived = transport.received_of(self.id) if transport is not None else 0
-        seen = (self._frames, arrived, self._outgoing.fragments if self._outgoing is not None else 0)
+        handed, is_all = self._handed_over()
+        arrived = 0
+        if transport is not None:
+            arrived = transport.received_of(self.id)
+            # What the peer takes of that which was sent up to this request's last frame is progress; what comes later,
+            # such as keepalives, isn't. While there is more to come, its turn comes after that of others.
+            if handed != self._handed or not is_all:
+                self._handed, self._handed_until = handed, transport.handed_bytes
+            self._taken = max(self._taken, min(transport.taken_bytes, self._handed_until))
+        seen = (self._frames, arrived, handed, self._taken)
         if seen != self._seen or not self._is_owed():
             self._seen, self._moved_at = seen, loop.time()
         elif loop.time() - self._moved_at >= timeout:
@@ -249,6 +260,10 @@ class Request(StreamHandler, Requester):
             self._on_error(Stalled(f"nothing moved for {timeout:g} s"))
             return
         self._watch = loop.call_later(timeout / _LOOKS_PER_TIMEOUT, self._watch_progress)
+
+    def _handed_over(self) -> tuple[int, bool]:
+        """How many of this request's frames were handed to the transport, and whether that is all there are so far."""
+        return (0, True) if self._outgoing is None else (self._outgoing.fragments, self._outgoing.is_sent)
 
     @property
     def id(self) -> int:
@@ -343,6 +358,7 @@ class ChannelRequest(Request):
         self._listener = listener
         self._has_sent_all = False
         self._items: deque[OutgoingFrame | FileItems] = deque()
+        self._items_sent = 0
 
     def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
         return to_request_channel_frame(stream_id, self._payload, fragment_size, MAX_REQUEST_N)
@@ -367,8 +383,7 @@ class ChannelRequest(Request):
             await finished(items.finished)
 
     def _queue(self, item: OutgoingFrame | FileItems) -> None:
-        while self._items and self._items[0].is_sent:
-            self._items.popleft()
+        self._forget_sent_items()
         self._items.append(item)
         self._base.send_frame(item)
 
@@ -388,6 +403,16 @@ class ChannelRequest(Request):
         self._end()
         gave_up = RSocketProtocolError(ErrorCode.APPLICATION_ERROR, data="internal: the client gave up")
         self._base.send_error(self.id, gave_up)
+
+    def _forget_sent_items(self) -> None:
+        while self._items and self._items[0].is_sent:
+            self._items.popleft()
+            self._items_sent += 1
+
+    def _handed_over(self) -> tuple[int, bool]:
+        self._forget_sent_items()
+        handed, is_all = super()._handed_over()
+        return handed + self._items_sent, is_all and not self._items
 
     def _withdraw_items(self) -> None:
         for item in self._items:
