@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from .report import Results, write_report
+from .stages import measure_stages
 from .workers import SMALL_BYTES, Pair, is_available
 
 _RESULTS: Final = Path(__file__).parent / "results"
@@ -37,6 +38,7 @@ OURS: Final = "rxfiles"
 OURS_NO_DIGEST: Final = "rxfiles, digest=None"
 OURS_FSYNC: Final = "rxfiles, with fsync"
 OURS_SLOW: Final = "rxfiles, slow disk"
+OURS_TLS: Final = "rxfiles, TLS"
 OURS_MEMORY: Final = "rxfiles, memory"
 FAST: Final = (
     OURS,
@@ -94,6 +96,11 @@ class Bench:
         print("streams, disk to disk", flush=True)
         await self._interleave([(system, self._streams(system)) for system in (*FAST, *STOCK)])
         await self._interleave([(OURS_FSYNC, self._synced)], self.disk)
+        await self._interleave([(OURS_TLS, self._streams(OURS_TLS))])
+        print("stages, each by itself", flush=True)
+        self._stages()
+        print("what holds the event loop", flush=True)
+        await self._turns()
         print("several at once", flush=True)
         systems = (OURS, "asyncio streams", "aiohttp, tuned", "grpc.aio", STOCK[1])
         await self._interleave([(system, self._several) for system in systems])
@@ -151,6 +158,26 @@ class Bench:
             self._add(f"stream {direction} on a disk, MB/s", "without its time", mib * _MIB / 1e6 / (seconds - fsync))
             self._add(f"stream {direction} on a disk, fsync s/GiB", "with fsync", fsync * 1024 / mib)
 
+    def _stages(self) -> None:
+        file = self.folder / "files" / _large(self.size.latency_mib)
+        for repetition in range(self.size.repetitions + 1):
+            found = measure_stages(file, self.folder / "stage", self.disk / "stage")
+            if repetition:  # the first warms up
+                for stage, seconds in found.items():
+                    self._add("stage, s/GiB", stage, seconds)
+
+    async def _turns(self) -> None:
+        for system in (OURS, OURS_NO_DIGEST, OURS_TLS, OURS_MEMORY):
+            async with Pair(system, self.folder, [*self.options, "--watch"]) as pair:
+                for direction in ("down", "up"):
+                    if system == OURS_MEMORY:
+                        await pair.do("whole", direction=direction, nbytes=self.size.whole_bytes)
+                    else:
+                        await pair.transfer(direction, [_large(self.size.stream_mib)])
+                    for end, (late, longest) in zip(("client", "server"), await pair.turns(), strict=True):
+                        self._add(f"loop callback of the {end} while {direction}, p99.9 ms", system, late)
+                        self._add(f"loop callback of the {end} while {direction}, longest ms", system, longest)
+
     async def _several(self, pair: Pair) -> None:
         for count in (1, 4, 16):
             for direction in ("down", "up"):
@@ -189,6 +216,10 @@ class Bench:
             await self._peaks(system, _SLOW.format("down"), lambda pair: pair.transfer("down", [slow], _SLOW_RATE))
             await self._peaks(system, _FROZEN.format("down"), lambda pair: pair.freeze("down", large, 1.0))
             await self._peaks(system, _FROZEN.format("up"), lambda pair: pair.freeze("up", large, 1.0))
+        await self._peaks(OURS_TLS, "stream down", lambda pair: pair.transfer("down", [large]))
+        await self._peaks(OURS_TLS, "stream up", lambda pair: pair.transfer("up", [large]))
+        await self._peaks(OURS_TLS, _FROZEN.format("down"), lambda pair: pair.freeze("down", large, 1.0))
+        await self._peaks(OURS_TLS, _FROZEN.format("up"), lambda pair: pair.freeze("up", large, 1.0))
         await self._peaks(OURS_SLOW, _SLOW.format("up"), lambda pair: pair.transfer("up", [slow]))
         for system in (OURS, OURS_MEMORY, *TUTORIAL):
             what = f"whole file, {nbytes / 1e6:.0f} MB, up and down"

@@ -128,6 +128,11 @@ class Pair:
         """Seconds that both processes have spent in `os.fsync` since this was last asked."""
         return sum([await _command(process, "fsync_seconds", {}) for process in self._processes])
 
+    async def turns(self) -> tuple[list[float], list[float]]:
+        """The client's and the server's longest callbacks since this was last asked, see `_Turns.taken`."""
+        server, client = [await _command(process, "turns", {}) for process in self._processes]
+        return client, server
+
     def cpu_seconds(self) -> float:
         """Processor time of both processes so far."""
         return sum(_cpu_seconds(process.pid) for process in self._processes)
@@ -255,6 +260,29 @@ class _Worker:
         return [percentiles[49], percentiles[98]]
 
 
+class _Turns:
+    """Times the event loop's callbacks, in processor time: what else the machine does meanwhile doesn't count."""
+
+    def __init__(self) -> None:
+        self._took: list[float] = []
+
+    def watch(self) -> None:
+        """Begins; it costs some microseconds a callback."""
+        run: Callable[[asyncio.Handle], None] = asyncio.Handle._run  # pyright: ignore[reportAttributeAccessIssue]
+
+        def timed_run(handle: asyncio.Handle) -> None:
+            start = time.thread_time()
+            run(handle)
+            self._took.append((time.thread_time() - start) * 1000)
+
+        asyncio.Handle._run = timed_run  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def taken(self) -> list[float]:
+        """Milliseconds of a callback since this was last asked: the 99.9th percentile, and the longest."""
+        took, self._took = sorted(self._took), []
+        return [took[len(took) * 999 // 1000], took[-1]] if took else [0.0, 0.0]
+
+
 class _Fsync:
     """Times `os.fsync`."""
 
@@ -293,15 +321,18 @@ async def _obey(commands: dict[str, Callable[..., Awaitable[object]]], greeting:
 
 async def _work(arguments: argparse.Namespace) -> None:
     peer, folder = make_peer(arguments.system), Path(arguments.folder)
-    fsync = _Fsync()
+    fsync, turns = _Fsync(), _Turns()
+    if arguments.watch:
+        turns.watch()
+    told = {"fsync_seconds": fsync.taken, "turns": turns.taken}
     if arguments.role == "serve":
         async with peer.serve(folder) as port:
-            await _obey({"fsync_seconds": fsync.taken}, port)
+            await _obey(told, port)
         return
     async with peer.connect(arguments.port) as client:
         worker = _Worker(client, folder)
         verbs = {verb: getattr(worker, verb) for verb in ("transfer", "whole", "requests", "latency")}
-        await _obey({"fsync_seconds": fsync.taken, **verbs}, "ready")
+        await _obey({**told, **verbs}, "ready")
 
 
 def main() -> None:
@@ -312,6 +343,7 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--port", type=int)
     parser.add_argument("--uvloop", action="store_true")
+    parser.add_argument("--watch", action="store_true", help="time the event loop's callbacks")
     arguments = parser.parse_args()
     run: Callable[..., None] = importlib.import_module("uvloop").run if arguments.uvloop else asyncio.run
     run(_work(arguments))

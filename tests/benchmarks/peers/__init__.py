@@ -73,6 +73,7 @@ SYSTEMS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "rxfiles, digest=None": ("rxfiles:RxFiles", {"digest": None}),
     "rxfiles, with fsync": ("rxfiles:RxFiles", {"fsync": True}),
     "rxfiles, slow disk": ("rxfiles:RxFiles", {"disk_rate": 25e6}),
+    "rxfiles, TLS": ("rxfiles:RxFiles", {"tls": True}),
     "rxfiles, memory": ("rxfiles:RxFiles", {"in_memory": True}),
     "asyncio streams": ("streams:Streams", {}),
     "sendfile + splice": ("splice:Splice", {}),

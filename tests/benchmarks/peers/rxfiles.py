@@ -12,6 +12,7 @@ from server import ChatData, disk, serve
 from server.directory_store import DirectoryStore
 from shared.digest import DEFAULT_ALGORITHM
 
+from ...transport.pairs import tls_contexts
 from . import Client, Pace
 
 
@@ -22,6 +23,7 @@ class RxFiles:
         digest: What both verify with; None to do without.
         fsync: Whether files are synced, as they always are outside of benchmarks; peers don't do it.
         disk_rate: What the server's disk takes, in bytes a second; None for all it can.
+        tls: Whether the connection is encrypted.
         in_memory: Whether the files are in memory, as the small ones of all peers are, instead of in the folder.
     """
 
@@ -32,10 +34,12 @@ class RxFiles:
         fsync: bool = False,
         disk_rate: float | None = None,
         in_memory: bool = False,
+        tls: bool = False,
     ) -> None:
         self._digest = digest
         self._disk_rate = disk_rate
         self._in_memory = in_memory
+        self._tls = tls
         if not fsync:
             os.fsync = lambda fd: None
 
@@ -43,12 +47,16 @@ class RxFiles:
     async def serve(self, folder: Path) -> AsyncGenerator[int, None]:
         if self._disk_rate is not None:
             _slow_down(self._disk_rate)
-        async with serve(data=ChatData() if self._in_memory else ChatData(DirectoryStore(folder))) as server:
+        data = ChatData() if self._in_memory else ChatData(DirectoryStore(folder))
+        async with serve(data=data, tls=tls_contexts()[0] if self._tls else None) as server:
             yield int(server.uri.rpartition(":")[2])
 
     @asynccontextmanager
     async def connect(self, port: int) -> AsyncGenerator[Client, None]:
-        async with FileClient.connect(f"tcp://127.0.0.1:{port}") as files:
+        uri, tls = f"tcp://127.0.0.1:{port}", None
+        if self._tls:
+            uri, tls = f"tcps://localhost:{port}", tls_contexts()[1]
+        async with FileClient.connect(uri, tls=tls) as files:
             yield _Client(files, self._digest)
 
 
