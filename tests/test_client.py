@@ -314,7 +314,7 @@ async def test_an_observer_that_raises_gets_its_own_error_and_the_server_hears_n
     assert await files.download("a") == b"A"
 
 
-async def test_an_observer_without_on_error_that_raises_is_reported_to_the_loop(files: FileClient) -> None:
+async def test_an_observer_without_on_error_is_reported_to_the_loop(files: FileClient) -> None:
     reported: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
@@ -326,9 +326,12 @@ async def test_an_observer_without_on_error_that_raises_is_reported_to_the_loop(
     try:
         files.download("a").subscribe(fail)
         await eventually(lambda: reported)
+        files.download("missing").subscribe()
+        await eventually(lambda: len(reported) == 2)
     finally:
         loop.set_exception_handler(handler)
     assert str(reported[0]["exception"]) == "private"
+    assert isinstance(reported[1]["exception"], NotFound)
     assert await files.download("a") == b"A"
 
 
