@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import cast
 
@@ -32,6 +31,7 @@ from rsocket.rsocket_server import RSocketServer
 from rsocket.streams.stream_handler import StreamHandler
 
 from shared.errors import InvalidRequest, ServerError, TooManyStreams, TransferError, to_protocol_error
+from shared.lean import FrameHandlers, LeanRSocket
 from shared.metadata import parse_metadata, parse_routing
 from shared.outgoing import OutgoingFrame
 from shared.reassembly import ReassemblyLimits
@@ -51,16 +51,15 @@ __all__ = ["ServerConnection"]
 
 _log = logging.getLogger(__name__)
 
-FrameHandlers = Mapping[type[Frame], Callable[[Frame], Awaitable[None]]]
-
 # Items of one connection's streams that wait in rsocket's send queue: one fragment's worth.
 _SEND_WINDOW_BYTES = FRAGMENT_SIZE_BYTES
 # What a peer may be owed of frames that aren't items of a stream, before nothing more is taken from it.
 _MAX_OWED_BYTES = 1024 * 1024
 _FRAME_COST_BYTES = 512
+_OWED_FRAMES = frozenset([KeepAliveFrame, ErrorFrame, CancelFrame])
 
 
-class ServerConnection(RSocketServer):
+class ServerConnection(RSocketServer, LeanRSocket):
     """Serves one connection from its `connection_made` to its end.
 
     Args:
@@ -134,7 +133,7 @@ class ServerConnection(RSocketServer):
 
     def send_frame(self, frame: Frame | FrameFragmentMixin) -> None:
         """As rsocket's, but what a peer can make us send without taking it is counted."""
-        if isinstance(frame, KeepAliveFrame | ErrorFrame | CancelFrame):
+        if type(frame) in _OWED_FRAMES and isinstance(frame, Frame):
             nbytes = len(frame.data or b"") + _FRAME_COST_BYTES
             self._owed_bytes += nbytes
             frame.sent_future = self._loop.create_future()
