@@ -35,7 +35,7 @@ from .deadlines import check_deadline, within
 from .downloading import ChunkRequest, answered_info, download_into
 from .events import TransferEvent
 from .observables import on_loop
-from .requests import MAX_REQUEST_N, ask, ask_stream, cold
+from .requests import MAX_REQUEST_N, ask_for, ask_stream, cold
 from .sinks import AsyncWriter, PathSink, Sink, WriterSink
 from .sources import SourceLike, to_source
 from .tasks import from_coroutine
@@ -477,7 +477,7 @@ class FileClient:
             request = make()
         except InvalidName as error:
             return _naming(name, reactivex.throw(error), deadline)
-        asked = ask(self._connector, request, convert, lambda error: _about(error, name))
+        asked = ask_for(self._connector, request, convert, lambda error: _about(error, name))
         return asked if deadline is None else _naming(name, asked, deadline)
 
 

@@ -20,7 +20,7 @@ from shared.wire import FileInfo, Route
 from .chunks import Chunk
 from .connection import Connector
 from .events import Completed, Progress, Started, TransferEvent
-from .requests import Request, ask
+from .requests import Request, ask_for
 from .sinks import PathSink, Sink
 
 # A file that changes faster than it can be downloaded, a log say, isn't started over for ever.
@@ -162,7 +162,7 @@ async def download_into(
 def ask_info(connector: Connector, route: str, name: str, request: FileRequest) -> Observable[FileInfo]:
     """Asks one of the routes that answer with a FileInfo."""
     payload = Payload(b"", transfer_request(route, name, request))
-    return ask(connector, payload, answered_info, lambda error: error)
+    return ask_for(connector, payload, answered_info, lambda error: error)
 
 
 def answered_info(answer: Payload) -> FileInfo:

@@ -44,6 +44,7 @@ __all__ = [
     "ColdReactiveXClient",
     "Request",
     "ask",
+    "ask_for",
     "ask_stream",
     "cold",
 ]
@@ -76,7 +77,7 @@ class ColdReactiveXClient(ReactiveXClient):
         Raises (through `on_error`):
             TransferError: The server answered with an error, or the connection was lost.
         """
-        return ask(self._connector, request, _as_it_is, _as_it_is)
+        return ask(self._connector, request)
 
     def request_stream(self, request: Payload, request_limit: int = MAX_REQUEST_N) -> Observable[Payload]:
         """Emits the stream's items and completes with it; may complete without an item.
@@ -91,10 +92,15 @@ class ColdReactiveXClient(ReactiveXClient):
         return ask_stream(self._connector, request, request_limit)
 
 
-def ask(
+def ask(connector: Connector, request: Payload) -> Observable[Payload]:
+    """One request-response for each subscription; see `ColdReactiveXClient.request_response`."""
+    return ask_for(connector, request, _as_it_is, _as_it_is)
+
+
+def ask_for(
     connector: Connector, request: Payload, convert: Callable[[Payload], T], explain: Callable[[Exception], Exception]
 ) -> Observable[T]:
-    """One request-response for each subscription; see `ColdReactiveXClient.request_response`.
+    """As `ask`, for what is made of the answer.
 
     All of it is one observable: each operator on the way would take some 20 µs of a small request's 100.
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import cast
 
@@ -224,6 +225,14 @@ class ServerConnection(RSocketServer, LeanRSocket):
         """Answers with a file, a fragment at a time, each read when the send window has room for it."""
         return self._work.spawn(self._send_file, payload, stream_id, operation)
 
+    def ask_routes(self, request: Payload) -> asyncio.Task[Payload]:
+        """The answer of the routes, from outside of the receiver."""
+
+        async def ask() -> Payload:
+            return await (await self._handler.request_response(request))
+
+        return self._work.spawn(ask)
+
     def discard(self, payload: Payload) -> None:
         """Frees what an answer holds that nobody waits for any more."""
         if isinstance(payload, FilePayload):
@@ -257,8 +266,16 @@ class ServerConnection(RSocketServer, LeanRSocket):
         what = _describe(frame) if _log.isEnabledFor(logging.INFO) else ""
         operation = self._work.begin(f"{self._session.peer} {what}")
         operation.nbytes = len(frame.data or b"")
-        future = await self._handler.request_response(payload_from_frame(frame))
-        self._register_stream(frame.stream_id, _Reply(self, future, operation)).setup()
+        request = payload_from_frame(frame)
+        answer = self._session.answer_at_once(request)
+        future = None if answer is not None else await self._handler.request_response(request)
+        reply = self._register_stream(frame.stream_id, _Reply(self, operation))
+        if future is not None:
+            reply.follow(future)
+        elif isinstance(answer, Payload):
+            reply.answer(answer)
+        elif answer is not None:
+            reply.answer_soon(answer, request)
 
     def send_payload(self, stream_id: int, payload: Payload, complete: bool = False, is_next: bool = True) -> None:
         """As rsocket's, but counted in the send window, and never larger than a frame.
@@ -273,19 +290,43 @@ class ServerConnection(RSocketServer, LeanRSocket):
 
 
 class _Reply(StreamHandler, Disposable):
-    """Answers one request-response with what a future gives, fragment by fragment, until cancelled."""
+    """Answers one request-response, fragment by fragment, until cancelled."""
 
-    def __init__(self, socket: ServerConnection, future: asyncio.Future[Payload], operation: Operation) -> None:
+    def __init__(self, socket: ServerConnection, operation: Operation) -> None:
         super().__init__(socket)
         self._connection = socket
-        self._future = future
+        self._call: asyncio.Handle | None = None
+        self._future: asyncio.Future[Payload] | None = None
         self._operation = operation
         self._outgoing: OutgoingFrame | None = None
         self._sending: asyncio.Task[None] | None = None
         self._is_cancelled = False
 
     def setup(self) -> None:
-        self._future.add_done_callback(self._on_done)
+        """Nothing: `follow` or `answer` does it all."""
+
+    def follow(self, future: asyncio.Future[Payload]) -> None:
+        """Answers with what the future gives."""
+        self._future = future
+        future.add_done_callback(self._on_done)
+
+    def answer_soon(self, call: Callable[[], Payload], request: Payload) -> None:
+        """Answers with what `call()` gives in the loop's next turn, or with what the routes do if it raises."""
+        self._call = asyncio.get_running_loop().call_soon(self._answer_soon, call, request)
+
+    def answer(self, payload: Payload) -> None:
+        """Answers with the payload."""
+        if not _is_payload(payload):
+            _log.error("a route answered with %s, not with a Payload of bytes", type(payload).__name__)
+            self._fail(ServerError("the server failed to serve this request; its log says why"))
+        elif isinstance(payload, FilePayload):
+            self._sending = self._connection.send_file(payload, self._stream(), self._operation)
+            self._sending.add_done_callback(self._on_file_sent)
+        else:
+            frame = to_payload_frame(self._stream(), payload, complete=True, fragment_size_bytes=FRAGMENT_SIZE_BYTES)
+            self._operation.nbytes += len(payload.data or b"")
+            self._outgoing = OutgoingFrame(frame, SkippedFrame(), self._on_sent)
+            self._connection.send_frame(self._outgoing)
 
     def frame_received(self, frame: Frame) -> None:
         if isinstance(frame, CancelFrame):
@@ -294,7 +335,10 @@ class _Reply(StreamHandler, Disposable):
 
     def dispose(self) -> None:
         self._is_cancelled = True
-        self._future.cancel()
+        if self._call is not None:
+            self._call.cancel()
+        if self._future is not None:
+            self._future.cancel()
         if self._outgoing is not None:
             self._outgoing.withdraw()
         if self._sending is not None:
@@ -311,17 +355,17 @@ class _Reply(StreamHandler, Disposable):
             self._fail(ServerError("the server stopped working on this request"))
         elif (error := future.exception()) is not None:
             self._fail(error)
-        elif not _is_payload(payload := future.result()):
-            _log.error("a route answered with %s, not with a Payload of bytes", type(payload).__name__)
-            self._fail(ServerError("the server failed to serve this request; its log says why"))
-        elif isinstance(payload, FilePayload):
-            self._sending = self._connection.send_file(payload, self._stream(), self._operation)
-            self._sending.add_done_callback(self._on_file_sent)
         else:
-            frame = to_payload_frame(self._stream(), payload, complete=True, fragment_size_bytes=FRAGMENT_SIZE_BYTES)
-            self._operation.nbytes += len(payload.data or b"")
-            self._outgoing = OutgoingFrame(frame, SkippedFrame(), self._on_sent)
-            self._connection.send_frame(self._outgoing)
+            self.answer(future.result())
+
+    def _answer_soon(self, call: Callable[[], Payload], request: Payload) -> None:
+        self._call = None
+        try:
+            answer = call()
+        except (Exception, asyncio.CancelledError):  # see `ChatUserSession.answer_at_once`
+            self.follow(self._connection.ask_routes(request))
+        else:
+            self.answer(answer)
 
     def _on_file_sent(self, sending: asyncio.Task[None]) -> None:
         if sending.cancelled():

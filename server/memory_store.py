@@ -96,16 +96,34 @@ class MemoryStore:
             return PartUpload(part, lock, overwrite=overwrite, max_bytes=self._max_file_bytes)
 
     async def put(self, name: str, content: bytes) -> None:
+        self.put_at_once(name, content)
+
+    def put_at_once(self, name: str, content: bytes) -> None:
+        """As `put`."""
         if self._max_file_bytes is not None and len(content) > self._max_file_bytes:
             raise TooLarge(f"a file may have {self._max_file_bytes} bytes here, not {len(content)}", name=name)
         self.check_room(len(content) - len(self._files.get(name, b"")), name)
         self._files[name] = content
 
+    def content(self, name: str) -> bytes:
+        """The whole file.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        try:
+            return self._files[name]
+        except KeyError:
+            raise NotFound.for_name(name) from None
+
+    def known(self, name: str) -> FileInfo | None:
+        """What `stat` tells, if that takes no time; None if there is no such file, or its digest isn't known yet."""
+        known = self._known.get(name)
+        return known.info if known is not None and self._files.get(name) is known.content else None
+
     async def published(self, upload_id: str, name: str) -> FileInfo | None:
         known = self._known.get(name)
-        if known is None or known.upload_id != upload_id or self._files.get(name) is not known.content:
-            return None
-        return known.info
+        return self.known(name) if known is not None and known.upload_id == upload_id else None
 
     async def uploaded(self, upload_id: str, name: str) -> int:
         part = self._parts.get(upload_id)
@@ -166,11 +184,7 @@ class MemoryStore:
         return known.info
 
     async def _look(self, name: str) -> "_Known":
-        try:
-            content = self._files[name]
-        except KeyError:
-            raise NotFound.for_name(name) from None
-        return await self._know(name, content)
+        return await self._know(name, self.content(name))
 
     async def _know(self, name: str, content: bytes) -> "_Known":
         known = self._known.get(name)
