@@ -16,7 +16,6 @@ from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketProtocolError
 from rsocket.frame import CancelFrame, ErrorFrame, FragmentableFrame, Frame, PayloadFrame, RequestNFrame
 from rsocket.frame_builders import (
-    to_cancel_frame,
     to_payload_frame,
     to_request_channel_frame,
     to_request_response_frame,
@@ -236,7 +235,7 @@ class Request(StreamHandler, Requester):
         self._outgoing: OutgoingFrame | None = None
         self._is_done = False
         self._frames = 0
-        self._seen: object = None
+        self._seen = (0, 0, 0)
         self._moved_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
 
@@ -255,10 +254,11 @@ class Request(StreamHandler, Requester):
         """Registers the stream and queues the request."""
         self._base.register_new_stream(self)
         frame = self._frame(self._id(), self._fragment_size())
-        self._outgoing = OutgoingFrame(frame, replacement=to_cancel_frame(self._id()))
+        self._outgoing = OutgoingFrame(frame)
         self._base.send_request(self._outgoing)
-        self._moved_at = asyncio.get_running_loop().time()
-        self._watch_progress()
+        loop = asyncio.get_running_loop()
+        self._moved_at = loop.time()
+        self._watch = loop.call_later(self._connector.progress_timeout / _LOOKS_PER_TIMEOUT, self._watch_progress)
 
     def cancel(self) -> None:
         """Ends the request from this side; nothing if it has ended."""

@@ -57,6 +57,7 @@ _SEND_WINDOW_BYTES = FRAGMENT_SIZE_BYTES
 # What a peer may be owed of frames that aren't items of a stream, before nothing more is taken from it.
 _MAX_OWED_BYTES = 1024 * 1024
 _FRAME_COST_BYTES = 512
+_SKIPPED = SkippedFrame()
 _OWED_FRAMES = frozenset([KeepAliveFrame, ErrorFrame, CancelFrame])
 
 
@@ -286,7 +287,7 @@ class ServerConnection(RSocketServer, LeanRSocket):
         assert nbytes < FRAGMENT_SIZE_BYTES - 64, "an item of a stream must fit one frame"
         frame = to_payload_frame(stream_id, payload, complete, is_next, FRAGMENT_SIZE_BYTES)
         self._window.add(nbytes)
-        self.send_frame(OutgoingFrame(frame, SkippedFrame(), lambda: self._window.remove(nbytes)))
+        self.send_frame(OutgoingFrame(frame, _SKIPPED, lambda: self._window.remove(nbytes)))
 
 
 class _Reply(StreamHandler, Disposable):
@@ -325,7 +326,7 @@ class _Reply(StreamHandler, Disposable):
         else:
             frame = to_payload_frame(self._stream(), payload, complete=True, fragment_size_bytes=FRAGMENT_SIZE_BYTES)
             self._operation.nbytes += len(payload.data or b"")
-            self._outgoing = OutgoingFrame(frame, SkippedFrame(), self._on_sent)
+            self._outgoing = OutgoingFrame(frame, _SKIPPED, self._on_sent)
             self._connection.send_frame(self._outgoing)
 
     def frame_received(self, frame: Frame) -> None:
@@ -399,8 +400,9 @@ def _describe(frame: Frame) -> str:
 
 
 def _is_payload(value: object) -> bool:
-    return isinstance(value, Payload) and all(
-        # A route may have put anything there.
-        part is None or isinstance(part, bytes | bytearray)  # pyright: ignore[reportUnnecessaryIsInstance]
-        for part in (value.data, value.metadata)
-    )
+    return isinstance(value, Payload) and _is_part(value.data) and _is_part(value.metadata)
+
+
+def _is_part(value: object) -> bool:
+    """Whether rsocket can send this; a route may have put anything there."""
+    return value is None or isinstance(value, bytes | bytearray)

@@ -39,6 +39,8 @@ _UNCOUNTED_BYTES: Final = 64 * 1024
 # How many ended streams are remembered, so that what is still on its way to them isn't kept.
 _MAX_ABANDONED: Final = 1024
 _MAX_REQUEST_N: Final = 0x7FFFFFFF
+_CANCEL: Final = FrameType.CANCEL
+_ERROR: Final = FrameType.ERROR
 
 _PAYLOADS_AND_REQUESTS = (
     PayloadFrame,
@@ -293,6 +295,9 @@ class Reassembler:
             is to be given to `release` once it was joined, or its data taken; None if it is kept, or concerns nobody.
         """
         cost, self._incoming_cost = self._incoming_cost, 0
+        stream_id = frame.stream_id
+        if not (cost or frame.flags_follows or stream_id in self._partials or stream_id in self._abandoned):
+            return frame  # most are such, as in `admit`
         if isinstance(frame, _PAYLOADS_AND_REQUESTS):
             return self._feed_payload(frame, cost)
         self._give_back(cost)
@@ -313,7 +318,8 @@ class Reassembler:
 
     def on_sent(self, frame: Frame) -> None:
         """Notes what this side sends: after its CANCEL or ERROR, no more of the stream's payloads is wanted."""
-        if isinstance(frame, CancelFrame) or (isinstance(frame, ErrorFrame) and frame.stream_id in self._partials):
+        kind = frame.frame_type
+        if kind is _CANCEL or (kind is _ERROR and frame.stream_id in self._partials):
             self.abandon(frame.stream_id)
 
     def close(self) -> None:

@@ -27,13 +27,12 @@ from rsocket.frame import (
     Frame,
     FrameType,
     exception_to_error_frame,
-    serialize_prefix_with_frame_size_header,
 )
 from rsocket.frame_builders import to_cancel_frame
 from rsocket.transports.transport import Transport
 
 from .errors import ServerError, TransferError, to_protocol_error
-from .frames import MAX_FRAME_BYTES, FrameError
+from .frames import MAX_FRAME_BYTES, FrameError, serialize_prefix
 from .reassembly import (
     PayloadRefused,
     Reassembler,
@@ -455,7 +454,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
 
 def _serialize(frame: Frame) -> list[_Bytes]:
-    parts: list[_Bytes] = [serialize_prefix_with_frame_size_header(frame)]
+    parts: list[_Bytes] = [serialize_prefix(frame)]
     assert frame.length <= MAX_FRAME_BYTES, "rsocket fragments payloads above FRAGMENT_SIZE_BYTES"
     frame.write_data_metadata(parts.append)
     return parts
