@@ -12,6 +12,7 @@ from rsocket.payload import Payload
 from rsocket.rsocket_base import RSocketBase
 
 from shared.digest import Digest
+from shared.direct import Diversion
 from shared.errors import Changed, IntegrityError
 from shared.messages import ChunkHead, DownloadRequest, FileRequest, find_transfer, parse_info, transfer_request
 from shared.transfer import Demand, RangeReceiver
@@ -29,7 +30,9 @@ _MAX_RESTARTS: Final = 3
 __all__ = ["ChunkRequest", "answered_info", "ask_info", "download_into"]
 
 
-class _ChunkListener(Protocol):
+class ChunkListener(Protocol):
+    """Who gets the chunks."""
+
     def on_next(self, value: Chunk, /) -> None: ...
     def on_error(self, error: Exception, /) -> None: ...
     def on_completed(self) -> None: ...
@@ -55,7 +58,7 @@ class ChunkRequest(Request):
         name: str,
         request: DownloadRequest,
         window: int,
-        listener: _ChunkListener,
+        listener: ChunkListener,
         digest: Digest | None,
     ) -> None:
         payload = Payload(b"", transfer_request(Route.DOWNLOAD, name, request))
@@ -64,11 +67,46 @@ class ChunkRequest(Request):
         self._demand = Demand(window)
         self._listener = listener
         self._digest = digest
+        self._diversion: Diversion | None = None
+
+    @property
+    def may_divert(self) -> bool:
+        """Whether `divert` can be called."""
+        transport = self.transport
+        return transport is not None and transport.moves_files and not self._is_done
+
+    def divert(self, write: Callable[[memoryview], None], listener: "DiversionListener") -> None:
+        """Lets the chunks that are nothing but bytes be written where they are received; to be stopped at the end.
+
+        Args:
+            write: Takes a chunk's bytes, in a thread. All chunks that came before are written.
+            listener: Is told of it.
+        """
+
+        def on_written(items: int, nbytes: int) -> None:
+            self._frames += items
+            self._demand.received(items)
+            self.receiver.plain_items(nbytes)
+            self._release(items)
+            listener.on_written()
+
+        transport = self.transport
+        assert transport is not None, "ask `may_divert` first"
+        self._diversion = Diversion(write, on_written, listener.on_error)
+        self._diversion.grant(self._demand.outstanding, self.receiver.left)
+        transport.divert(self.id, self._diversion)
+
+    async def stop_diverting(self) -> None:
+        """Returns when no thread writes any more; nothing if nothing is diverted."""
+        if self._diversion is not None and (transport := self.transport) is not None:
+            await transport.stop_diverting(self.id)
 
     def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
         return to_request_stream_frame(stream_id, self._payload, fragment_size, self._demand.window)
 
     def _on_payload(self, frame: PayloadFrame) -> None:
+        if self._diversion is not None:
+            self._diversion.close()  # what comes by this way is written by this way, and nothing may overtake it
         if frame.flags_next:
             self._demand.received()
             data = bytes(frame.data or b"")
@@ -92,9 +130,26 @@ class ChunkRequest(Request):
         return self._demand.outstanding > 0
 
     def _on_released(self) -> None:
-        more = self._demand.released()
+        self._release(1)
+
+    def _release(self, count: int) -> None:
+        more = self._demand.released(count)
         if more and not self._is_done:
+            if self._diversion is not None:
+                self._diversion.grant(more, 0)
             self.send_request_n(more)
+
+
+class DiversionListener(Protocol):
+    """Who hears of chunks that are written where they are received."""
+
+    def on_written(self) -> None:
+        """More were written."""
+        ...
+
+    def on_error(self, error: Exception, /) -> None:
+        """Writing failed."""
+        ...
 
 
 class _Inbox:
@@ -105,6 +160,9 @@ class _Inbox:
         self.failure: Exception | None = None
         self.is_complete = False
         self.wake = asyncio.Event()
+
+    def on_written(self) -> None:
+        self.wake.set()
 
     def on_next(self, value: Chunk) -> None:
         value.retain()
@@ -180,9 +238,12 @@ async def _receive(
 ) -> FileInfo:
     inbox = _Inbox()
     stream = ChunkRequest(connector, await connector.connect(), name, request, window, inbox, None)
+    # Chunks that were written, and whose credit is kept until nothing is on its way past the sink's thread.
+    kept: list[Chunk] = []
+    told = sink.offset
     try:
         stream.send()
-        is_begun = False
+        is_begun = may_divert = False
         while True:
             await inbox.wake.wait()
             inbox.wake.clear()
@@ -193,13 +254,23 @@ async def _receive(
                     is_begun = True
                     await sink.begin(head.info)
                     emit(Started(None, head.info.size, sink.offset))
+                    may_divert = isinstance(sink, PathSink) and stream.may_divert
                 await sink.write([chunk.data for chunk in chunks])
-                for chunk in chunks:
-                    chunk.release()
-                emit(Progress(sink.offset, head.info.size))
+                kept += chunks
+                if may_divert and isinstance(sink, PathSink) and not inbox.chunks and stream.may_divert:
+                    may_divert = False
+                    stream.divert(sink.write_through, inbox)
+                if not may_divert:
+                    for chunk in kept:
+                        chunk.release()
+                    kept.clear()
+            if is_begun and head is not None and sink.offset > told:
+                told = sink.offset
+                emit(Progress(told, head.info.size))
             if inbox.failure is not None:
                 raise inbox.failure
             if inbox.is_complete and not inbox.chunks:
                 return stream.receiver.complete(sink.digest)
     finally:
         stream.cancel()
+        await stream.stop_diverting()

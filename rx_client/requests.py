@@ -27,6 +27,7 @@ from rsocket.reactivex.reactivex_client import ReactiveXClient
 from rsocket.rsocket_base import RSocketBase
 from rsocket.streams.stream_handler import StreamHandler
 
+from shared.direct import FileItems, finished
 from shared.errors import ClientClosed, ConnectionFailed, ProtocolError, Stalled, from_error_frame
 from shared.outgoing import OutgoingFrame
 from shared.transfer import Demand
@@ -250,10 +251,17 @@ class Request(StreamHandler, Requester):
     def _on_payload(self, frame: PayloadFrame) -> None:
         """Takes what the server sends."""
 
+    @property
+    def transport(self) -> FrameTransport | None:
+        """The connection's transport, if it is one of ours."""
+        current = self._base._current_transport()
+        transport = current.result() if current.done() and not current.cancelled() else None
+        return transport if isinstance(transport, FrameTransport) else None
+
     def send(self) -> None:
         """Registers the stream and queues the request."""
         self._base.register_new_stream(self)
-        frame = self._frame(self._id(), self._fragment_size())
+        frame = self._frame(self.id, self._fragment_size())
         self._outgoing = OutgoingFrame(frame)
         self._base.send_request(self._outgoing)
         loop = asyncio.get_running_loop()
@@ -313,9 +321,8 @@ class Request(StreamHandler, Requester):
     def _watch_progress(self) -> None:
         """Fails the request if nothing has moved for it for too long, though keepalives may go to and fro."""
         loop, timeout = asyncio.get_running_loop(), self._connector.progress_timeout
-        current = self._base._current_transport()
-        transport = current.result() if current.done() else None
-        arrived = transport.received_of(self._id()) if isinstance(transport, FrameTransport) else 0
+        transport = self.transport
+        arrived = transport.received_of(self.id) if transport is not None else 0
         seen = (self._frames, arrived, self._outgoing.fragments if self._outgoing is not None else 0)
         if seen != self._seen or not self._is_owed():
             self._seen, self._moved_at = seen, loop.time()
@@ -325,7 +332,9 @@ class Request(StreamHandler, Requester):
             return
         self._watch = loop.call_later(timeout / _LOOKS_PER_TIMEOUT, self._watch_progress)
 
-    def _id(self) -> int:
+    @property
+    def id(self) -> int:
+        """The stream's, since `send`."""
         assert self.stream_id is not None, "rsocket sets the id when it registers the stream"
         return self.stream_id
 
@@ -422,7 +431,7 @@ class ChannelRequest(Request):
         super().__init__(connector, socket, payload, listener.on_ended)
         self._listener = listener
         self._has_sent_all = False
-        self._items: deque[OutgoingFrame] = deque()
+        self._items: deque[OutgoingFrame | FileItems] = deque()
 
     def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
         return to_request_channel_frame(stream_id, self._payload, fragment_size, MAX_REQUEST_N)
@@ -432,10 +441,21 @@ class ChannelRequest(Request):
         nbytes = len(data) + len(metadata or b"")
         assert 0 < nbytes < FRAGMENT_SIZE_BYTES - 64, "an item must fit one frame, and not be empty"
         self._has_sent_all = is_last
-        frame = to_payload_frame(self._id(), Payload(data, metadata), is_last, True, FRAGMENT_SIZE_BYTES)
+        frame = to_payload_frame(self.id, Payload(data, metadata), is_last, True, FRAGMENT_SIZE_BYTES)
         skipped = SkippedFrame()
-        skipped.stream_id = self._id()
-        item = OutgoingFrame(frame, replacement=skipped)
+        skipped.stream_id = self.id
+        self._queue(OutgoingFrame(frame, replacement=skipped))
+
+    async def send_items(self, items: FileItems) -> None:
+        """Sends items of a file; ask for the server's demand first. Returns when no thread reads the file any more."""
+        self._queue(items)
+        try:
+            await asyncio.shield(items.finished)
+        finally:
+            items.withdraw()
+            await finished(items.finished)
+
+    def _queue(self, item: OutgoingFrame | FileItems) -> None:
         while self._items and self._items[0].is_sent:
             self._items.popleft()
         self._items.append(item)
@@ -456,7 +476,7 @@ class ChannelRequest(Request):
         self._withdraw_items()
         self._end()
         gave_up = RSocketProtocolError(ErrorCode.APPLICATION_ERROR, data="internal: the client gave up")
-        self._base.send_error(self._id(), gave_up)
+        self._base.send_error(self.id, gave_up)
 
     def _withdraw_items(self) -> None:
         for item in self._items:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, ParamSpec, Protocol, cast
 
@@ -17,7 +17,7 @@ from reactivex.scheduler.eventloop import AsyncIOScheduler
 from shared.blocking import run_blocking
 from shared.errors import BackpressureOverflow, SourceExhausted
 
-__all__ = ["Source", "SourceLike", "to_source"]
+__all__ = ["OpenPath", "PathSource", "Source", "SourceLike", "to_source"]
 
 P = ParamSpec("P")
 
@@ -77,7 +77,7 @@ def to_source(source: SourceLike, window: int) -> Source:
     if isinstance(source, bytes | bytearray | memoryview):
         return _BytesSource(bytes(source))
     if isinstance(source, str | os.PathLike):
-        return _PathSource(Path(cast("str | os.PathLike[str]", source)))
+        return PathSource(Path(cast("str | os.PathLike[str]", source)))
     if isinstance(source, Observable):
         return _ItemsSource(lambda: _pull(cast("Observable[bytes]", source), window), is_replayable=True)
     if isinstance(source, io.TextIOBase):
@@ -113,7 +113,36 @@ class _BytesSource:
             yield self._content[start : start + chunk_bytes]
 
 
-class _PathSource:
+class OpenPath:
+    """A file that is read from its beginning to its end in one piece, whatever comes to its path meanwhile.
+
+    Attributes:
+        size: Its length in bytes when it was opened.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size = os.fstat(file.fileno()).st_size
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._file.fileno()
+
+    def close(self) -> None:
+        """Closes it."""
+        self._file.close()
+
+    async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
+        """As `Source.read`."""
+        await run_blocking(None, self._file.seek, offset)
+        async with aclosing(_read_file(lambda nbytes: _read_exactly(self._file, nbytes), chunk_bytes)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+
+class PathSource:
+    """A file by its path."""
+
     starts_over = False
 
     def __init__(self, path: Path) -> None:
@@ -126,24 +155,20 @@ class _PathSource:
     async def size(self) -> int:
         return (await run_blocking(None, self._path.stat)).st_size
 
-    async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-        file = await run_blocking(None, self._open, offset)
+    @asynccontextmanager
+    async def open(self, offset: int) -> AsyncGenerator[OpenPath, None]:
+        """The file, open; SourceExhausted if it doesn't reach to `offset`."""
+        opened = await run_blocking(None, lambda: OpenPath(self._path.open("rb", 0)))
         try:
-            async with aclosing(_read_file(lambda nbytes: _read_exactly(file, nbytes), chunk_bytes)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+            _check_reachable(offset, opened.size)
+            yield opened
         finally:
-            await run_blocking(None, file.close)
+            await run_blocking(None, opened.close)
 
-    def _open(self, offset: int) -> BinaryIO:
-        file = self._path.open("rb", 0)
-        try:
-            _check_reachable(offset, os.fstat(file.fileno()).st_size)
-            file.seek(offset)
-        except BaseException:
-            file.close()
-            raise
-        return file
+    async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
+        async with self.open(offset) as opened, aclosing(opened.read(offset, chunk_bytes)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 class _FileSource:

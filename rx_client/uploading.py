@@ -5,12 +5,14 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Final
 from uuid import uuid4
 
 from rsocket.payload import Payload
 from rsocket.rsocket_base import RSocketBase
 
 from shared.digest import Digest
+from shared.direct import FileItems
 from shared.errors import IntegrityError, InvalidRequest, ProtocolError, SourceExhausted
 from shared.messages import Receipt, UploadEnd, UploadRequest, find_transfer, transfer_metadata, transfer_request
 from shared.transfer import UploadSender
@@ -19,9 +21,12 @@ from shared.wire import FileInfo, Route
 from .connection import Connector
 from .events import Completed, Progress, Started, TransferEvent
 from .requests import ChannelRequest
-from .sources import Source
+from .sources import OpenPath, PathSource, Source
 
 __all__ = ["UploadTransfer"]
+
+# Items of a file that go out with one hop to a thread: other requests on the connection wait for no more than these.
+_FILE_ITEMS: Final = 4
 
 
 class UploadTransfer:
@@ -109,7 +114,26 @@ class UploadTransfer:
     async def _send_chunks(self, channel: "_Channel", start: int) -> None:
         digest = self._digest_before(start)
         offset = digest.length if digest is not None else start
-        async with aclosing(self._source.read(offset, self._chunk_bytes)) as chunks:
+        source = self._source
+        if isinstance(source, PathSource) and channel.moves_files:
+            async with source.open(start) as file:
+                if digest is not None and offset < start:
+                    await self._catch_up(digest, file, start)
+                offset = await self._send_file(channel, file, start, digest)
+                offset = await self._send_rest(channel, file, offset, start, digest)
+        else:
+            offset = await self._send_rest(channel, source, offset, start, digest)
+        if offset < start:
+            raise SourceExhausted(f"the source has {offset} bytes; the server has {start} already", name=self._name)
+        await channel.ready()
+        self._has_sent_all = True
+        channel.send(b"", UploadEnd(offset, None if digest is None else digest.text()))
+
+    async def _send_rest(
+        self, channel: "_Channel", source: Source | OpenPath, offset: int, start: int, digest: Digest | None
+    ) -> int:
+        """Sends what `source` has from `offset` on, of which the server has what is before `start`; where it ends."""
+        async with aclosing(source.read(offset, self._chunk_bytes)) as chunks:
             async for chunk in chunks:
                 data = chunk
                 if digest is not None:
@@ -123,12 +147,45 @@ class UploadTransfer:
                 await channel.ready()
                 offset += len(data)
                 channel.send(data)
-                self._remember(digest, channel.committed)
-        if offset < start:
-            raise SourceExhausted(f"the source has {offset} bytes; the server has {start} already", name=self._name)
-        await channel.ready()
-        self._has_sent_all = True
-        channel.send(b"", UploadEnd(offset, None if digest is None else digest.text()))
+                if digest is not None:
+                    self._digests.append(digest.copy())
+                    self._forget(channel.committed)
+        return offset
+
+    async def _send_file(self, channel: "_Channel", file: OpenPath, offset: int, digest: Digest | None) -> int:
+        """Sends the file's chunks past the event loop, all but the last; where that begins."""
+
+        def remember() -> None:
+            assert digest is not None, "it isn't called without"
+            self._digests.append(digest.copy())
+
+        chunk_bytes = self._chunk_bytes
+        while left := max(file.size - offset - 1, 0) // chunk_bytes:
+            await channel.ready()
+            count = min(left, channel.room, _FILE_ITEMS)
+            items = FileItems(
+                channel.request.id,
+                file.fileno(),
+                offset,
+                count,
+                chunk_bytes,
+                digest=digest,
+                on_item=None if digest is None else remember,
+            )
+            sent = await channel.send_items(items, count, chunk_bytes)
+            self._forget(channel.committed)
+            offset += sent * chunk_bytes
+            if sent < count:
+                break  # it is shorter than it was
+        return offset
+
+    async def _catch_up(self, digest: Digest, file: OpenPath, start: int) -> None:
+        """Adds what the server has already to the digest."""
+        async with aclosing(file.read(digest.length, self._chunk_bytes)) as chunks:
+            async for chunk in chunks:
+                digest.update(memoryview(chunk)[: start - digest.length])
+                if digest.length == start:
+                    return
 
     def _digest_before(self, start: int) -> Digest | None:
         """A running digest to go on with: the latest that isn't beyond `start`."""
@@ -138,10 +195,8 @@ class UploadTransfer:
             self._digests.pop()
         return self._digests[-1].copy() if self._digests else Digest(self._algorithm)
 
-    def _remember(self, digest: Digest | None, committed: int) -> None:
-        if digest is None:
-            return
-        self._digests.append(digest.copy())
+    def _forget(self, committed: int) -> None:
+        """Forgets the digests at offsets that the server won't go back to."""
         while len(self._digests) > 1 and self._digests[1].length <= committed:
             self._digests.popleft()
 
@@ -172,6 +227,17 @@ class _Channel:
     @property
     def committed(self) -> int:
         return self._sender.committed
+
+    @property
+    def moves_files(self) -> bool:
+        """Whether `send_items` can be called."""
+        transport = self.request.transport
+        return transport is not None and transport.moves_files
+
+    @property
+    def room(self) -> int:
+        """How many items may be sent just now."""
+        return self._sender.room
 
     async def start(self) -> int:
         """Sends the request; the offset that the server wants to go on from."""
@@ -211,6 +277,21 @@ class _Channel:
         """Sends one item; the last one says so with `end`."""
         self._sender.sends(len(data), is_last=end is not None)
         self.request.send_item(data, None if end is None else transfer_metadata(end), is_last=end is not None)
+
+    async def send_items(self, items: FileItems, count: int, item_bytes: int) -> int:
+        """Sends items of a file; how many there were.
+
+        Raises:
+            OSError: The file can't be read.
+        """
+        for _ in range(count):
+            self._sender.sends(item_bytes, is_last=False)
+        await self.request.send_items(items)
+        if items.failure is not None:
+            raise items.failure
+        if items.sent < count:
+            self._sender.takes_back(count - items.sent, item_bytes)
+        return items.sent
 
     async def finish(self) -> FileInfo:
         """Returns when the server has verified and published the file."""

@@ -92,6 +92,9 @@ class ServerConnection(RSocketServer, LeanRSocket):
         self._session = ChatUserSession(data, work, self._window)
         self._session.peer = transport.peer
         self._session.sends_files = True
+        if transport.moves_files:
+            self._session.send_items = self.send_frame
+            self._session.transport = transport
         transport.set_spooler(self._session.spool)
         # Until somebody has said who they are, one small frame is all that they may send.
         stranger = ReassemblyLimits(limits.max_setup_bytes, limits.max_setup_bytes, limits.max_setup_bytes)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike, close, fspath, fstat
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
 from shared.blocking import run_blocking
@@ -17,7 +17,7 @@ from shared.wire import FileInfo
 from . import disk
 from .folder import Folder, PartFile
 from .names import fingerprint
-from .store import Reader
+from .store import FileWriter, OpenFile, Reader
 from .uploads import KeyedLocks, Part, PartUpload, UploadSpec, already_exists
 
 __all__ = ["DirectoryStore"]
@@ -172,11 +172,16 @@ class DirectoryStore:
 
     # For the parts and readers below.
 
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The result of a blocking function, called in one of the store's threads."""
+    @property
+    def executor(self) -> ThreadPoolExecutor:
+        """The threads for this store's files."""
         if self._executor is None:
             raise RuntimeError("the store isn't started, or was closed")
-        return await run_blocking(self._executor, function, *args, **kwargs)
+        return self._executor
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of a blocking function, called in one of the store's threads."""
+        return await run_blocking(self.executor, function, *args, **kwargs)
 
     def lock_of_file(self, name: str) -> asyncio.Lock:
         """The lock of a file's name, and of all that some file system takes for the same."""
@@ -223,6 +228,9 @@ class _DirectoryPart(Part):
     async def write(self, chunks: Sequence[bytes]) -> None:
         await self._store.run(self.file.write, chunks)
 
+    def writer(self, room: int) -> FileWriter:
+        return FileWriter(lambda data: self.file.write([data]), room, self._store.executor)
+
     async def publish(self, *, overwrite: bool) -> FileInfo:
         is_published = False
         try:
@@ -267,6 +275,10 @@ class _DirectoryReader:
         async with self._lock:  # the descriptor's number mustn't become another file's while a thread reads
             return await self._store.run(self._read, offset, length)
 
+    def file(self) -> OpenFile:
+        assert self._fd is not None, "it is open since `open`"
+        return OpenFile(self._fd, self._store.executor, self._is_same)
+
     async def close(self) -> None:
         async with self._lock:
             fd, self._fd = self._fd, None
@@ -284,7 +296,10 @@ class _DirectoryReader:
             raise RuntimeError("the reader is closed")
         expected = max(0, min(length, self.info.size - offset))
         data = disk.read_at(self._fd, expected, offset)
-        status = fstat(self._fd)
-        if len(data) < expected or (status.st_size, status.st_mtime_ns) != (self.info.size, self._written):
+        if len(data) < expected or not self._is_same():
             raise Changed(f"{self._name!r} was changed while it was read", name=self._name)
         return data
+
+    def _is_same(self) -> bool:
+        status = fstat(cast(int, self._fd))
+        return (status.st_size, status.st_mtime_ns) == (self.info.size, self._written)

@@ -1,17 +1,17 @@
 """A range of a file, as the items of a stream."""
 
-from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Final
 
 from rsocket.payload import Payload
 
 from shared.digest import Digest
+from shared.direct import FileItems
 from shared.errors import Changed, InvalidRequest
 from shared.messages import CHUNK_BYTES, ChunkHead, DownloadRequest, transfer_metadata
 
-from .store import Reader, Store
-from .stream import SendWindow
+from .store import FileReader, OpenFile, Reader, Store
+from .stream import Items, PullStream
 
 __all__ = ["read_range"]
 
@@ -19,10 +19,8 @@ __all__ = ["read_range"]
 _READ_BYTES: Final = 4 * CHUNK_BYTES
 
 
-async def read_range(
-    store: Store, name: str, request: DownloadRequest, window: SendWindow
-) -> AsyncGenerator[tuple[Payload, bool], None]:
-    """Yields the chunks of the range, each with whether it is the last.
+async def read_range(store: Store, name: str, request: DownloadRequest, stream: PullStream) -> Items:
+    """Yields the chunks of the range, each with whether it is the last; those of a file but the first and last go past.
 
     The first and the last carry a ChunkHead. An empty range is one empty chunk. The content is that of the moment when
     the generator starts, whatever happens to the file meanwhile.
@@ -48,10 +46,14 @@ async def read_range(
         else:
             running = await _running_digest(reader, request, digest_from)
 
+        file = reader.file() if stream.sends_files and isinstance(reader, FileReader) else None
         offset, block, at = request.offset, b"", 0
         while True:
+            if file is not None and offset > request.offset:
+                offset = await _send_items(stream, name, file, offset, end, running)
+                await stream.demanded()
             if at == len(block) and offset < end:
-                ahead = CHUNK_BYTES if window.is_crowded else _READ_BYTES
+                ahead = _READ_BYTES if file is None and not stream.is_crowded else CHUNK_BYTES
                 block, at = await reader.read(offset, min(ahead, end - offset)), 0
             data = block[at : at + CHUNK_BYTES]
             if not data and offset < end:
@@ -68,6 +70,30 @@ async def read_range(
                 return
     finally:
         await reader.close()
+
+
+async def _send_items(
+    stream: PullStream, name: str, file: OpenFile, offset: int, end: int, digest: Digest | None
+) -> int:
+    """Sends all chunks but the last, which says how it ended; where that begins."""
+    while left := (end - offset - 1) // CHUNK_BYTES:
+        await stream.demanded()
+        count = min(left, stream.file_items)
+        items = FileItems(
+            stream.stream_id,
+            file.descriptor,
+            offset,
+            count,
+            CHUNK_BYTES,
+            digest=digest,
+            executor=file.executor,
+            is_same=file.is_same,
+        )
+        sent = await stream.send_items(items, count * CHUNK_BYTES)
+        offset += sent * CHUNK_BYTES
+        if sent < count:
+            raise Changed(f"{name!r} was changed while it was sent", name=name)
+    return offset
 
 
 async def _running_digest(reader: Reader, request: DownloadRequest, digest_from: int) -> Digest | None:

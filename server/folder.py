@@ -410,7 +410,7 @@ class PartFile:
         return False
 
     @disk.full_disk_is_typed()
-    def write(self, chunks: Sequence[bytes]) -> None:
+    def write(self, chunks: Sequence[bytes | memoryview]) -> None:
         """Adds to the end. Whatever is raised, the digest is that of the bytes that are there by then."""
         fd = self._open_fd()
         views = [memoryview(chunk) for chunk in chunks if chunk]

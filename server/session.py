@@ -6,7 +6,7 @@ the metadata parameter to be named `composite_metadata`.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, MutableMapping
+from collections.abc import Callable, Coroutine, MutableMapping
 from dataclasses import replace
 from typing import Any, Final, ParamSpec, cast
 
@@ -17,6 +17,7 @@ from rsocket.frame import FragmentableFrame, RequestResponseFrame
 from rsocket.payload import Payload
 from rsocket.routing.request_router import RequestRouter
 
+from shared.direct import FileItems
 from shared.errors import TransferError, to_protocol_error
 from shared.messages import (
     DownloadRequest,
@@ -31,12 +32,13 @@ from shared.messages import (
     transfer_metadata,
 )
 from shared.metadata import MetadataItem, parse_metadata, parse_routing
+from shared.transport import FrameTransport
 from shared.wire import Route, encode_name, name_metadata, parse_name
 
 from .data import ChatData, get_file_name
 from .download import read_range
 from .memory_store import MemoryStore
-from .stream import PullStream, SendWindow
+from .stream import Items, PullStream, SendWindow
 from .upload import UploadChannel
 from .users import ANYBODY, Right
 from .whole import FilePayload, UploadSpool
@@ -68,6 +70,8 @@ class ChatUserSession:
         user: Who is asking; anybody, who may do everything, until somebody says otherwise.
         peer: Where they are, for the log.
         sends_files: Whether the connection can send a FilePayload.
+        send_items: Queues FileItems on the connection; None if it can't send them.
+        transport: Whose items can be diverted; None if they can't.
     """
 
     def __init__(
@@ -76,6 +80,8 @@ class ChatUserSession:
         self.user = ANYBODY
         self.peer = "-"
         self.sends_files = False
+        self.send_items: Callable[[FileItems], None] | None = None
+        self.transport: FrameTransport | None = None
         self._data = data if data is not None else ChatData()
         self._work = work if work is not None else Work()
         self._window = window if window is not None else SendWindow(_DEFAULT_WINDOW_BYTES)
@@ -95,13 +101,15 @@ class ChatUserSession:
         @router.stream(Route.FILES)
         async def get_file_names(composite_metadata: CompositeMetadata) -> Publisher:
             said = _said(composite_metadata)
-            return self._stream(Route.FILES, self._list(ListRequest.from_json(said)))
+            request = ListRequest.from_json(said)
+            return self._stream(Route.FILES, lambda _: self._list(request))
 
         @router.stream(Route.DOWNLOAD)
         async def download_chunks(composite_metadata: CompositeMetadata) -> Publisher:
             name, request = get_file_name(composite_metadata), DownloadRequest.from_json(_said(composite_metadata))
             self.user.check(Right.READ, name)
-            return self._stream(f"{Route.DOWNLOAD} {name!r}", read_range(self._data.store, name, request, self._window))
+            store = self._data.store
+            return self._stream(f"{Route.DOWNLOAD} {name!r}", lambda stream: read_range(store, name, request, stream))
 
         @router.channel(Route.UPLOAD)
         async def upload_chunks(
@@ -112,7 +120,7 @@ class ChatUserSession:
             request = replace(request, upload_id=self.user.scoped(request.upload_id))
             first = bytes(payload.data or b"")
             operation = self._work.begin(f"{self.peer} {Route.UPLOAD} {name!r} {request.upload_id}")
-            channel = UploadChannel(self._data, name, request, first, self._work, operation)
+            channel = UploadChannel(self._data, name, request, first, self._work, operation, self.transport)
             return channel, channel
 
         @router.response(Route.UPLOAD_STATUS)
@@ -207,7 +215,7 @@ class ChatUserSession:
         finally:
             await reader.close()
 
-    async def _list(self, request: ListRequest) -> AsyncGenerator[tuple[Payload, bool], None]:
+    async def _list(self, request: ListRequest) -> Items:
         # A snapshot: uploads go on meanwhile.
         found = await self._data.store.list(request.prefix)
         infos = [info for info in found if self.user.may(Right.READ, info.name)]
@@ -231,8 +239,8 @@ class ChatUserSession:
         self.user.check(Right.DELETE, name)
         return Payload(b"", transfer_metadata(await self._data.store.delete(name, request.if_match)))
 
-    def _stream(self, what: str, items: AsyncGenerator[tuple[Payload, bool], None]) -> PullStream:
-        return PullStream(items, self._window, self._work.begin(f"{self.peer} {what}"))
+    def _stream(self, what: str, make: Callable[[PullStream], Items]) -> PullStream:
+        return PullStream(make, self._window, self._work.begin(f"{self.peer} {what}"), self.send_items)
 
     def _answer(
         self, function: Callable[P, Coroutine[Any, Any, Payload]], *args: P.args, **kwargs: P.kwargs

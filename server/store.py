@@ -5,12 +5,44 @@ Names have passed `shared.wire.check_name`; a store takes any such name and give
 `shared.errors.TransferError`; anything else is a defect and becomes `internal` on the wire.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from shared.wire import FileInfo
 
-__all__ = ["Reader", "Store", "Upload"]
+__all__ = ["FileReader", "FileUpload", "FileWriter", "OpenFile", "Reader", "Store", "Upload"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file that threads may read past the event loop, as long as its reader is open.
+
+    Attributes:
+        descriptor: The file's.
+        executor: Whose threads are for it.
+        is_same: Whether it still has the content that it had when it was opened, as far as can be told. Blocks.
+    """
+
+    descriptor: int
+    executor: Executor
+    is_same: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class FileWriter:
+    """The end of an unfinished upload, for a thread to write to past the event loop.
+
+    Attributes:
+        write: Adds to the end and to the running digest. Blocks; may raise StorageFull.
+        room: Bytes that may be added.
+        executor: Whose threads are for it.
+    """
+
+    write: Callable[[memoryview], None]
+    room: int
+    executor: Executor
 
 
 class Reader(Protocol):
@@ -31,6 +63,28 @@ class Reader(Protocol):
 
     async def close(self) -> None:
         """Frees what it holds; closing twice is fine."""
+        ...
+
+
+@runtime_checkable
+class FileReader(Protocol):
+    """What a Reader has, too, if its content is in a file."""
+
+    def file(self) -> OpenFile:
+        """The file; it stays open until `close`."""
+        ...
+
+
+@runtime_checkable
+class FileUpload(Protocol):
+    """What an Upload has, too, if its content goes to a file."""
+
+    def writer(self) -> FileWriter | None:
+        """A way to add to the file; whoever has it calls nothing else until no thread is in it any more.
+
+        Returns:
+            The way; None if the upload has another owner by now.
+        """
         ...
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Final
 
@@ -12,15 +12,22 @@ from reactivestreams.subscription import Subscription
 from rsocket.disposable import Disposable
 from rsocket.payload import Payload
 
+from shared.direct import FileItems, finished
 from shared.errors import InvalidRequest, to_protocol_error
 from shared.messages import CHUNK_BYTES
 
 from .work import Operation
 
-__all__ = ["PullStream", "SendWindow"]
+__all__ = ["Items", "PullStream", "SendWindow"]
+
+Items = AsyncGenerator[tuple[Payload, bool], None]
+"""Pairs of a payload, which may not be empty in both data and metadata (rsocket would drop it), and whether it is the
+last, so that no credit is needed to say that the stream is complete."""
 
 _MAX_REQUEST_N: Final = 0x7FFFFFFF
 _FEW_STREAMS: Final = 8
+# Items of a file that go out with one hop to a thread: a small frame waits for no more than these.
+_FILE_ITEMS: Final = 4
 # What an item is taken for until it is there: a chunk.
 _RESERVED_BYTES: Final = CHUNK_BYTES
 
@@ -100,28 +107,85 @@ class PullStream(Publisher, Subscription, Disposable):
     cancelled, or its connection ends. Its exceptions reach the peer as typed errors.
 
     Args:
-        items: Pairs of a payload, which may not be empty in both data and metadata (rsocket would drop it), and
-            whether it is the last, so that no credit is needed to say that the stream is complete.
+        make: Makes the generator, which may also send items of a file past it, with `send_items`.
         window: The connection's send window.
         operation: Is ended with the stream; None if nobody counts.
+        send: Queues FileItems on the connection; None where that can't be, and they aren't used.
     """
 
     def __init__(
         self,
-        items: AsyncGenerator[tuple[Payload, bool], None],
+        make: "Callable[[PullStream], Items]",
         window: SendWindow,
         operation: Operation | None = None,
+        send: Callable[[FileItems], None] | None = None,
     ) -> None:
-        self._items = items
+        self._items = make(self)
         self._window = window
         self._operation = operation
+        self._send = send
+        self._stream_id: int | None = None
         self._credit = 0
+        self._has_room = False
         self._wake: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._refusal: InvalidRequest | None = None
 
+    @property
+    def sends_files(self) -> bool:
+        """Whether `send_items` may be called."""
+        return self._send is not None and self._stream_id is not None
+
+    @property
+    def file_items(self) -> int:
+        """How many items one `send_items` may have just now."""
+        return min(self._credit, 1 if self.is_crowded else _FILE_ITEMS)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are so many streams that what each of them reads ahead would add up."""
+        return self._window.is_crowded
+
+    @property
+    def stream_id(self) -> int:
+        """Known since `subscribe`, where the connection tells."""
+        assert self._stream_id is not None, "ask `sends_files` first"
+        return self._stream_id
+
+    async def send_items(self, items: FileItems, nbytes: int) -> int:
+        """Sends items of a file, which have `nbytes` together; how many were sent.
+
+        Raises:
+            Exception: Whatever reading the file raised.
+        """
+        assert self._send is not None, "ask `sends_files` first"
+        if not self._has_room:
+            await self._reserve()
+        self._window.add(nbytes)
+        self._send(items)
+        try:
+            await asyncio.shield(items.finished)
+        finally:
+            items.withdraw()
+            self._window.remove(nbytes)
+            self._settle()
+            await finished(items.finished)  # the file can't be closed before
+        self._credit -= items.sent
+        if self._operation is not None:
+            self._operation.nbytes += items.sent_bytes
+        if items.failure is not None:
+            raise items.failure
+        return items.sent
+
+    async def demanded(self) -> None:
+        """Returns when an item is asked for."""
+        while not self._credit:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+
     def subscribe(self, subscriber: Subscriber) -> None:
         self._window.enter()
+        self._stream_id = getattr(subscriber, "stream_id", None)
         self._task = asyncio.get_running_loop().create_task(self._run(subscriber))
         self._task.add_done_callback(lambda task: self._finish(task, subscriber))
         subscriber.on_subscribe(self)
@@ -146,10 +210,8 @@ class PullStream(Publisher, Subscription, Disposable):
         async with aclosing(self._items) as items:
             is_last = False
             while not is_last:
-                while not self._credit:
-                    self._wake = asyncio.get_running_loop().create_future()
-                    await self._wake
-                await self._window.ready()
+                await self.demanded()
+                await self._reserve()
                 try:
                     payload, is_last = await anext(items)
                     assert payload.data or payload.metadata, "an item that is empty in both vanishes in rsocket"
@@ -160,8 +222,17 @@ class PullStream(Publisher, Subscription, Disposable):
                 except StopAsyncIteration:
                     break
                 finally:
-                    self._window.settle()
+                    self._settle()
         subscriber.on_complete()
+
+    async def _reserve(self) -> None:
+        await self._window.ready()
+        self._has_room = True
+
+    def _settle(self) -> None:
+        if self._has_room:
+            self._has_room = False
+            self._window.settle()
 
     def _finish(self, task: asyncio.Task[None], subscriber: Subscriber) -> None:
         # Here rather than in `_run`, which doesn't run at all if it is cancelled before its first turn.

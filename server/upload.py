@@ -12,11 +12,13 @@ from rsocket.disposable import Disposable
 from rsocket.payload import Payload
 
 from shared.digest import DEFAULT_ALGORITHM
+from shared.direct import Diversion
 from shared.errors import IntegrityError, InvalidRequest, Superseded, TransferError, to_protocol_error
 from shared.messages import Receipt, UploadEnd, UploadRequest, find_transfer, transfer_metadata
 from shared.transfer import DEFAULT_WINDOW, UploadReceiver
+from shared.transport import FrameTransport
 
-from .store import Upload
+from .store import FileUpload, Upload
 from .work import Operation, Work
 
 if TYPE_CHECKING:
@@ -35,8 +37,11 @@ class UploadOwners:
     def __init__(self) -> None:
         self._newest: dict[str, UploadChannel] = {}
 
-    def claim(self, channel: "UploadChannel") -> None:
-        """Makes the channel its upload's owner; an older one ends with Superseded, and the store waits for its end.
+    def claim(self, channel: "UploadChannel") -> "UploadChannel | None":
+        """Makes the channel its upload's owner; an older one ends with Superseded.
+
+        Returns:
+            The older one, whose end is to be waited for: threads may still write for it.
 
         Raises:
             InvalidRequest: The id is in use for another file.
@@ -48,6 +53,7 @@ class UploadOwners:
                 raise InvalidRequest(f"the upload {upload_id!r} is of another file", name=channel.name)
             older.supersede()
         self._newest[upload_id] = channel
+        return older
 
     def release(self, channel: "UploadChannel") -> None:
         """Notes that the channel has ended."""
@@ -68,6 +74,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         first: Bytes that came with the request itself.
         work: Owns the task.
         operation: Is ended with the channel.
+        transport: The connection, whose items can be diverted to a file; None if they can't.
     """
 
     def __init__(
@@ -78,6 +85,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         first: bytes,
         work: Work,
         operation: Operation,
+        transport: FrameTransport | None,
     ) -> None:
         self.name = name
         self.request_made = request
@@ -86,6 +94,10 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         self._first = first
         self._work = work
         self._operation = operation
+        self._transport = transport
+        self._stream_id: int | None = None
+        self._diversion: Diversion | None = None
+        self._upload: Upload | None = None
         self._task: asyncio.Task[None] | None = None
         self._inbound: Subscription | None = None
         self._outbound: Subscriber | None = None
@@ -97,11 +109,13 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         self._is_given_up = False
         self._receipts = 0
         self._receipt: Receipt | None = None
+        self.stopped = asyncio.Event()
 
     # What rsocket calls
 
     def on_subscribe(self, subscription: Subscription) -> None:
         self._inbound = subscription
+        self._stream_id = getattr(subscription, "stream_id", None)
 
     def subscribe(self, subscriber: Subscriber) -> None:
         self._outbound = subscriber
@@ -123,6 +137,8 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
     def on_next(self, value: Payload, is_complete: bool = False) -> None:
         if self._failure is not None:
             return
+        if self._diversion is not None:
+            self._diversion.close()  # what comes by this way is stored by this way, and nothing may overtake it
         try:
             self._take(bytes(value.data or b""), bytes(value.metadata or b""))
         except TransferError as error:
@@ -157,8 +173,10 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
 
     async def _run(self) -> None:
         request = self.request_made
-        self._owners.claim(self)
+        older = self._owners.claim(self)
         try:
+            if older is not None:
+                await older.stopped.wait()
             if request.sent_all:
                 published = await self._store.published(request.upload_id, self.name)
                 if published is not None:
@@ -174,9 +192,11 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
             try:
                 await self._receive(upload)
             finally:
+                await self._stop_diverting()
                 await upload.suspend()
         finally:
             self._owners.release(self)
+            self.stopped.set()
 
     async def _receive(self, upload: Upload) -> None:
         assert self._inbound is not None, "rsocket subscribes both halves before the task starts"
@@ -190,6 +210,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
             receiver.item(self._first, None)
             self._acknowledge(Receipt(await upload.append([self._first])))
             granted += receiver.stored(1) - 1
+        self._divert(upload, granted)
         self._inbound.request(granted)
         while receiver.end is None or self._items:
             await self._wake.wait()
@@ -205,11 +226,46 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
                 raise self._failure
             if self._is_complete and not self._items:
                 receiver.complete()
-            more = receiver.stored(count)
-            if more and receiver.end is None:
-                self._inbound.request(more)
+            self._ask_for_more(receiver, count)
         info = await upload.commit(receiver.end.digest)
         self._finish(Receipt(info.size, info))
+
+    def _ask_for_more(self, receiver: UploadReceiver, stored: int) -> None:
+        more = receiver.stored(stored)
+        if more and receiver.end is None and self._inbound is not None:
+            if self._diversion is not None:
+                self._diversion.grant(more, 0)
+            self._inbound.request(more)
+
+    def _divert(self, upload: Upload, items: int) -> None:
+        """Lets the items that are nothing but bytes be written where they are received."""
+        writer = upload.writer() if isinstance(upload, FileUpload) else None
+        if writer is None or self._transport is None or self._stream_id is None or not self._transport.moves_files:
+            return
+        room, size = writer.room, self.request_made.size
+        if size is not None:
+            room = min(room, size - upload.offset)
+        self._upload = upload
+        self._diversion = Diversion(writer.write, self._on_written, self._on_not_written, writer.executor)
+        self._diversion.grant(items, room)
+        self._transport.divert(self._stream_id, self._diversion)
+
+    def _on_written(self, items: int, nbytes: int) -> None:
+        if self._receiver is None or self._upload is None or self._failure is not None:
+            return
+        self._operation.nbytes += nbytes
+        self._receiver.plain_items(items, nbytes)
+        self._acknowledge(Receipt(self._upload.offset))
+        self._ask_for_more(self._receiver, items)
+
+    def _on_not_written(self, error: Exception) -> None:
+        if self._failure is None:
+            self._failure = error
+        self._wake.set()
+
+    async def _stop_diverting(self) -> None:
+        if self._diversion is not None and self._transport is not None and self._stream_id is not None:
+            await self._transport.stop_diverting(self._stream_id)
 
     def _acknowledge(self, receipt: Receipt) -> None:
         self._receipt = receipt

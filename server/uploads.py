@@ -4,6 +4,7 @@ Where the bytes are is a store's own matter: it gives a `Part`, and `PartUpload`
 """
 
 import asyncio
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from weakref import WeakValueDictionary
 from shared.digest import Digest, algorithm_of, check_algorithm
 from shared.errors import AlreadyExists, IntegrityError, InvalidRequest, Superseded, TooLarge
 from shared.wire import FileInfo
+
+from .store import FileWriter
 
 __all__ = ["KeyedLocks", "Part", "PartUpload", "UploadSpec", "already_exists"]
 
@@ -67,6 +70,10 @@ class Part(ABC):
     async def write(self, chunks: Sequence[bytes]) -> None:
         """Adds to the end. However it ends, the digest is that of what is durable by then."""
 
+    def writer(self, room: int) -> FileWriter | None:
+        """See `server.store.FileUpload`; None if the content isn't in a file."""
+        return None
+
     @abstractmethod
     async def publish(self, *, overwrite: bool) -> FileInfo:
         """Makes it the file. The part is closed then; after a failure it is kept for a later `begin`."""
@@ -102,6 +109,10 @@ class PartUpload:
     @property
     def offset(self) -> int:
         return self._part.digest.length
+
+    def writer(self) -> FileWriter | None:
+        limit = sys.maxsize if self._limit is None else self._limit
+        return self._part.writer(limit - self.offset) if self._part.owner is self else None
 
     async def append(self, chunks: Sequence[bytes]) -> int:
         async with self._lock:

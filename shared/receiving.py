@@ -6,9 +6,10 @@ there to the `bytes` that are its own. (Receiving into a buffer that is then han
 of which zeroing a new buffer takes back 6; and its users would have to know that it isn't `bytes`.)
 """
 
+from collections.abc import Container
 from typing import Final
 
-from rsocket.frame import Frame
+from rsocket.frame import Frame, FrameType
 
 from .frames import HEADER_BYTES, LENGTH_BYTES, FrameError, FrameHeader, parse_frame
 from .reassembly import Reassembler, SplitPayload
@@ -24,6 +25,10 @@ _READ_BYTES: Final = 1024 * 1024
 _MAX_SPARES: Final = 4
 _MAX_SPARE_BYTES: Final = 1024 * 1024
 _spares: list[memoryview] = []
+# The largest frame that is an item of our own kind, with room for its buffer's tail.
+_MAX_ITEM_BYTES: Final = _MAX_SPARE_BYTES - _BUFFER_BYTES
+# The flags of a payload that is one whole item of a stream, without metadata, and not the last.
+_ITEM_FLAGS: Final = 0x20
 
 
 class FrameReceiver:
@@ -99,6 +104,36 @@ class FrameReceiver:
         frame = parse_frame(header, view[begin : self._start + total])
         self._advance(total)
         return self._reassembler.feed(frame) if frame is not None else None
+
+    def next_item(self, streams: Container[int]) -> FrameHeader | None:
+        """The header of the next frame, if it is here, and is a plain item of one of `streams`; None if not.
+
+        Plain is what is one whole item, has no metadata and isn't the last.
+        """
+        begin = self._start + LENGTH_BYTES
+        if self._header is not None or self._to_skip or self._end - begin < HEADER_BYTES:
+            return None
+        view = self._view
+        kind_and_flags = view[begin + 4] << 8 | view[begin + 5]
+        if kind_and_flags != FrameType.PAYLOAD << 10 | _ITEM_FLAGS:
+            return None
+        length = int.from_bytes(view[self._start : begin], "big")
+        stream_id = int.from_bytes(view[begin : begin + 4], "big")
+        if stream_id not in streams or length > _MAX_ITEM_BYTES:
+            return None
+        return FrameHeader(stream_id, FrameType.PAYLOAD, _ITEM_FLAGS, length)
+
+    def item_data(self, item: FrameHeader) -> memoryview | None:
+        """The data of the item that `next_item` found; None while more of it has to be received."""
+        total = LENGTH_BYTES + item.length
+        if self._end - self._start < total:
+            self._need(total)
+            return None
+        return self._view[self._start + LENGTH_BYTES + HEADER_BYTES : self._start + total]
+
+    def pass_item(self, item: FrameHeader) -> None:
+        """Goes beyond that item; its data's view isn't good any more."""
+        self._advance(LENGTH_BYTES + item.length)
 
     def discard(self) -> None:
         """Forgets what was received."""

@@ -40,15 +40,15 @@ class Demand:
         """Items that were requested and haven't arrived."""
         return self._outstanding
 
-    def received(self) -> None:
-        """An item arrived.
+    def received(self, count: int = 1) -> None:
+        """Items arrived.
 
         Raises:
-            ProtocolError: It wasn't requested.
+            ProtocolError: They weren't requested.
         """
-        if not self._outstanding:
+        if count > self._outstanding:
             raise ProtocolError(f"the peer sent more than the {self.window} items that were requested")
-        self._outstanding -= 1
+        self._outstanding -= count
 
     def released(self, count: int = 1) -> int:
         """The consumer is done with `count` items; how many to request now, often 0."""
@@ -80,6 +80,11 @@ class RangeReceiver:
         return self._head
 
     @property
+    def left(self) -> int:
+        """Bytes of the range that haven't arrived; 0 before the first item."""
+        return 0 if self._head is None else self._head.length - self._received
+
+    @property
     def offset(self) -> int:
         """Where in the file the next byte belongs."""
         return self._request.offset + self._received
@@ -101,6 +106,10 @@ class RangeReceiver:
             raise IntegrityError(
                 f"{self._name!r}: {self._received} bytes arrived, {self._head.length} were announced", name=self._name
             )
+
+    def plain_items(self, nbytes: int) -> None:
+        """Takes items that carry nothing but bytes; there are no more of these than were announced."""
+        self._received += nbytes
 
     def complete(self, digest: Digest | None) -> FileInfo:
         """The stream completed; the file's info.
@@ -174,6 +183,11 @@ class UploadSender:
         return self._credit > 0 and self._sent is not None and len(self._ends) < self._window
 
     @property
+    def room(self) -> int:
+        """How many items may be sent now, beside the last one."""
+        return min(self._credit, self._window - len(self._ends)) if self._sent is not None else 0
+
+    @property
     def is_owed(self) -> bool:
         """Whether it is the server's turn: to say where to begin, to ask for more, or to confirm what it has."""
         return self._is_ended or not self.may_send or bool(self._ends)
@@ -199,6 +213,14 @@ class UploadSender:
         while self._ends and self._ends[0] <= receipt.committed:
             self._ends.popleft()
         return None
+
+    def takes_back(self, items: int, item_bytes: int) -> None:
+        """Notes that the latest items weren't sent after all."""
+        assert self._sent is not None, "the first receipt says where to begin"
+        self._credit += items
+        self._sent -= items * item_bytes
+        while self._ends and self._ends[-1] > self._sent:
+            self._ends.pop()
 
     def sends(self, nbytes: int, *, is_last: bool) -> None:
         """Notes that an item goes out."""
@@ -259,6 +281,11 @@ class UploadReceiver:
         if self._algorithm is not None and (end.digest is None or algorithm_of(end.digest) != self._algorithm):
             raise InvalidRequest(f"the request promised a digest of {self._algorithm}")
         self._end = end
+
+    def plain_items(self, count: int, nbytes: int) -> None:
+        """Takes items that carry nothing but bytes, which were checked against what was asked for and announced."""
+        self._demand.received(count)
+        self._received += nbytes
 
     def stored(self, items: int) -> int:
         """Notes that `items` were stored; how many to ask for now."""

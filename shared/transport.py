@@ -14,9 +14,11 @@ take goes through asyncio's own buffer. TLS, and systems without `os.writev`, us
 import asyncio
 import logging
 import os
+import select
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from typing import Final, Self, cast
 
 from rsocket.error_codes import ErrorCode
@@ -31,8 +33,10 @@ from rsocket.frame import (
 from rsocket.frame_builders import to_cancel_frame
 from rsocket.transports.transport import Transport
 
+from .blocking import run_blocking
+from .direct import MOVES_FILES, Diversion, FileItems, finished, wait_for_socket
 from .errors import ServerError, TransferError, to_protocol_error
-from .frames import MAX_FRAME_BYTES, FrameError, serialize_prefix
+from .frames import MAX_FRAME_BYTES, FrameError, FrameHeader, serialize_prefix
 from .reassembly import (
     PayloadRefused,
     Reassembler,
@@ -59,6 +63,8 @@ _FRAMES_PER_TURN: Final = 16
 _SENT_BYTES_PER_TURN: Final = 256 * 1024
 # Joining more than this takes over 100 µs, and is done in a thread.
 _JOIN_BYTES: Final = 1024 * 1024
+# How long a thread may receive for one connection before another one's turn comes.
+_RECEIVE_SECONDS: Final = 0.05
 # How long a peer has to take what was already sent before the connection is cut.
 _CLOSE_SECONDS: Final = 1.0
 
@@ -116,6 +122,18 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._blocked_bytes = 0
         self._blocked_since = 0.0
 
+        # Threads: a descriptor of their own, which asyncio doesn't close while they use it.
+        self._own: socket.socket | None = None
+        self._threads = 0
+        self._items: FileItems | None = None
+        self._items_sent: asyncio.Future[None] | None = None
+        self._diversions: dict[int, Diversion] = {}
+        self._receiving: asyncio.Future[None] | None = None
+        self._is_receiving_wanted = False
+
+        self._farewell = ErrorFrame()
+        self._has_said_farewell = False
+
     @property
     def is_lost(self) -> bool:
         """Whether the connection has ended."""
@@ -166,10 +184,35 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         time that it is allowed.
         """
         waiting = self._transport.get_write_buffer_size() if self._transport is not None and not self.is_lost else 0
+        if self._items is not None:
+            waiting += self._items.left_bytes
         if waiting != self._blocked_bytes:
             self._blocked_bytes = waiting
             self._blocked_since = self._loop.time()
         return self._blocked_since if waiting else None
+
+    @property
+    def moves_files(self) -> bool:
+        """Whether `FileItems` may be sent, and items diverted: see `shared.direct`."""
+        return MOVES_FILES and self._fd is not None
+
+    def divert(self, stream_id: int, diversion: Diversion) -> None:
+        """Lets the plain items of a stream go elsewhere than to rsocket, those that aren't granted excepted."""
+        assert self.moves_files, "ask `moves_files` first"
+        self._diversions[stream_id] = diversion
+
+    async def stop_diverting(self, stream_id: int) -> None:
+        """Ends that; no thread has anything to do with it any more when this returns. Fine if it has ended already.
+
+        A cancellation waits for the thread, too: what it writes to can't be closed before.
+        """
+        diversion = self._diversions.pop(stream_id, None)
+        if diversion is None:
+            return
+        while self._receiving is not None:
+            self._is_receiving_wanted = False
+            await finished(self._receiving)
+        diversion.tell()
 
     # asyncio's side
 
@@ -199,9 +242,8 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._receiver.received(nbytes)
         if self._receiver.is_ready:
             _wake(self._reader)
-        if self._receiver.is_full and self._transport is not None:
-            self._is_reading_paused = True
-            self._transport.pause_reading()
+        if self._receiver.is_full:
+            self._pause_reading()
 
     def eof_received(self) -> bool:
         self._cut_later()
@@ -209,10 +251,14 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fd = None
+        if self._own is not None:
+            with suppress(OSError):  # it has ended already
+                self._own.shutdown(socket.SHUT_RDWR)  # so that no thread waits for it
         if self._cut is not None:
             self._cut.cancel()
         if not self._lost.done():
             self._lost.set_result(None)
+        self._free_own()
         self._reassembler.close()
         self._gathered.clear()
         _wake(self._reader)
@@ -247,6 +293,9 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             if not self._receiver.is_ready:
                 await self._wait_for_bytes()
                 continue
+            if self._diversions and self._next_diverted() is not None:
+                await self._receive_items()
+                continue
             self._received_this_turn += 1
             try:
                 frame = self._receiver.take()
@@ -259,6 +308,83 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                 frame = await (self._join(frame) if frame.spool is None else self._spool(frame, frame.spool))
             if frame is not None:
                 return frame
+
+    def _next_diverted(self) -> tuple[FrameHeader, Diversion] | None:
+        """The next frame's header, and where it goes, if it is an item that is diverted."""
+        item = self._receiver.next_item(self._diversions)
+        diversion = self._diversions.get(item.stream_id) if item is not None else None
+        if item is None or diversion is None or not diversion.may_take(item.payload_bytes):
+            return None
+        return item, diversion
+
+    async def _receive_items(self) -> None:
+        """Receives diverted items in a thread until something else, or nothing, comes; asyncio doesn't read then."""
+        found = self._next_diverted()
+        if found is None or self._transport is None:
+            return
+        self._pause_reading()
+        self._is_receiving_wanted = True
+        self._receiving = self._loop.create_future()
+        try:
+            with self._lent_socket() as fd:
+                await run_blocking(found[1].executor, self._receive_some, fd)
+        except OSError:
+            pass  # asyncio meets the same when it reads again
+        finally:
+            receiving, self._receiving = self._receiving, None
+            receiving.set_result(None)
+            if self._failure is not None:
+                self._end_failed()
+
+    def _receive_some(self, fd: int) -> None:
+        """Blocks."""
+        receiver, deadline = self._receiver, time.monotonic() + _RECEIVE_SECONDS
+        while self._is_receiving_wanted and time.monotonic() < deadline:
+            found = self._next_diverted()
+            if found is not None:
+                item, diversion = found
+                data = receiver.item_data(item)
+                if data is not None:
+                    diversion.take(data)
+                    data.release()
+                    receiver.pass_item(item)
+                    continue
+            elif receiver.is_ready:
+                return  # something else
+            try:
+                nbytes = os.readv(fd, [receiver.get_buffer()])
+            except (BlockingIOError, InterruptedError):
+                if not wait_for_socket(fd, select.POLLIN):
+                    return
+                continue
+            if not nbytes:
+                return  # asyncio hears of the end when it reads again
+            self._received_at = self._loop.time()
+            receiver.received(nbytes)
+
+    @contextmanager
+    def _lent_socket(self) -> Generator[int, None, None]:
+        """A descriptor of the socket for a thread; it stays open while this is entered."""
+        if self._own is None:
+            assert self._fd is not None, "ask `moves_files` first"
+            self._own = socket.socket(fileno=os.dup(self._fd))
+        self._threads += 1
+        try:
+            yield self._own.fileno()
+        finally:
+            self._threads -= 1
+            self._free_own()
+
+    def _free_own(self) -> None:
+        """Closes the threads' descriptor when the connection has ended and none uses it."""
+        if self._own is not None and self.is_lost and not self._threads:
+            self._own.close()
+            self._own = None
+
+    def _pause_reading(self) -> None:
+        if self._transport is not None and not self._is_reading_paused:
+            self._is_reading_paused = True
+            self._transport.pause_reading()
 
     def _is_exhausted(self) -> bool:
         return self._failure is not None or (self.is_lost and not self._receiver.is_ready)
@@ -325,6 +451,9 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         """
         if isinstance(frame, SkippedFrame):
             return
+        if isinstance(frame, FileItems):
+            await self._send_items(frame)
+            return
         self._check_open()
         self._reassembler.on_sent(frame)
         self._gathered += _serialize(frame)
@@ -342,25 +471,69 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         if self._gathered:
             await self._flush()
 
+    async def _send_items(self, items: FileItems) -> None:
+        if not items.begin():
+            return  # withdrawn
+        try:
+            self._check_open()
+            self._write_gathered()
+            await self._writable()
+            self._items, self._items_sent = items, self._loop.create_future()
+            with self._lent_socket() as fd:
+                while not await run_blocking(items.executor, items.send_some, fd):
+                    await self._until_taken(fd)
+        except OSError as error:
+            self._write_error = error
+            if self._transport is not None:
+                self._transport.abort()
+            raise RSocketTransportError(f"the connection has ended: {error}") from error
+        finally:
+            self._items = None
+            _wake(self._items_sent)
+            items.end()
+            if not items.is_between_frames and self._transport is not None:
+                self._transport.abort()  # half a frame was sent, and the rest never will be
+            if self._failure is not None:
+                self._end_failed()
+
+    async def _until_taken(self, fd: int) -> None:
+        """Returns when the socket takes something, or the connection has ended."""
+        taken = self._loop.create_future()
+        self._loop.add_writer(fd, _wake, taken)
+        try:
+            await taken
+        finally:
+            self._loop.remove_writer(fd)
+
     def fail(self, error_code: ErrorCode, reason: str) -> None:
         """Ends the connection, and tells the peer why: nothing that arrives any more is looked at."""
-        transport = self._transport
-        if self._failure is not None or transport is None:
+        if self._failure is not None or self._transport is None:
             return
         _log.info("closing the connection from %s: %s", self.peer, reason)
-        frame = ErrorFrame()
-        frame.error_code = error_code
-        frame.data = reason.encode()
-        with suppress(RSocketTransportError):  # it is lost already
-            self._write_gathered()
-            self._write(_serialize(frame))
+        self._farewell.error_code = error_code
+        self._farewell.data = reason.encode()
         self._failure = reason
-        self._receiver.discard()
         self._reassembler.close()
+        self._is_receiving_wanted = False
+        if self._items is not None:
+            self._items.withdraw()
         _wake(self._reader)
+        self._cut_later()
+        self._end_failed()
+
+    def _end_failed(self) -> None:
+        """The rest of `fail`, once no thread uses the socket or the receive buffer."""
+        transport = self._transport
+        if transport is None or self._has_said_farewell or self._items is not None or self._receiving is not None:
+            return
+        self._has_said_farewell = True
+        self._receiver.discard()
         if transport.is_closing():
             return
-        self._cut_later()
+        with suppress(RSocketTransportError):  # it is lost already
+            self._put(self._gathered + _serialize(self._farewell))
+        if transport.is_closing():
+            return
         # To close a socket with something unread in it resets the connection, and the peer might not see the ERROR: so
         # it is told that this is the end, and what it still sends is read and forgotten until it closes, too.
         if self._is_reading_paused:
@@ -388,11 +561,9 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     def requires_length_header(self) -> bool:
         return True
 
-    def _check_open(self) -> asyncio.Transport:
-        transport = self._transport
-        if transport is None or self._failure is not None or transport.is_closing():
+    def _check_open(self) -> None:
+        if self._transport is None or self._failure is not None or self._transport.is_closing():
             raise RSocketTransportError("the connection has ended")
-        return transport
 
     async def _flush(self) -> None:
         self._sent_bytes_this_turn += self._gathered_bytes
@@ -411,8 +582,8 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         Raises:
             RSocketTransportError: The connection has ended.
         """
-        while self._writer is not None and not self.is_lost:
-            await asyncio.shield(self._writer)
+        while (waiter := self._writer or self._items_sent) is not None and not waiter.done() and not self.is_lost:
+            await asyncio.shield(waiter)
         self._check_open()
 
     def _write_gathered(self) -> None:
@@ -426,7 +597,13 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         Raises:
             RSocketTransportError: The connection has ended.
         """
-        transport = self._check_open()
+        self._check_open()
+        self._put(parts)
+
+    def _put(self, parts: list[_Bytes]) -> None:
+        transport = self._transport
+        if transport is None:
+            return
         if self._fd is None or transport.get_write_buffer_size():
             if sum(map(len, parts)) <= _GATHER_BYTES:
                 transport.write(b"".join(parts))

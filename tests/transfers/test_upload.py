@@ -523,8 +523,8 @@ async def test_a_dispose_at_each_event_and_then_the_rest(
         assert isinstance(events[0], Started)
         assert events[0].resumed_from >= reached
         reached = events[0].resumed_from
-        if isinstance(events[-1], Completed) or reached == len(data):
-            break
+        if not isinstance(last := events[-1], Progress) or last.transferred == len(data) or reached == len(data):
+            break  # the last item may have been sent with what was confirmed
         assert not await store.names()
     assert attempts > 3
     if not await store.names():
