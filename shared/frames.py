@@ -129,8 +129,13 @@ class FrameHeader(NamedTuple):
         return self.length - overhead - (3 if self.flags & _METADATA else 0)
 
 
-def parse_frame(header: FrameHeader, view: memoryview) -> Frame | None:
+def parse_frame(header: FrameHeader, view: memoryview, *, is_borrowed: bool = False) -> Frame | None:
     """The frame whose bytes `view` holds, without the length field; copies what it keeps of them.
+
+    Args:
+        header: The frame's.
+        view: Its bytes.
+        is_borrowed: Whether the data of a payload or request is to be a part of `view`, for somebody who copies it.
 
     Returns:
         The frame, its data and metadata as `bytes`; None if it may be ignored.
@@ -140,7 +145,7 @@ def parse_frame(header: FrameHeader, view: memoryview) -> Frame | None:
     """
     make = _FRAGMENTABLE.get(header.kind)
     if make is not None:
-        return _parse_fragmentable(make(), header, view)
+        return _parse_fragmentable(make(), header, view, is_borrowed)
     if header.may_be_ignored:
         return None
     if header.kind == FrameType.ERROR:
@@ -154,7 +159,9 @@ def parse_frame(header: FrameHeader, view: memoryview) -> Frame | None:
     return frame
 
 
-def _parse_fragmentable(frame: FragmentableFrame, header: FrameHeader, view: memoryview) -> FragmentableFrame:
+def _parse_fragmentable(
+    frame: FragmentableFrame, header: FrameHeader, view: memoryview, is_borrowed: bool
+) -> FragmentableFrame:
     flags = header.flags
     frame.stream_id = header.stream_id
     frame.length = header.length
@@ -177,7 +184,7 @@ def _parse_fragmentable(frame: FragmentableFrame, header: FrameHeader, view: mem
             raise FrameError("a frame's metadata goes beyond its end")
         frame.metadata = bytes(view[offset + 3 : data_at])
         offset = data_at
-    frame.data = bytes(view[offset:])
+    frame.data = view[offset:] if is_borrowed else bytes(view[offset:])
     return frame
 
 

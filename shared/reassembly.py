@@ -27,6 +27,7 @@ from rsocket.frame import (
 
 from .errors import ServerFull, TooLarge, TransferError
 from .frames import FOLLOWS_OR_IGNORE, MAX_FRAME_BYTES, FrameError, FrameHeader
+from .reserving import ReservedBuffer
 
 __all__ = ["PayloadRefused", "Reassembler", "ReassemblyBudget", "ReassemblyLimits", "SplitPayload", "Spool", "Spooler"]
 
@@ -39,6 +40,8 @@ _UNCOUNTED_BYTES: Final = 64 * 1024
 # How many ended streams are remembered, so that what is still on its way to them isn't kept.
 _MAX_ABANDONED: Final = 1024
 _MAX_REQUEST_N: Final = 0x7FFFFFFF
+# Joining no more than this takes 100 µs at the most.
+_JOINED_BYTES: Final = 1024 * 1024
 _CANCEL: Final = FrameType.CANCEL
 _ERROR: Final = FrameType.ERROR
 
@@ -141,7 +144,7 @@ class SplitPayload:
         spool: Where its data goes; None for memory.
     """
 
-    __slots__ = ("_data", "_metadata", "cost", "first", "is_placed", "nbytes", "spool")
+    __slots__ = ("_buffer", "_data", "_metadata", "cost", "first", "is_placed", "nbytes", "spool")
 
     def __init__(self, first: FragmentableFrame) -> None:
         self.first = first
@@ -151,6 +154,7 @@ class SplitPayload:
         self.is_placed = False
         self._metadata: list[bytes] = []
         self._data: list[bytes] = []
+        self._buffer: ReservedBuffer | None = None
 
     def add(self, fragment: FragmentableFrame, cost: int) -> None:
         """Takes the next fragment (at first the first), and what it counts in the limits."""
@@ -159,7 +163,11 @@ class SplitPayload:
         if fragment.metadata:
             self._metadata.append(bytes(fragment.metadata))  # as it is, where it is bytes already
         if fragment.data:
-            self._data.append(bytes(fragment.data))
+            if self._buffer is None:
+                self._data.append(bytes(fragment.data))
+            else:
+                self._buffer.write(fragment.data)
+            fragment.data = b""  # it may be borrowed
         if not fragment.flags_follows:
             self._end(fragment)
 
@@ -169,6 +177,14 @@ class SplitPayload:
             self.is_placed = True
             self.spool = spooler(self.first, b"".join(self._metadata))
 
+    def gather(self) -> None:
+        """Goes on in one buffer, once it is large and not for a spool."""
+        if self._buffer is None and self.spool is None and self.nbytes > _JOINED_BYTES:
+            self._buffer = ReservedBuffer()
+            for data in self._data:
+                self._buffer.write(data)
+            self._data.clear()
+
     def take_data(self) -> bytes:
         """The data that came since the last call, for the spool."""
         data = b"".join(self._data)
@@ -176,13 +192,19 @@ class SplitPayload:
         return data
 
     def join(self) -> FragmentableFrame:
-        """The one frame that the fragments make; once. May run in a thread, where joining lets others go on."""
+        """The one frame that the fragments make; once."""
         whole = self.first
         whole.metadata = b"".join(self._metadata)
-        # A spool stands for its data: whoever asked for one looks for it there.
-        whole.data = b"".join(self._data) if self.spool is None else cast(bytes, self.spool)
+        if self.spool is not None:
+            # It stands for its data: whoever asked for one looks for it there.
+            whole.data = cast(bytes, self.spool)
+        elif self._buffer is not None:
+            whole.data = self._buffer.finish()
+        else:
+            whole.data = b"".join(self._data)
         self._metadata.clear()
         self._data.clear()
+        self._buffer = None
         return whole
 
     def _end(self, last: FragmentableFrame) -> None:
@@ -287,6 +309,10 @@ class Reassembler:
         self._incoming_cost = cost
         return True
 
+    def copies(self, header: FrameHeader) -> bool:
+        """Whether `feed` will copy the data of the frame that was admitted last, which may be borrowed then."""
+        return header.is_fragmentable and (header.follows or header.stream_id in self._partials)
+
     def feed(self, frame: Frame) -> Frame | SplitPayload | None:
         """Takes the frame that was admitted last.
 
@@ -344,6 +370,7 @@ class Reassembler:
         partial.add(frame, cost)
         if self.spooler is not None:
             partial.place(self.spooler)
+        partial.gather()
         if not partial.first.flags_follows:
             del self._partials[frame.stream_id]
         elif partial.spool is None:
