@@ -71,15 +71,16 @@ class ChunkRequest(Request):
 
     @property
     def may_divert(self) -> bool:
-        """Whether `divert` can be called."""
+        """Whether `divert` can be called: nothing is diverted just now, and it would be of use."""
         transport = self.transport
-        return transport is not None and transport.moves_files and not self._is_done
+        is_free = self._diversion is None or self._diversion.is_closed
+        return is_free and not self._is_done and transport is not None and transport.moves_files
 
-    def divert(self, write: Callable[[memoryview], None], listener: "DiversionListener") -> None:
-        """Lets the chunks that are nothing but bytes be written where they are received; to be stopped at the end.
+    def divert(self, sink: PathSink, listener: "DiversionListener") -> None:
+        """Lets the chunks that are nothing but bytes be written where they are received, until another one comes.
 
         Args:
-            write: Takes a chunk's bytes, in a thread. All chunks that came before are written.
+            sink: Takes the chunks' bytes, in a thread. All chunks that came before have to be written.
             listener: Is told of it.
         """
 
@@ -92,7 +93,8 @@ class ChunkRequest(Request):
 
         transport = self.transport
         assert transport is not None, "ask `may_divert` first"
-        self._diversion = Diversion(write, on_written, listener.on_error)
+        write_from = sink.write_from if sink.digest is None else None
+        self._diversion = Diversion(sink.write_through, on_written, listener.on_error, None, write_from)
         self._diversion.grant(self._demand.outstanding, self.receiver.left)
         transport.divert(self.id, self._diversion)
 
@@ -106,7 +108,7 @@ class ChunkRequest(Request):
 
     def _on_payload(self, frame: PayloadFrame) -> None:
         if self._diversion is not None:
-            self._diversion.close()  # what comes by this way is written by this way, and nothing may overtake it
+            self._diversion.close()  # the listener writes this one, and nothing may overtake it
         if frame.flags_next:
             self._demand.received()
             data = bytes(frame.data or b"")
@@ -238,12 +240,12 @@ async def _receive(
 ) -> FileInfo:
     inbox = _Inbox()
     stream = ChunkRequest(connector, await connector.connect(), name, request, window, inbox, None)
-    # Chunks that were written, and whose credit is kept until nothing is on its way past the sink's thread.
+    # Chunks that were written, and whose credit is kept until the rest can be diverted: all that came is written then.
     kept: list[Chunk] = []
     told = sink.offset
     try:
         stream.send()
-        is_begun = may_divert = False
+        is_begun = False
         while True:
             await inbox.wake.wait()
             inbox.wake.clear()
@@ -254,13 +256,11 @@ async def _receive(
                     is_begun = True
                     await sink.begin(head.info)
                     emit(Started(None, head.info.size, sink.offset))
-                    may_divert = isinstance(sink, PathSink) and stream.may_divert
                 await sink.write([chunk.data for chunk in chunks])
                 kept += chunks
-                if may_divert and isinstance(sink, PathSink) and not inbox.chunks and stream.may_divert:
-                    may_divert = False
-                    stream.divert(sink.write_through, inbox)
-                if not may_divert:
+                if isinstance(sink, PathSink) and stream.may_divert and not inbox.chunks:
+                    stream.divert(sink, inbox)
+                if not (isinstance(sink, PathSink) and stream.may_divert):
                     for chunk in kept:
                         chunk.release()
                     kept.clear()

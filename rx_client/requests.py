@@ -111,10 +111,11 @@ def ask_for(
         explain: Makes the error that is emitted of the one that ended the request.
     """
 
-    def make(rsocket: RSocketBase, observer: abc.ObserverBase[T]) -> Request:
-        return _ResponseRequest(connector, rsocket, request, observer, convert, explain)
-
-    return _ColdObservable(connector, make, explain)
+    return _ColdObservable(
+        connector,
+        lambda rsocket, observer: _ResponseRequest(connector, rsocket, request, observer, convert, explain),
+        explain,
+    )
 
 
 def ask_stream(connector: Connector, request: Payload, request_limit: int) -> Observable[Payload]:
@@ -236,7 +237,7 @@ class Request(StreamHandler, Requester):
         self._outgoing: OutgoingFrame | None = None
         self._is_done = False
         self._frames = 0
-        self._seen = (0, 0, 0)
+        self._seen: object = (0, 0, 0)
         self._moved_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
 

@@ -4,7 +4,8 @@ import asyncio
 import errno
 import os
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol, cast, runtime_checkable
 
@@ -187,6 +188,16 @@ class PathSink:
         """As `write`, for a thread that has the bytes just now."""
         self._write([data])
 
+    def write_from(self, pipe: int, nbytes: int) -> None:
+        """Adds what a pipe has; for a download without a digest, since nobody sees the bytes."""
+        assert self._file is not None, "`begin` comes first"
+        assert self.digest is None, "the digest must see the bytes"
+        with self._no_room_is_typed():
+            while nbytes:
+                moved = os.splice(pipe, self._file.fileno(), nbytes)
+                self.offset += moved
+                nbytes -= moved
+
     def _part_of(self, info: FileInfo) -> Path:
         identity = xxhash.xxh3_64_hexdigest(f"{self._name}\0{info.etag}\0{info.size}".encode())
         return self._path.with_name(f"{self._prefix()}{identity}{_SUFFIX}")
@@ -240,13 +251,18 @@ class PathSink:
 
     def _write(self, chunks: Sequence[bytes | memoryview]) -> None:
         assert self._file is not None, "`begin` comes first"
-        try:
+        with self._no_room_is_typed():
             for chunk in chunks:
                 view = memoryview(chunk)
                 while view:
                     written = self._file.write(view)
                     self._count(view[:written])
                     view = view[written:]
+
+    @contextmanager
+    def _no_room_is_typed(self) -> Generator[None, None, None]:
+        try:
+            yield
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise StorageFull(f"no room for {self._path}: {os.strerror(error.errno)}", name=self._name) from error

@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 
+from . import disk
 from .data import ChatData
 from .directory_store import DirectoryStore
 from .limits import Limits
@@ -125,6 +126,7 @@ async def _serve(server: FileServer) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the server; the process's exit status."""
+    disk.raise_max_descriptors()
     server = _server(arguments)
     try:
         asyncio.run(_serve(server))

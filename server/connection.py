@@ -70,16 +70,24 @@ class ServerConnection(RSocketServer, LeanRSocket):
         work: Counts the operations and owns their tasks.
         limits: What the peer may make the server hold and do.
         users: Who may connect; None for anybody.
+        on_set_up: Called when the SETUP was accepted.
     """
 
     def __init__(
-        self, transport: FrameTransport, data: ChatData, work: Work, limits: Limits, users: Users | None
+        self,
+        transport: FrameTransport,
+        data: ChatData,
+        work: Work,
+        limits: Limits,
+        users: Users | None,
+        on_set_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._work = work
         self._file_transport = transport
         self._limits = limits
         self._users = users
+        self._on_set_up = on_set_up
         self._made_at = self._loop.time()
         self._idle_seconds = limits.idle_seconds
         self._is_set_up = False
@@ -95,7 +103,7 @@ class ServerConnection(RSocketServer, LeanRSocket):
         if transport.moves_files:
             self._session.send_items = self.send_frame
             self._session.transport = transport
-        transport.set_spooler(self._session.spool)
+        transport.set_stream_counter(lambda: len(self._stream_control._streams))
         # Until somebody has said who they are, one small frame is all that they may send.
         stranger = ReassemblyLimits(limits.max_setup_bytes, limits.max_setup_bytes, limits.max_setup_bytes)
         transport.set_limits(stranger)
@@ -107,7 +115,10 @@ class ServerConnection(RSocketServer, LeanRSocket):
         )
 
     def check(self) -> None:
-        """Closes the connection if it is silent, or takes nothing, for too long. To be called about once a second."""
+        """Closes the connection if it is silent, or takes nothing, for too long, and refuses payloads that stall.
+
+        To be called about twice a second.
+        """
         now, limits, transport = self._loop.time(), self._limits, self._file_transport
         blocked_since = transport.write_blocked_since
         if not self._is_set_up and now - self._made_at > limits.setup_seconds:
@@ -116,6 +127,8 @@ class ServerConnection(RSocketServer, LeanRSocket):
             transport.fail(ErrorCode.CONNECTION_ERROR, "timeout: the connection was silent for too long")
         elif blocked_since is not None and now - blocked_since > limits.blocked_seconds:
             transport.fail(ErrorCode.CONNECTION_ERROR, "timeout: the peer takes nothing of what it asked for")
+        else:
+            transport.check_payloads(limits.payload_seconds)
 
     def on_lost(self) -> None:
         """The connection has ended; says in one line what it was."""
@@ -153,16 +166,18 @@ class ServerConnection(RSocketServer, LeanRSocket):
     async def _handle_frame_by_type(self, frame: Frame, async_frame_handler_by_type: FrameHandlers) -> None:
         """Whatever concerns the connection itself, or begins a stream, comes through here."""
         if not self._is_set_up and not isinstance(frame, SetupFrame | ResumeFrame):
+            _abandon(frame)
             self._file_transport.fail(ErrorCode.INVALID_SETUP, "invalid_setup: a connection begins with a SETUP")
             return
         if isinstance(frame, initiate_request_frame_types):
             self._requests += 1
             streams = self._stream_control._streams
             if not frame.stream_id % 2 or frame.stream_id in streams:
+                _abandon(frame)
                 reason = f"invalid_frame: a request can't have the stream id {frame.stream_id}"
                 self._file_transport.fail(ErrorCode.CONNECTION_ERROR, reason)
                 return
-            if len(streams) >= self._limits.max_streams:
+            if len(streams) + self._file_transport.pending_requests >= self._limits.max_streams:
                 self._refuse_stream(frame)
                 return
         await super()._handle_frame_by_type(frame, async_frame_handler_by_type)
@@ -173,7 +188,8 @@ class ServerConnection(RSocketServer, LeanRSocket):
             self._check_setup(frame)
             if self._users is not None:
                 items = parse_metadata(frame.metadata or b"")
-                self._session.user = await self._users.authenticate(items, lambda: self._file_transport.is_lost)
+                address = self._file_transport.address
+                self._session.user = await self._users.authenticate(items, self._is_gone, address)
         except RSocketProtocolError as error:
             self._file_transport.fail(error.error_code, error.data or "")
             return
@@ -183,8 +199,16 @@ class ServerConnection(RSocketServer, LeanRSocket):
         limits = self._limits
         announced = frame.max_lifetime_milliseconds / 1000
         self._idle_seconds = max(limits.idle_seconds, min(announced, 10 * limits.idle_seconds))
-        self._file_transport.set_limits(ReassemblyLimits(limits.max_request_bytes, limits.max_connection_bytes))
+        self._file_transport.set_limits(
+            ReassemblyLimits(limits.max_request_bytes, limits.max_connection_bytes, max_streams=limits.max_streams)
+        )
+        # Not before: a stranger must not write to the disk.
+        self._file_transport.set_spooler(self._session.spool)
         self._is_set_up = True
+        self._on_set_up()
+
+    def _is_gone(self) -> bool:
+        return self._file_transport.is_lost or self._file_transport.failure is not None
 
     def _check_setup(self, frame: SetupFrame) -> None:
         composite = WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA.value.name
@@ -254,9 +278,7 @@ class ServerConnection(RSocketServer, LeanRSocket):
                     await asyncio.wait([frame.sent])  # not the future itself: rsocket needs it uncancelled
 
     def _refuse_stream(self, frame: Frame) -> None:
-        spooled = cast(object, frame.data)
-        if isinstance(spooled, UploadSpool):
-            spooled.abandon()
+        _abandon(frame)
         if isinstance(frame, RequestFireAndForgetFrame):
             return
         if not self._has_refused_streams:
@@ -273,6 +295,9 @@ class ServerConnection(RSocketServer, LeanRSocket):
         request = payload_from_frame(frame)
         answer = self._session.answer_at_once(request)
         future = None if answer is not None else await self._handler.request_response(request)
+        if future is not None and isinstance(cast(object, frame.data), UploadSpool):
+            # Nobody else does this if the request was refused, or cancelled before its task began.
+            future.add_done_callback(lambda _: _abandon(frame))
         reply = self._register_stream(frame.stream_id, _Reply(self, operation))
         if future is not None:
             reply.follow(future)
@@ -314,8 +339,8 @@ class _Reply(StreamHandler, Disposable):
         self._future = future
         future.add_done_callback(self._on_done)
 
-    def answer_soon(self, call: Callable[[], Payload], request: Payload) -> None:
-        """Answers with what `call()` gives in the loop's next turn, or with what the routes do if it raises."""
+    def answer_soon(self, call: Callable[[], Payload | None], request: Payload) -> None:
+        """Answers with what `call()` gives in the loop's next turn; with what the routes do if that is nothing."""
         self._call = asyncio.get_running_loop().call_soon(self._answer_soon, call, request)
 
     def answer(self, payload: Payload) -> None:
@@ -362,11 +387,13 @@ class _Reply(StreamHandler, Disposable):
         else:
             self.answer(future.result())
 
-    def _answer_soon(self, call: Callable[[], Payload], request: Payload) -> None:
+    def _answer_soon(self, call: Callable[[], Payload | None], request: Payload) -> None:
         self._call = None
         try:
             answer = call()
         except (Exception, asyncio.CancelledError):  # see `ChatUserSession.answer_at_once`
+            answer = None
+        if answer is None:
             self.follow(self._connection.ask_routes(request))
         else:
             self.answer(answer)
@@ -391,6 +418,13 @@ class _Reply(StreamHandler, Disposable):
     def _stream(self) -> int:
         assert self.stream_id is not None, "rsocket sets the id when it registers the stream"
         return self.stream_id
+
+
+def _abandon(frame: Frame) -> None:
+    """Drops what a request has stored that isn't published."""
+    data = cast(object, frame.data)
+    if isinstance(data, UploadSpool):
+        data.abandon()
 
 
 def _describe(frame: Frame) -> str:

@@ -1,6 +1,7 @@
 """Files in a folder of a disk: `server.store.Store` over `server.folder`, with no disk work in the event loop."""
 
 import asyncio
+import errno
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from uuid import uuid4
 
 from shared.blocking import run_blocking
 from shared.digest import DEFAULT_ALGORITHM
-from shared.errors import Changed, NotFound
+from shared.errors import Changed, NotFound, ServerFull
 from shared.wire import FileInfo
 
 from . import disk
@@ -27,6 +28,9 @@ T = TypeVar("T")
 
 _THREADS: Final = 8
 
+# Files that may be open whatever the system's limit is.
+_MIN_OPEN: Final = 16
+
 # Suspended uploads whose running digests are kept, about a kilobyte each; a part beyond them is read again to go on.
 _MAX_SUSPENDED: Final = 1024
 
@@ -38,7 +42,9 @@ class DirectoryStore:
     hand is served, too, with no digest. Subfolders, links and names that start with a dot aren't. Everything of ours is
     in the subfolder `.rxfiles`; `server.folder` tells what.
 
-    A disk that is full, or a quota, is StorageFull wherever something is written. On Windows a file can't be replaced
+    A disk that is full, or a quota, is StorageFull wherever something is written. Uploads and readers may have half of
+    the descriptors that the process may open, as its limit was at the start; more of them, and whatever meets the
+    system's own limit, is ServerFull. On Windows a file can't be replaced
     or deleted while it is read: that is a PermissionError.
 
     Args:
@@ -53,6 +59,8 @@ class DirectoryStore:
         self._open: dict[str, _DirectoryPart] = {}
         self._suspended: OrderedDict[str, PartFile] = OrderedDict()
         self._readers: set[_DirectoryReader] = set()
+        self._opening = 0
+        self._max_open: int | None = None
         self._executor: ThreadPoolExecutor | None = None
 
     async def start(self) -> None:
@@ -63,8 +71,10 @@ class DirectoryStore:
             OSError: The folder can't be made, read or written.
         """
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="directory-store")
+        descriptors = disk.max_descriptors()
+        self._max_open = None if descriptors is None else max(_MIN_OPEN, descriptors // 2)
         try:
-            await self.run(self._folder.open)
+            await run_blocking(self._executor, self._folder.open)
         except BaseException:
             await self.close()
             raise
@@ -92,6 +102,7 @@ class DirectoryStore:
         return await self.run(self._folder.list, prefix)
 
     async def open(self, name: str) -> Reader:
+        self._check_open_files()
         reader = _DirectoryReader(self, name)
         self._readers.add(reader)
         try:
@@ -107,7 +118,7 @@ class DirectoryStore:
         name: str,
         *,
         size: int | None,
-        algorithm: str,
+        algorithm: str | None,
         overwrite: bool = True,
     ) -> PartUpload:
         spec = UploadSpec(upload_id, name, size, algorithm)
@@ -181,7 +192,12 @@ class DirectoryStore:
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a blocking function, called in one of the store's threads."""
-        return await run_blocking(self.executor, function, *args, **kwargs)
+        try:
+            return await run_blocking(self.executor, function, *args, **kwargs)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise _too_many_files() from error
+            raise
 
     def lock_of_file(self, name: str) -> asyncio.Lock:
         """The lock of a file's name, and of all that some file system takes for the same."""
@@ -199,10 +215,18 @@ class DirectoryStore:
         """Notes that a reader is closed."""
         self._readers.discard(reader)
 
+    def _check_open_files(self) -> None:
+        """Raises ServerFull where one more may not be opened."""
+        is_open = len(self._open) + len(self._readers) + self._opening
+        if self._max_open is not None and is_open >= self._max_open:
+            raise _too_many_files()
+
     async def _open_part(self, key: str, spec: UploadSpec) -> "_DirectoryPart":
+        self._check_open_files()
         file = self._suspended.get(key)
         if file is None or file.spec != spec:
             file = PartFile(self._folder, spec)
+        self._opening += 1
         try:
             knows_all = await self.run(file.open)
             while not knows_all:
@@ -210,6 +234,8 @@ class DirectoryStore:
         except BaseException:
             await self.run(file.close)
             raise
+        finally:
+            self._opening -= 1
         self._suspended.pop(key, None)
         part = self._open[key] = _DirectoryPart(self, key, file)
         return part
@@ -229,7 +255,8 @@ class _DirectoryPart(Part):
         await self._store.run(self.file.write, chunks)
 
     def writer(self, room: int) -> FileWriter:
-        return FileWriter(lambda data: self.file.write([data]), room, self._store.executor)
+        write_from = self.file.write_from if self.spec.algorithm is None else None
+        return FileWriter(lambda data: self.file.write([data]), room, self._store.executor, write_from)
 
     async def publish(self, *, overwrite: bool) -> FileInfo:
         is_published = False
@@ -303,3 +330,7 @@ class _DirectoryReader:
     def _is_same(self) -> bool:
         status = fstat(cast(int, self._fd))
         return (status.st_size, status.st_mtime_ns) == (self.info.size, self._written)
+
+
+def _too_many_files() -> ServerFull:
+    return ServerFull("too many files are open just now; try again later")

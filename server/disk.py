@@ -15,14 +15,17 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+    import resource
 
 __all__ = [
     "MAX_VECTORS",
     "create_from",
     "full_disk_is_typed",
     "lock_file",
+    "max_descriptors",
     "open_to_extend",
     "open_to_read",
+    "raise_max_descriptors",
     "read_at",
     "read_record",
     "regular_file",
@@ -51,6 +54,22 @@ def full_disk_is_typed() -> Generator[None, None, None]:
         if error.errno in _FULL:
             raise StorageFull("the server's disk is full") from error
         raise
+
+
+def max_descriptors() -> int | None:
+    """How many files and sockets this process may have open; None where nobody says."""
+    if sys.platform == "win32":
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_max_descriptors() -> None:
+    """Asks for all the descriptors that the system allows; the usual 1,024 are for programs that use `select`."""
+    if sys.platform != "win32":
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(ValueError, OSError):  # macOS says that there is no limit, and doesn't mean it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def regular_file(path: str) -> os.stat_result | None:

@@ -36,7 +36,7 @@ from functools import lru_cache
 from itertools import count
 from typing import Final, cast
 
-from shared.digest import Digest
+from shared.digest import Count, Digest
 from shared.errors import Changed, IntegrityError, NotFound
 from shared.wire import FileInfo
 
@@ -154,8 +154,10 @@ class Folder:
         disk.sync_folder(os.path.dirname(path))
         return info
 
-    def publish(self, path: str, spec: UploadSpec, digest: str, *, overwrite: bool) -> FileInfo:
+    def publish(self, path: str, spec: UploadSpec, digest: str | None, *, overwrite: bool) -> FileInfo:
         """Makes the closed and synced file at `path`, on the same disk, the content of `spec.name`.
+
+        Its digest is remembered where it is known.
 
         Raises:
             AlreadyExists: `overwrite` is False, and there is a file of that name.
@@ -203,7 +205,7 @@ class Folder:
                 "upload_id": str(upload_id),
                 "name": str(name),
                 "size": int() | None as size,
-                "algorithm": str(algorithm),
+                "algorithm": str() | None as algorithm,
             } if names.fingerprint(upload_id) == key:
                 return UploadSpec(upload_id, name, size, algorithm), status
             case _:
@@ -264,8 +266,8 @@ class Folder:
         said = record.get(kind)
         return cast("dict[str, str]", said) if record.get("name") == name and isinstance(said, dict) else {}
 
-    def _write_digest(self, name: str, signature: str, digest: str, upload_id: str) -> None:
-        digests = {signature: digest}
+    def _write_digest(self, name: str, signature: str, digest: str | None, upload_id: str) -> None:
+        digests = {} if digest is None else {signature: digest}
         try:
             old = _signature(self._find(name)[1])
         except NotFound:
@@ -370,7 +372,7 @@ class PartFile:
 
     def __init__(self, folder: Folder, spec: UploadSpec) -> None:
         self.spec = spec
-        self.digest = Digest(spec.algorithm)
+        self.digest = self._new_digest()
         self._folder = folder
         self._key = names.fingerprint(spec.upload_id)
         self._path, self._record = folder.part_paths(self._key)
@@ -396,8 +398,10 @@ class PartFile:
             os.utime(self._path)  # somebody wants it: it is as good as new to `sweep`
         status = os.fstat(self._fd)
         if status.st_ino != self._inode or status.st_size < self.digest.length:
-            self.digest = Digest(self.spec.algorithm)
+            self.digest = self._new_digest()
         self._inode = status.st_ino
+        if isinstance(self.digest, Count):
+            self.digest.length = status.st_size
         return self.digest.length == status.st_size
 
     def catch_up(self) -> bool:
@@ -449,9 +453,22 @@ class PartFile:
     @disk.full_disk_is_typed()
     def publish(self, *, overwrite: bool) -> FileInfo:
         """Makes the sealed bytes the file; see `Folder.publish`."""
-        info = self._folder.publish(self._path, self.spec, self.digest.text(), overwrite=overwrite)
+        info = self._folder.publish(self._path, self.spec, self.digest.value, overwrite=overwrite)
         disk.remove(self._record)
         return info
+
+    @disk.full_disk_is_typed()
+    def write_from(self, pipe: int, nbytes: int) -> None:
+        """Adds what a pipe has to the end; for an upload without a digest, since nobody sees the bytes."""
+        assert isinstance(self.digest, Count), "the digest must see the bytes"
+        fd = self._open_fd()
+        while nbytes:
+            moved = os.splice(pipe, fd, nbytes, offset_dst=self.digest.length)
+            self.digest.add(moved)
+            nbytes -= moved
+
+    def _new_digest(self) -> Digest:
+        return Count() if self.spec.algorithm is None else Digest(self.spec.algorithm)
 
     def close(self) -> None:
         """Closes the file."""

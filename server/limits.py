@@ -17,16 +17,21 @@ class Limits:
     Attributes:
         max_request_bytes: One payload, whole or in fragments: `too_large`. Larger files go in chunks.
         max_connection_bytes: What one connection's payloads hold while they aren't whole: `server_full`.
-        max_reassembly_bytes: The same for all connections together: `server_full`.
+        max_reassembly_bytes: The same for all connections together: `server_full`. It is those that stall, or hold far
+            more than others, who are refused then.
         max_setup_bytes: A SETUP frame. A larger one ends the connection.
-        max_store_bytes: Files and unfinished uploads of a memory store together: `storage_full`.
+        max_store_bytes: Files and unfinished uploads of a memory store together: `storage_full`. Each counts with its
+            content, its name, and 1,024 bytes.
         max_file_bytes: One file: `too_large`.
-        max_streams: Requests under way on one connection: `too_many_streams`.
-        max_connections: Connections in all. One more is rejected with `server_full`.
+        max_streams: Requests under way on one connection, those that aren't whole yet included: `too_many_streams`.
+        max_connections: Connections in all, TLS handshakes among them. For one more the connection without an accepted
+            SETUP that has waited longest is closed; if there is none, the new one is rejected with `server_full`.
         max_connections_per_address: The same for one address; None for no limit, since a proxy is one address.
-        setup_seconds: A connection without an accepted SETUP is closed after this.
+        setup_seconds: A connection without an accepted SETUP is closed after this; a TLS handshake, too.
         idle_seconds: A connection that was silent for this long, keepalives included, is closed. A SETUP may announce
             a longer lifetime, up to ten times this.
+        payload_seconds: A payload that isn't whole and grows by less than 32 KiB in this time: `stalled`. So is a frame
+            that doesn't arrive.
         blocked_seconds: A connection whose peer takes nothing of what waits for it is closed after this.
         max_errors_per_minute: Errors that one connection's requests may cause. One more ends it.
     """
@@ -42,6 +47,7 @@ class Limits:
     max_connections_per_address: int | None = None
     setup_seconds: float = 10.0
     idle_seconds: float = 60.0
+    payload_seconds: float = 30.0
     blocked_seconds: float = 30.0
     max_errors_per_minute: int = 1000
 

@@ -3,15 +3,12 @@
 import asyncio
 import logging
 import ssl
-from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from os import PathLike
 from types import TracebackType
 from typing import Final, Self
 
-from rsocket.error_codes import ErrorCode
-
+from shared.errors import TransferError
 from shared.logs import quiet_rsocket
 from shared.reassembly import ReassemblyBudget
 from shared.transport import FrameTransport
@@ -20,6 +17,7 @@ from shared.wire import DEFAULT_PORT
 from .connection import ServerConnection
 from .data import ChatData
 from .limits import Limits
+from .listening import Listener
 from .memory_store import MemoryStore
 from .users import Users
 from .work import Work
@@ -32,7 +30,6 @@ DEFAULT_HOST: Final = "127.0.0.1"
 
 # How long `close` lets the operations under way finish. Closing the connections takes up to a second more.
 _GRACE_SECONDS: Final = 2.0
-_HANDSHAKES_SECONDS: Final = 0.5
 _UPLOAD_EXPIRY_SECONDS: Final = 24 * 60 * 60.0
 _SWEEP_SECONDS: Final = 60 * 60.0
 _WATCH_SECONDS: Final = 0.5
@@ -64,12 +61,10 @@ class FileServer:
         self._users = users
         self._tls = tls
         self._budget = ReassemblyBudget(limits.max_reassembly_bytes)
-        self._addresses: Counter[str] = Counter()
-        self._has_refused = False
         self._host = host
         self._port = port
         self._upload_expiry_seconds = upload_expiry_seconds
-        self._listener: asyncio.Server | None = None
+        self._listener: Listener | None = None
         self._connections: dict[FrameTransport, ServerConnection] = {}
         self.work: Work = Work()
 
@@ -80,32 +75,27 @@ class FileServer:
         Raises:
             RuntimeError: It doesn't listen.
         """
-        if self._listener is None or not self._listener.sockets:
+        if self._listener is None:
             raise RuntimeError("the server isn't listening; use it as `async with serve(...) as server:`")
-        host, port = self._listener.sockets[0].getsockname()[:2]
+        host, port = self._listener.address
         scheme = "tcp" if self._tls is None else "tcps"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     @property
     def connections(self) -> int:
-        """Connections that are open."""
+        """Connections that are open; those still in the TLS handshake don't count."""
         return len(self._connections)
 
     async def __aenter__(self) -> Self:
         quiet_rsocket()
-        loop = asyncio.get_running_loop()
         await self.data.store.start()
+        listener = Listener(self._limits, self._tls, self._budget, self._connected, self._lost)
         try:
-            self._listener = await loop.create_server(
-                self._accept,
-                self._host,
-                self._port,
-                ssl=self._tls,
-                ssl_handshake_timeout=None if self._tls is None else self._limits.setup_seconds,
-            )
+            await listener.open(self._host, self._port)
         except BaseException:
             await self.data.store.close()
             raise
+        self._listener = listener
         self.work.spawn(self._sweep)
         self.work.spawn(self._watch)
         return self
@@ -120,25 +110,19 @@ class FileServer:
         if self._listener is None:
             return
         listener, self._listener = self._listener, None
-        listener.close()
+        await listener.stop()
         await self.work.drain(grace_seconds)
-        # Before `wait_closed`, which on Python 3.12 and newer waits for the connections.
-        await asyncio.gather(*(connection.close() for connection in list(self._connections.values())))
+        await listener.close()
         await self.work.settle()
         await self.data.store.close()
-        # From Python 3.12 on this waits for TLS handshakes, too, of which nobody but asyncio knows.
-        abort_clients: Callable[[], None] | None = getattr(listener, "abort_clients", None)
-        if abort_clients is not None:
-            abort_clients()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_HANDSHAKES_SECONDS):
-                await listener.wait_closed()
 
     async def _sweep(self) -> None:
         """Drops expired uploads, now and then."""
         while True:
             try:
                 await self.data.store.sweep(self._upload_expiry_seconds)
+            except TransferError as error:
+                _log.warning("unfinished uploads could not be swept: %s", error)
             except Exception:
                 _log.exception("unfinished uploads could not be swept")
             await asyncio.sleep(min(self._upload_expiry_seconds / 10, _SWEEP_SECONDS))
@@ -154,35 +138,15 @@ class FileServer:
         for connection in list(self._connections.values()):
             connection.check()
 
-    def _accept(self) -> FrameTransport:
-        def on_lost(_: Exception | None) -> None:
-            self._forget(transport)
+    def _connected(self, transport: FrameTransport, on_set_up: Callable[[], None]) -> None:
+        self._connections[transport] = ServerConnection(
+            transport, self.data, self.work, self._limits, self._users, on_set_up
+        )
 
-        transport = FrameTransport(on_connected=self._connected, on_lost=on_lost, budget=self._budget)
-        return transport
-
-    def _connected(self, transport: FrameTransport) -> None:
-        limits, address = self._limits, transport.address
-        most_here = limits.max_connections_per_address
-        if len(self._connections) >= limits.max_connections or (
-            most_here is not None and self._addresses[address] >= most_here
-        ):
-            if not self._has_refused:
-                self._has_refused = True
-                _log.warning("refused a connection from %s: too many; more of them aren't logged", transport.peer)
-            transport.fail(ErrorCode.REJECTED_SETUP, "server_full: too many connections; try again later")
-            return
-        self._addresses[address] += 1
-        self._connections[transport] = ServerConnection(transport, self.data, self.work, limits, self._users)
-
-    def _forget(self, transport: FrameTransport) -> None:
+    def _lost(self, transport: FrameTransport) -> None:
         connection = self._connections.pop(transport, None)
-        if connection is None:
-            return
-        self._addresses[transport.address] -= 1
-        if not self._addresses[transport.address]:
-            del self._addresses[transport.address]
-        connection.on_lost()
+        if connection is not None:  # else it was refused
+            connection.on_lost()
 
 
 def serve(

@@ -153,13 +153,13 @@ class ChatUserSession:
             return None
         return UploadSpool(self._data.store, name, self._work)
 
-    def answer_at_once(self, request: Payload) -> Payload | Callable[[], Payload] | None:
+    def answer_at_once(self, request: Payload) -> Payload | Callable[[], Payload | None] | None:
         """The answer to a request-response that takes neither time nor a task: one about a file in memory.
 
         Returns:
             The answer; or what stores a file and gives the answer, to be called in a turn of the loop of its own, so
-            that a CANCEL that came with the request is in time; or None. Then, and if the call raises, the routes have
-            to be asked: they alone do what takes time, and say what is wrong.
+            that a CANCEL that came with the request is in time; or None. Then, and if the call gives None or raises,
+            the routes have to be asked: they alone do what takes time, and say what is wrong.
         """
         store = self._data.store
         if type(store) is not MemoryStore:  # what is made of it may do otherwise
@@ -183,9 +183,8 @@ class ChatUserSession:
         except (Exception, asyncio.CancelledError):  # nothing is awaited here: whoever cancels is the dictionary
             return None
 
-        def put() -> Payload:
-            store.put_at_once(name, content)
-            return Payload(b"", name_metadata(name))
+        def put() -> Payload | None:
+            return Payload(b"", name_metadata(name)) if store.put_at_once(name, content) else None
 
         return put
 

@@ -2,7 +2,8 @@
 
 Every method is a coroutine that may wait for a disk but never holds the event loop for more than about a millisecond.
 Names have passed `shared.wire.check_name`; a store takes any such name and gives it back as it was. All errors are
-`shared.errors.TransferError`; anything else is a defect and becomes `internal` on the wire.
+`shared.errors.TransferError`; anything else is a defect and becomes `internal` on the wire. Any method may raise
+ServerFull where the system has nothing left to open a file with.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,11 +39,13 @@ class FileWriter:
         write: Adds to the end and to the running digest. Blocks; may raise StorageFull.
         room: Bytes that may be added.
         executor: Whose threads are for it.
+        write_from: Adds so many bytes that a pipe has; None where the bytes have to be seen. Blocks.
     """
 
     write: Callable[[memoryview], None]
     room: int
     executor: Executor
+    write_from: Callable[[int, int], None] | None = None
 
 
 class Reader(Protocol):
@@ -173,7 +176,7 @@ class Store(Protocol):
         ...
 
     async def begin(
-        self, upload_id: str, name: str, *, size: int | None, algorithm: str, overwrite: bool = True
+        self, upload_id: str, name: str, *, size: int | None, algorithm: str | None, overwrite: bool = True
     ) -> Upload:
         """Starts the upload `upload_id`, or opens it where it stopped, or takes it over from whoever has it open.
 
@@ -183,7 +186,8 @@ class Store(Protocol):
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; the caller has checked.
             name: What the file will be called.
             size: The content's length in bytes, if the sender knows it.
-            algorithm: Of the digest that `commit` will get; see `shared.digest`.
+            algorithm: Of the digest that `commit` will get, see `shared.digest`; None if it will get none. A store may
+                compute one all the same.
             overwrite: Whether a file of that name may be replaced.
 
         Raises:

@@ -11,7 +11,6 @@ from reactivestreams.subscription import Subscription
 from rsocket.disposable import Disposable
 from rsocket.payload import Payload
 
-from shared.digest import DEFAULT_ALGORITHM
 from shared.direct import Diversion
 from shared.errors import IntegrityError, InvalidRequest, Superseded, TransferError, to_protocol_error
 from shared.messages import Receipt, UploadEnd, UploadRequest, find_transfer, transfer_metadata
@@ -138,7 +137,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         if self._failure is not None:
             return
         if self._diversion is not None:
-            self._diversion.close()  # what comes by this way is stored by this way, and nothing may overtake it
+            self._diversion.close()  # the task stores this one, and nothing may overtake it
         try:
             self._take(bytes(value.data or b""), bytes(value.metadata or b""))
         except TransferError as error:
@@ -186,7 +185,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
                 request.upload_id,
                 self.name,
                 size=request.size,
-                algorithm=request.digest or DEFAULT_ALGORITHM,
+                algorithm=request.digest,
                 overwrite=request.overwrite,
             )
             try:
@@ -209,8 +208,9 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         if self._first:
             receiver.item(self._first, None)
             self._acknowledge(Receipt(await upload.append([self._first])))
+            self._first = b""  # it may be large, and the channel may live for long
             granted += receiver.stored(1) - 1
-        self._divert(upload, granted)
+        self._divert(upload, receiver)
         self._inbound.request(granted)
         while receiver.end is None or self._items:
             await self._wake.wait()
@@ -226,6 +226,8 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
                 raise self._failure
             if self._is_complete and not self._items:
                 receiver.complete()
+            if not self._items and receiver.end is None:
+                self._divert(upload, receiver)
             self._ask_for_more(receiver, count)
         info = await upload.commit(receiver.end.digest)
         self._finish(Receipt(info.size, info))
@@ -237,8 +239,10 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
                 self._diversion.grant(more, 0)
             self._inbound.request(more)
 
-    def _divert(self, upload: Upload, items: int) -> None:
-        """Lets the items that are nothing but bytes be written where they are received."""
+    def _divert(self, upload: Upload, receiver: UploadReceiver) -> None:
+        """Lets the items that are nothing but bytes be written where they are received, until another one comes."""
+        if self._diversion is not None and not self._diversion.is_closed:
+            return
         writer = upload.writer() if isinstance(upload, FileUpload) else None
         if writer is None or self._transport is None or self._stream_id is None or not self._transport.moves_files:
             return
@@ -246,8 +250,10 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         if size is not None:
             room = min(room, size - upload.offset)
         self._upload = upload
-        self._diversion = Diversion(writer.write, self._on_written, self._on_not_written, writer.executor)
-        self._diversion.grant(items, room)
+        self._diversion = Diversion(
+            writer.write, self._on_written, self._on_not_written, writer.executor, writer.write_from
+        )
+        self._diversion.grant(receiver.outstanding, room)
         self._transport.divert(self._stream_id, self._diversion)
 
     def _on_written(self, items: int, nbytes: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
 
-from shared.digest import Digest, algorithm_of, check_algorithm
+from shared.digest import Count, Digest, algorithm_of, check_algorithm
 from shared.errors import AlreadyExists, IntegrityError, InvalidRequest, Superseded, TooLarge
 from shared.wire import FileInfo
 
@@ -27,7 +27,7 @@ class UploadSpec:
     upload_id: str
     name: str
     size: int | None
-    algorithm: str
+    algorithm: str | None
 
     def check(self, max_bytes: int | None) -> None:
         """Whether a store that takes files of `max_bytes` can take this one.
@@ -36,7 +36,8 @@ class UploadSpec:
             InvalidRequest: The digest's algorithm is unknown.
             TooLarge: The announced size is over `max_bytes`.
         """
-        check_algorithm(self.algorithm)
+        if self.algorithm is not None:
+            check_algorithm(self.algorithm)
         if max_bytes is not None and self.size is not None and self.size > max_bytes:
             raise TooLarge(f"a file may have {max_bytes} bytes here, not {self.size}", name=self.name)
 
@@ -63,7 +64,7 @@ class Part(ABC):
 
     def __init__(self, spec: UploadSpec) -> None:
         self.spec: Final = spec
-        self.digest = Digest(spec.algorithm)
+        self.digest = Count() if spec.algorithm is None else Digest(spec.algorithm)
         self.owner: PartUpload | None = None
 
     @abstractmethod
@@ -129,7 +130,10 @@ class PartUpload:
             self._check_owned()
             spec = self._part.spec
             if digest is not None and algorithm_of(digest) != spec.algorithm:
-                raise InvalidRequest(f"the digest must be a {spec.algorithm} one", name=spec.name)
+                wanted = (
+                    "the upload began without a digest" if spec.algorithm is None else f"a {spec.algorithm} one is due"
+                )
+                raise InvalidRequest(f"the digest is a {algorithm_of(digest)} one; {wanted}", name=spec.name)
             self._release()
             try:
                 self._verify(digest)
@@ -170,7 +174,7 @@ class PartUpload:
         spec = self._part.spec
         if spec.size is not None and self.offset != spec.size:
             raise IntegrityError(f"{self.offset} bytes arrived, {spec.size} were announced", name=spec.name)
-        found = self._part.digest.text()
+        found = self._part.digest.value
         if digest is not None and digest != found:
             raise IntegrityError(f"the content's digest is {found}, {digest} was announced", name=spec.name)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 from uuid import uuid4
 
@@ -18,9 +18,6 @@ from .stream import SendWindow
 from .work import Work
 
 __all__ = ["FilePayload", "FragmentFrame", "UploadSpool", "fragments"]
-
-# Fragments are stored when this much of them waits: a hop to a thread for each costs more than the write.
-_FLUSH_BYTES: Final = 1024 * 1024
 
 # What a frame and its metadata's length field take beside the payload: 3 + 6 + 3 bytes.
 _OVERHEAD_BYTES: Final = 12
@@ -41,20 +38,15 @@ class UploadSpool:
         self._name = name
         self._work = work
         self._upload: Upload | None = None
-        self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
         self._nbytes = 0
-        self._is_abandoned = False
+        self._is_over = False
 
     def __len__(self) -> int:
         return self._nbytes
 
-    async def write(self, data: bytes) -> None:
-        self._waiting.append(data)
-        self._waiting_bytes += len(data)
-        self._nbytes += len(data)
-        if self._waiting_bytes >= _FLUSH_BYTES:
-            await self._flush()
+    async def write(self, chunks: Sequence[bytes]) -> None:
+        self._nbytes += sum(map(len, chunks))
+        await (await self._begun()).append(chunks)
 
     async def commit(self) -> FileInfo:
         """Publishes the whole content.
@@ -64,29 +56,28 @@ class UploadSpool:
             TooLarge: It is over the store's limit.
         """
         try:
-            upload = await self._flush()
-            return await upload.commit(None)
+            info = await (await self._begun()).commit(None)
         except BaseException:
             self.abandon()
             raise
+        self._is_over = True
+        return info
 
     def abandon(self) -> None:
-        if not self._is_abandoned:
-            self._is_abandoned = True
-            self._waiting.clear()
+        """Drops what was stored; does nothing after `commit`."""
+        if not self._is_over:
+            self._is_over = True
             if self._upload is not None:
                 self._work.spawn(self._upload.abort)
 
-    async def _flush(self) -> Upload:
+    async def _begun(self) -> Upload:
         if self._upload is None:
             upload_id = f"whole-{uuid4().hex}"
             upload = await self._store.begin(upload_id, self._name, size=None, algorithm=DEFAULT_ALGORITHM)
-            if self._is_abandoned:
+            if self._is_over:
                 await upload.abort()
                 raise ConnectionLost("the connection ended before the upload did")
             self._upload = upload
-        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        await self._upload.append(waiting)
         return self._upload
 
 

@@ -21,7 +21,7 @@ The tree (`*` marks the retryable ones: the same request may succeed later, unch
     ├── ServerError *             internal
     ├── RemoteError               (an error text that is none of the above, from a foreign server)
     ├── ProtocolError             (the peer answered something that the protocol doesn't allow)
-    ├── Stalled *                 (also a TimeoutError; no progress within the time allowed)
+    ├── Stalled *                 stalled
     ├── DeadlineExceeded          (also a TimeoutError; the operation took longer than its `deadline`)
     ├── SourceExhausted           (a source can't be read again from where the upload has to go on)
     ├── BackpressureOverflow      (a source that can't be slowed down outran its buffer)
@@ -218,8 +218,9 @@ class BackpressureOverflow(TransferError):
 
 
 class Stalled(TransferError, TimeoutError):
-    """Nothing moved within the time allowed."""
+    """Nothing moved within the time allowed. A server says so of a payload whose rest doesn't come."""
 
+    code = "stalled"
     retryable = True
 
 
@@ -261,6 +262,7 @@ _BY_CODE: dict[str, type[TransferError]] = {
         ServerFull,
         TooManyStreams,
         ServerError,
+        Stalled,
     )
 }
 

@@ -40,6 +40,7 @@ class FrameReceiver:
 
     def __init__(self, reassembler: Reassembler) -> None:
         self._reassembler = reassembler
+        reassembler.source = self
         self._small = memoryview(bytearray(_BUFFER_BYTES))
         self._view = self._small
         self._start = 0
@@ -52,7 +53,7 @@ class FrameReceiver:
     @property
     def is_ready(self) -> bool:
         """Whether `take` has something to do."""
-        return self._end - self._start >= self._needed
+        return self._end - self._start >= self._needed or bool(self._reassembler.refusals)
 
     @property
     def is_full(self) -> bool:
@@ -74,9 +75,12 @@ class FrameReceiver:
             The next frame or split payload; None if this step gave none.
 
         Raises:
-            PayloadRefused: A payload is over a limit; its frame is skipped, and one may go on.
+            PayloadRefused: A payload is over a limit, or was refused meanwhile; what arrives of it is skipped, and one
+                may go on.
             FrameError: The connection can't go on.
         """
+        if self._reassembler.refusals:
+            raise self._reassembler.refusals.popleft()
         if self._to_skip:
             self._skip()
             return None
@@ -106,6 +110,23 @@ class FrameReceiver:
         self._advance(total)
         return fed
 
+    @property
+    def arrived_bytes(self) -> int:
+        """What has arrived of the frame that was admitted and isn't whole yet."""
+        return self._end - self._start if self._header is not None else 0
+
+    def skip(self) -> None:
+        """Gives up that frame and its buffer; what still arrives of it is dropped."""
+        header, self._header = self._header, None
+        if header is not None:
+            self._to_skip = LENGTH_BYTES + header.length
+            self._skip()
+
+    @property
+    def header_bytes_missing(self) -> int:
+        """Bytes of the next frame's length and header that aren't here yet."""
+        return max(LENGTH_BYTES + HEADER_BYTES - (self._end - self._start), 0)
+
     def next_item(self, streams: Container[int]) -> FrameHeader | None:
         """The header of the next frame, if it is here, and is a plain item of one of `streams`; None if not.
 
@@ -124,6 +145,11 @@ class FrameReceiver:
             return None
         return FrameHeader(stream_id, FrameType.PAYLOAD, _ITEM_FLAGS, length)
 
+    @property
+    def is_in_item(self) -> bool:
+        """Whether `item_data` has made room for an item that isn't whole yet."""
+        return self._header is None and self._needed > LENGTH_BYTES + HEADER_BYTES
+
     def item_data(self, item: FrameHeader) -> memoryview | None:
         """The data of the item that `next_item` found; None while more of it has to be received."""
         total = LENGTH_BYTES + item.length
@@ -131,6 +157,20 @@ class FrameReceiver:
             self._need(total)
             return None
         return self._view[self._start + LENGTH_BYTES + HEADER_BYTES : self._start + total]
+
+    def begin_item(self, item: FrameHeader) -> memoryview:
+        """What is here of that item's data, where the rest is received elsewhere; `left_item` is to follow."""
+        begin = self._start + LENGTH_BYTES + HEADER_BYTES
+        return self._view[begin : min(self._end, begin + item.payload_bytes)]
+
+    def left_item(self, nbytes: int) -> None:
+        """Goes beyond the header, and the `nbytes` of data, of such an item."""
+        self._advance(LENGTH_BYTES + HEADER_BYTES + nbytes)
+
+    def skip_next(self, nbytes: int) -> None:
+        """Drops the next `nbytes` that are received: the rest of such an item."""
+        assert self._start == self._end, "nothing else was received"
+        self._to_skip, self._needed = nbytes, 1
 
     def pass_item(self, item: FrameHeader) -> None:
         """Goes beyond that item; its data's view isn't good any more."""

@@ -252,6 +252,11 @@ class UploadReceiver:
         self._end: UploadEnd | None = None
 
     @property
+    def outstanding(self) -> int:
+        """Items that were asked for and haven't arrived."""
+        return self._demand.outstanding
+
+    @property
     def end(self) -> UploadEnd | None:
         """What the last item said; None before it."""
         return self._end

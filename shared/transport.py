@@ -34,7 +34,7 @@ from rsocket.frame_builders import to_cancel_frame
 from rsocket.transports.transport import Transport
 
 from .blocking import run_blocking
-from .direct import MOVES_FILES, Diversion, FileItems, finished, wait_for_socket
+from .direct import MOVES_FILES, Diversion, FileItems, Pipe, finished, wait_for_socket
 from .errors import ServerError, TransferError, to_protocol_error
 from .frames import MAX_FRAME_BYTES, FrameError, FrameHeader, serialize_prefix
 from .reassembly import (
@@ -102,6 +102,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._cut: asyncio.TimerHandle | None = None
 
         self._reassembler = Reassembler(limits, budget)
+        self._reassembler.on_refused = self._on_refused
         self._receiver = FrameReceiver(self._reassembler)
         self._is_reading_paused = False
         self._reader: asyncio.Future[None] | None = None
@@ -128,6 +129,9 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._diversions: dict[int, Diversion] = {}
         self._receiving: asyncio.Future[None] | None = None
         self._is_receiving_wanted = False
+        # Of the item whose bytes don't come into the process: where they go, and how many are missing.
+        self._spliced: tuple[Diversion, int] | None = None
+        self._pipe: Pipe | None = None
 
         self._farewell = ErrorFrame()
         self._has_said_farewell = False
@@ -164,6 +168,19 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     def set_spooler(self, spooler: Spooler) -> None:
         """Sets who decides which split requests' data don't go to memory."""
         self._reassembler.spooler = spooler
+
+    def set_stream_counter(self, count_streams: Callable[[], int]) -> None:
+        """Sets who tells how many streams are open; requests that aren't whole yet count beside them."""
+        self._reassembler.count_streams = count_streams
+
+    @property
+    def pending_requests(self) -> int:
+        """How many requests aren't whole yet."""
+        return self._reassembler.pending_requests
+
+    def check_payloads(self, seconds: float) -> None:
+        """Refuses payloads that have stopped to grow for `seconds`. To be called about twice a second."""
+        self._reassembler.check(seconds)
 
     def set_limits(self, limits: ReassemblyLimits) -> None:
         """Replaces the connection's limits, for what arrives from now on."""
@@ -209,7 +226,11 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             return
         while self._receiving is not None:
             self._is_receiving_wanted = False
+            _wake(self._reader)
             await finished(self._receiving)
+        if self._spliced is not None and self._spliced[0] is diversion:
+            self._receiver.skip_next(self._spliced[1])
+            self._spliced = None
         diversion.tell()
 
     # asyncio's side
@@ -288,12 +309,16 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                 await asyncio.sleep(0)
             if self._is_exhausted():
                 raise StopAsyncIteration
+            if self._spliced is not None:
+                await self._receive_items(self._spliced[0])
+                continue
             if not self._receiver.is_ready:
                 await self._wait_for_bytes()
                 continue
-            if self._diversions and self._next_diverted() is not None:
-                await self._receive_items()
-                continue
+            if self._diversions and (found := self._next_diverted()) is not None:
+                await self._receive_items(found[1])
+                if not self._receiver.is_in_item:
+                    continue  # else the rest of that item is slow to come: it counts as any other frame that arrives
             self._received_this_turn += 1
             try:
                 frame = self._receiver.take()
@@ -315,32 +340,45 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             return None
         return item, diversion
 
-    async def _receive_items(self) -> None:
+    async def _receive_items(self, diversion: Diversion) -> None:
         """Receives diverted items in a thread until something else, or nothing, comes; asyncio doesn't read then."""
-        found = self._next_diverted()
-        if found is None or self._transport is None:
-            return
         self._pause_reading()
         self._is_receiving_wanted = True
         self._receiving = self._loop.create_future()
         try:
-            with self._lent_socket() as fd:
-                await run_blocking(found[1].executor, self._receive_some, fd)
+            with self._lent_socket() as connection:
+                await run_blocking(diversion.executor, self._receive_some, connection)
+                if self._spliced is not None and self._is_receiving_wanted:
+                    await self._until_something(connection)
         except OSError:
-            pass  # asyncio meets the same when it reads again
+            self._spliced = None  # asyncio meets the same when it reads again
         finally:
             receiving, self._receiving = self._receiving, None
             receiving.set_result(None)
             if self._failure is not None:
                 self._end_failed()
 
-    def _receive_some(self, fd: int) -> None:
+    def _receive_some(self, connection: socket.socket) -> None:
         """Blocks."""
         receiver, deadline = self._receiver, time.monotonic() + _RECEIVE_SECONDS
-        while self._is_receiving_wanted and time.monotonic() < deadline:
+        is_splicing = any(diversion.splices for diversion in list(self._diversions.values()))
+        while self._is_receiving_wanted and (time.monotonic() < deadline or receiver.is_in_item):
+            if self._spliced is not None:
+                if not self._splice(connection, *self._spliced):
+                    return
+                continue
             found = self._next_diverted()
             if found is not None:
                 item, diversion = found
+                if diversion.splices:
+                    here = receiver.begin_item(item)
+                    nbytes = len(here)
+                    diversion.take(here, is_whole=nbytes == item.payload_bytes)
+                    here.release()
+                    receiver.left_item(nbytes)
+                    if nbytes < item.payload_bytes:
+                        self._spliced = diversion, item.payload_bytes - nbytes
+                    continue
                 data = receiver.item_data(item)
                 if data is not None:
                     diversion.take(data)
@@ -349,10 +387,13 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                     continue
             elif receiver.is_ready:
                 return  # something else
+            buffer = receiver.get_buffer()
+            if is_splicing and (missing := receiver.header_bytes_missing):
+                buffer = buffer[:missing]  # what is behind the header stays in the system
             try:
-                nbytes = os.readv(fd, [receiver.get_buffer()])
+                nbytes = os.readv(connection.fileno(), [buffer])
             except (BlockingIOError, InterruptedError):
-                if not wait_for_socket(fd, select.POLLIN):
+                if not wait_for_socket(connection, select.POLLIN):
                     return
                 continue
             if not nbytes:
@@ -360,15 +401,47 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             self._received_at = self._loop.time()
             receiver.received(nbytes)
 
+    def _splice(self, connection: socket.socket, diversion: Diversion, left: int) -> bool:
+        """Moves some of an item from the socket to where it goes; whether there may be more. Blocks."""
+        if self._pipe is None:
+            self._pipe = Pipe()
+        try:
+            nbytes = self._pipe.fill(connection, left)
+        except (BlockingIOError, InterruptedError):
+            return wait_for_socket(connection, select.POLLIN)
+        if not nbytes:
+            self._spliced = None
+            return False  # asyncio hears of the end when it reads again
+        self._received_at = self._loop.time()
+        diversion.take_from(self._pipe, nbytes, is_whole=nbytes == left)
+        self._spliced = (diversion, left - nbytes) if nbytes < left else None
+        if diversion.has_failed:
+            self._pipe.close()  # with what couldn't be written in it
+            self._pipe = None
+            if self._spliced is not None:
+                self._receiver.skip_next(left - nbytes)
+                self._spliced = None
+        return True
+
+    async def _until_something(self, connection: socket.socket) -> None:
+        """Returns when the socket has something, or the connection has ended, or nobody wants it any more."""
+        self._reader = self._loop.create_future()
+        self._loop.add_reader(connection, _wake, self._reader)
+        try:
+            await self._reader
+        finally:
+            self._loop.remove_reader(connection)
+            self._reader = None
+
     @contextmanager
-    def _lent_socket(self) -> Generator[int, None, None]:
-        """A descriptor of the socket for a thread; it stays open while this is entered."""
+    def _lent_socket(self) -> Generator[socket.socket, None, None]:
+        """The socket, for a thread; it stays open while this is entered."""
         if self._own is None:
             assert self._fd is not None, "ask `moves_files` first"
             self._own = socket.socket(fileno=os.dup(self._fd))
         self._threads += 1
         try:
-            yield self._own.fileno()
+            yield self._own
         finally:
             self._threads -= 1
             self._free_own()
@@ -378,11 +451,18 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         if self._own is not None and self.is_lost and not self._threads:
             self._own.close()
             self._own = None
+            if self._pipe is not None:
+                self._pipe.close()
+                self._pipe = None
 
     def _pause_reading(self) -> None:
         if self._transport is not None and not self._is_reading_paused:
             self._is_reading_paused = True
             self._transport.pause_reading()
+
+    def _on_refused(self) -> None:
+        """Payloads were refused between two frames: whoever waits for the next one tells the peer."""
+        _wake(self._reader)
 
     def _is_exhausted(self) -> bool:
         return self._failure is not None or (self.is_lost and not self._receiver.is_ready)
@@ -406,7 +486,12 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         """Passes on what arrived of a payload's data; nothing is received meanwhile, so that no more of it waits."""
         try:
             await spool.write(payload.take_data())
+        except asyncio.CancelledError:
+            spool.abandon()
+            raise
         except Exception as error:  # whatever a disk raises; the peer hears what it may
+            if not self._reassembler.is_wanted(payload):
+                return None  # it was refused or cancelled meanwhile
             if not isinstance(error, TransferError):
                 _log.exception("a payload from %s could not be stored", self.peer)
             known = error if isinstance(error, TransferError) else ServerError("the server failed to store the payload")
@@ -415,7 +500,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             return await self._refuse(PayloadRefused(payload.first.stream_id, payload.first.frame_type, known))
         finally:
             self._reassembler.release(payload)
-        return None if payload.first.flags_follows else payload.join()
+        return payload.join() if payload.is_whole else None
 
     async def _refuse(self, refused: PayloadRefused) -> Frame | None:
         """Tells the peer that a payload is over a limit; gives what rsocket has to hear of it."""
@@ -474,9 +559,9 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             self._write_gathered()
             await self._writable()
             self._items, self._items_sent = items, self._loop.create_future()
-            with self._lent_socket() as fd:
-                while not await run_blocking(items.executor, items.send_some, fd):
-                    await self._until_taken(fd)
+            with self._lent_socket() as connection:
+                while not await run_blocking(items.executor, items.send_some, connection):
+                    await self._until_taken(connection)
         except OSError as error:
             self._write_error = error
             if self._transport is not None:
@@ -491,14 +576,14 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             if self._failure is not None:
                 self._end_failed()
 
-    async def _until_taken(self, fd: int) -> None:
+    async def _until_taken(self, connection: socket.socket) -> None:
         """Returns when the socket takes something, or the connection has ended."""
         taken = self._loop.create_future()
-        self._loop.add_writer(fd, _wake, taken)
+        self._loop.add_writer(connection, _wake, taken)
         try:
             await taken
         finally:
-            self._loop.remove_writer(fd)
+            self._loop.remove_writer(connection)
 
     def fail(self, error_code: ErrorCode, reason: str) -> None:
         """Ends the connection, and tells the peer why: nothing that arrives any more is looked at."""
@@ -540,6 +625,11 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             transport.write_eof()
         except OSError:
             transport.abort()  # reset by the peer
+
+    def abort(self) -> None:
+        """Ends the connection at once; the peer isn't told why."""
+        if self._transport is not None:
+            self._transport.abort()
 
     async def close(self) -> None:
         """Ends the connection; what was written already is sent first if the peer takes it within a second."""

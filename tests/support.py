@@ -1,9 +1,11 @@
 """Parts that several tests need: a peer that speaks raw frames, built without rsocket, and looks into stream tables."""
 
 import asyncio
+import importlib
+import importlib.util
 import json
 import struct
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,6 +20,22 @@ RESPOND = 0x80
 COMPOSITE = b"message/x.rsocket.composite-metadata.v0"
 
 APPLICATION_ERROR, REJECTED, INVALID, CONNECTION_ERROR = 0x201, 0x202, 0x204, 0x101
+
+
+HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
+
+
+def on_uvloop(scenario: Coroutine[Any, Any, None]) -> None:
+    """Runs it on a uvloop of its own; not in a thread that has a loop already."""
+    importlib.import_module("uvloop").run(scenario)
+
+
+async def _nothing() -> None:
+    """So that uvloop opens, before any test looks, the pipe that it keeps for ever."""
+
+
+if HAS_UVLOOP:
+    on_uvloop(_nothing())
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ LIMITS = Limits(
     max_connection_bytes=4000,
     max_reassembly_bytes=6000,
     max_setup_bytes=500,
-    max_store_bytes=2000,
+    max_store_bytes=6000,
     max_streams=3,
     max_errors_per_minute=10,
 )

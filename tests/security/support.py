@@ -138,9 +138,11 @@ class ServerProcess:
 
 
 @asynccontextmanager
-async def server_process(*arguments: str) -> AsyncGenerator[ServerProcess, None]:
+async def server_process(*arguments: str, max_fds: int | None = None) -> AsyncGenerator[ServerProcess, None]:
+    """`python -m server`, which may have so many files and sockets open."""
+    limited = () if max_fds is None else ("sh", "-c", f'ulimit -n {max_fds} && exec "$@"', "sh")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "server", "--port", "0", *arguments,
+        *limited, sys.executable, "-m", "server", "--port", "0", *arguments,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None

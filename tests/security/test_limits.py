@@ -126,13 +126,14 @@ async def test_what_all_connections_hold_is_bounded_and_given_back() -> None:
         await first.send(*fragments(1, b"a", 70_000, 4))
         await eventually(lambda: server._budget.used_bytes > 280_000)
         await second.send(*fragments(1, b"b", 70_000, 4))
-        assert (await receive(second)).error[0] == REJECTED
+        assert (await receive(first)).error[0] == REJECTED  # a newcomer doesn't lose to who holds far more
+        await eventually(lambda: server._budget.used_bytes > 280_000)
         assert server._budget.used_bytes <= 300_000
         await serves(server.uri)  # what fits a connection's receive buffer needs no room
-        reset(first)
+        reset(second)
         await eventually(lambda: not server._budget.used_bytes)
-        await second.send(upload(3, b"b", b"x" * 250_000))
-        assert (await receive(second)).kind == PAYLOAD
+        await first.send(upload(3, b"b", b"x" * 250_000))
+        assert (await receive(first)).kind == PAYLOAD
 
 
 async def test_a_request_too_many_is_refused_once_in_the_log_and_the_connection_lives(
@@ -184,7 +185,9 @@ async def test_a_peer_that_causes_error_after_error_is_closed(caplog: pytest.Log
 async def test_a_connection_too_many_is_refused_and_one_that_ends_makes_room(caplog: pytest.LogCaptureFixture) -> None:
     async with serve(limits=Limits(max_connections=3)) as server:
         peers = [await RawPeer.connect(server.uri) for _ in range(3)]
-        await eventually(lambda: server.connections == 3)
+        for peer in peers:  # no strangers, who would have to make room
+            await peer.send(setup(), stat(1, b"a"))
+            assert (await receive(peer)).kind == ERROR
         for _ in range(10):
             async with raw_peer(server.uri) as late:
                 assert await refused(late) == (REJECTED_SETUP, "server_full: too many connections; try again later")
@@ -208,7 +211,8 @@ async def test_connections_of_one_address_are_limited_if_asked_for() -> None:
                 async with raw_peer(server.uri) as third:
                     assert (await refused(third))[1].startswith("server_full: ")
             await eventually(lambda: not server.connections)
-        assert not server._addresses
+        assert server._listener is not None
+        assert not server._listener._addresses
         # Proxies share one address: by default only the total counts.
         assert Limits().max_connections_per_address is None
 
@@ -342,6 +346,23 @@ async def test_unfinished_uploads_count_in_the_memory_store() -> None:
                 pass
         assert answer.error[1].startswith("storage_full: ")
         assert not server.data.files
+
+
+async def test_small_things_fill_no_memory() -> None:
+    async with serve(limits=Limits(max_store_bytes=1_000_000)) as server, raw_peer(server.uri) as peer:
+        await peer.send(*(upload(2 * number + 1, b"x" * 1000 + b"%d" % number, b"") for number in range(900)))
+        answers = [await receive(peer) for _ in range(900)]
+        assert all(answer.error[1].startswith("storage_full: ") for answer in answers if answer.kind == ERROR)
+        assert len(server.data.files) == 1_000_000 // (1024 + 1003)
+        server.data.files.clear()
+        for number in range(1000):
+            await peer.send(channel(2001 + 2 * number, b"x" * 1000, b'{"upload_id": "%d"}' % number))
+            while (answer := await receive(peer)).kind == PAYLOAD:
+                pass
+            if answer.kind == ERROR:
+                break
+        assert answer.error[1].startswith("storage_full: ")
+        assert number < 1000
 
 
 async def test_a_file_over_the_limit_is_refused_in_a_folder(tmp_path: Path) -> None:

@@ -1,19 +1,24 @@
 """Who gets in, who doesn't, and what each may do; nothing is served before somebody was accepted."""
 
 import asyncio
+import io
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import argon2
 import pytest
+from argon2 import PasswordHasher
 from reactivex import operators as ops
 
 from rx_client import FileClient
 from server import ChatData, FileServer, Users, serve
 from server.__main__ import _is_loopback, _server
+from server.users import _Turns, main
 from shared.errors import ConnectionFailed, NotFound, PermissionDenied, Unauthenticated
 from shared.metadata import (
     AUTHENTICATION_MIMETYPE,
@@ -31,6 +36,7 @@ from tests.security.support import (
     download,
     receive,
     refused,
+    reset,
     server_process,
     setup_frame,
     stat,
@@ -47,6 +53,7 @@ from tests.support import (
     REQUEST_FNF,
     REQUEST_RESPONSE,
     REQUEST_STREAM,
+    RawPeer,
     eventually,
     frame,
     item,
@@ -81,6 +88,17 @@ def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
         ([f"bob:{HASH}:x@"], "line 1: a permission has the form"),
         ([f"bob:{HASH}:r@a @b"], "line 1: a permission has the form"),
         ([f"bob:{HASH}:r"], "line 1: a permission has the form"),
+        ([f"bob:{HASH}:"], "line 1: 'bob' has no permissions; leave out the colon to grant everything"),
+        ([f"bob:{HASH}: "], "line 1: 'bob' has no permissions"),
+        ([f"bob:{HASH[:-1]}"], "line 1: the hash of 'bob' isn't argon2's, or not all of it"),
+        ([f"bob:{HASH[:-20]}"], "line 1: the hash of 'bob'"),
+        ([f"bob:{HASH}="], "line 1: the hash of 'bob'"),
+        ([f"bob:{HASH[:-2]}!="], "line 1: the hash of 'bob'"),
+        ([f"bob:{HASH.replace('m=8', 'm=7')}"], "line 1: the hash of 'bob'"),
+        ([f"bob:{HASH.replace('$v=19', '$v=20')}"], "line 1: the hash of 'bob'"),
+        (["bob:" + PasswordHasher(1, 8, 1, hash_len=31).hash("secret")], "line 1: the hash of 'bob'"),
+        (["bob:" + "$".join([*HASH.split("$")[:-1], ""])], "line 1: the hash of 'bob'"),
+        (["bob:" + HASH.replace(HASH.split("$")[-2], "c2FsdHk")], "line 1: the hash of 'bob'"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(lines: list[str], said: str) -> None:
@@ -89,6 +107,12 @@ def test_a_line_that_is_wrong_is_named(lines: list[str], said: str) -> None:
     assert said in str(raised.value)
     assert HASH not in str(raised.value)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("length", range(len(HASH)))
+def test_a_hash_that_was_cut_is_no_hash(length: int) -> None:
+    with pytest.raises(ValueError, match=r"python -m server\.users NAME"):
+        users(f"bob:{HASH[:length]}")
 
 
 def test_comments_empty_lines_and_crlf_are_fine() -> None:
@@ -105,6 +129,43 @@ def test_the_tool_prints_a_line_that_holds_the_password_in_no_form() -> None:
     made = users(done.stdout)
     user = asyncio.run(made.authenticate([build_simple("alice", "pass word")], lambda: False))
     assert user.name == "alice"
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "said"),
+    [
+        ("alice", "\n", "the password is empty"),
+        ("alice", "", "the password is empty"),
+        ("", "x\n", "the name is empty"),
+        ("a:b", "x\n", "a colon"),
+        ("#alice", "x\n", "'#'"),
+        (" alice", "x\n", "white space"),
+        ("alice ", "x\n", "white space"),
+        ("ali\nce", "x\n", "no line can have"),
+        ("ali\x1cce", "x\n", "no line can have"),
+        ("ali\u2028ce", "x\n", "no line can have"),
+        ("\udcff", "x\n", "no line can have"),
+    ],
+)
+def test_the_tool_makes_no_line_that_is_none(
+    name: str, password: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["users", name])
+    monkeypatch.setattr("sys.stdin", io.StringIO(password))
+    assert main() == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert said in err
+
+
+@pytest.mark.parametrize("name", ["alice", "a b", "Grüße", "日本", "a#", "$argon2id$"])
+def test_the_tools_line_gives_the_name_back(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["users", name])
+    monkeypatch.setattr("sys.stdin", io.StringIO("p\n"))
+    assert main() == 0
+    assert list(users(capsys.readouterr().out)._users) == [name]
 
 
 # Getting in
@@ -195,9 +256,9 @@ async def test_requests_behind_a_setup_wait_until_it_was_accepted(
 ) -> None:
     may_go_on, verify = asyncio.Event(), Users.authenticate
 
-    async def slowly(self: Users, items: list[MetadataItem], is_gone: Callable[[], bool]) -> object:
+    async def slowly(self: Users, items: list[MetadataItem], is_gone: Callable[[], bool], address: str) -> object:
         await may_go_on.wait()
-        return await verify(self, items, is_gone)
+        return await verify(self, items, is_gone, address)
 
     monkeypatch.setattr(Users, "authenticate", slowly)
     async with raw_peer(server.uri, set_up=False) as peer:
@@ -242,6 +303,99 @@ async def test_an_unknown_user_costs_a_hash_as_a_known_one_does(
             pass
     assert len(verified) == 5
     assert "secret" not in repr(vars(server._users))
+
+
+@pytest.fixture
+def verified(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The passwords that were checked against a hash, each in the time that it takes in earnest."""
+    passwords: list[bytes] = []
+
+    def verify(self: argon2.PasswordHasher, hashed: str, password: bytes) -> bool:
+        passwords.append(password)
+        time.sleep(0.01)
+        return original(self, hashed, password)
+
+    original = argon2.PasswordHasher.verify
+    monkeypatch.setattr(argon2.PasswordHasher, "verify", verify)
+    return passwords
+
+
+@asynccontextmanager
+async def guessing(server: FileServer, count: int, verified: list[bytes]) -> AsyncGenerator[list[RawPeer], None]:
+    """Strangers from one address who all wait for the answer to a wrong password."""
+    peers = [await RawPeer.connect(server.uri) for _ in range(count)]
+    try:
+        for number, peer in enumerate(peers):
+            await peer.send(setup_frame(build_simple("alice" if number % 2 else "nobody", f"wrong {number}")))
+        await eventually(lambda: verified)
+        yield peers
+    finally:
+        for peer in peers:
+            reset(peer)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
+async def test_those_who_guess_hold_up_nobody(server: FileServer, address: str, verified: list[bytes]) -> None:
+    """At their address or another, at the first time; and then, when the secret is known, not at all."""
+    host, port = server.uri.removeprefix("tcp://").split(":")
+    async with guessing(server, 100, verified) as strangers:
+        await eventually(lambda: sum(map(len, server._users._turns._waiting.values())) == 99)  # type: ignore[union-attr]
+        before = len(verified)
+        peer = RawPeer(*await asyncio.open_connection(host, int(port), local_addr=(address, 0)))
+        await peer.send(setup_frame(build_simple("alice", "a secret")), stat(1, b"public"))
+        assert (await receive(peer)).kind == PAYLOAD
+        await peer.close()
+        assert verified.index(b"a secret") - before <= 3
+        # The others get their answer, too.
+        assert (await refused(strangers[0]))[1] == "unauthenticated: the user name or the password is wrong"
+    async with guessing(server, 100, verified):
+        async with FileClient.connect(server.uri, auth=("alice", "a secret")) as files:
+            await files.stat("public")
+        assert verified.count(b"a secret") == 1
+
+
+async def test_so_many_may_wait_to_be_checked(server: FileServer, verified: list[bytes]) -> None:
+    async with guessing(server, 200, verified) as strangers:
+        answers = {(await refused(peer))[1] for peer in strangers}
+    assert {answer.split(":")[0] for answer in answers} == {"unauthenticated", "server_full"}
+    assert len(verified) < 200
+    async with FileClient.connect(server.uri, auth=("bob", "b:secret")) as files:
+        assert await files.download("bob/1") == b"2"
+
+
+async def test_clients_with_one_secret_cost_one_check(server: FileServer, verified: list[bytes]) -> None:
+    async def connect() -> None:
+        async with FileClient.connect(server.uri, auth=("alice", "a secret")) as files:
+            await files.stat("public")
+
+    await asyncio.gather(*(connect() for _ in range(50)))
+    assert verified == [b"a secret"]
+
+
+async def test_turns_go_round_the_addresses_and_end_with_whoever_waits() -> None:
+    turns, order = _Turns(), list[str]()
+
+    async def take(address: str, number: int) -> None:
+        async with turns.turn(address):
+            order.append(f"{address}{number}")
+            await asyncio.sleep(0)
+
+    tasks = [asyncio.create_task(take(address, number)) for address in "aab" for number in range(3)]
+    await asyncio.sleep(0)
+    tasks[4].cancel()  # while it waits
+    await asyncio.wait(tasks)
+    assert order == ["a0", "a2", "b2", "b1", "a0", "b0", "a2", "a1"]
+    assert not turns._waiting
+
+    tasks = [asyncio.create_task(take(address, 0)) for address in "ab"]
+    while not turns._waiting:
+        await asyncio.sleep(0)
+    while turns._waiting:
+        await asyncio.sleep(0)
+    tasks[1].cancel()  # at the very moment when it is its turn
+    await asyncio.wait(tasks)
+    async with asyncio.timeout(5):
+        await take("c", 0)
 
 
 # Being allowed to

@@ -19,7 +19,7 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
 
     @asynccontextmanager
     async def opened(limit: int | None = None) -> AsyncIterator[Store]:
-        store = MemoryStore({}, limit) if request.param == "memory" else DirectoryStore(tmp_path / "files", limit)
+        store = MemoryStore({}, None, limit) if request.param == "memory" else DirectoryStore(tmp_path / "files", limit)
         await store.start()
         try:
             yield store

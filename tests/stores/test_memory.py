@@ -1,11 +1,17 @@
 """The memory store: a view of a dictionary that others change, too."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from itertools import count
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from server.memory_store import MemoryStore
-from shared.errors import Changed, NotFound, StorageFull
+from server.store import Upload
+from shared.errors import Changed, InvalidRequest, NotFound, StorageFull
 
 from .support import begin, digest_of, get, names_in, put
 
@@ -74,9 +80,13 @@ async def test_delete_does_not_hit_a_value_that_came_while_the_old_one_was_diges
     assert files == {"a": b"new"}
 
 
+ENTRY = 1024
+"""What each file and each unfinished upload counts beside its content and its name."""
+
+
 async def test_files_and_unfinished_uploads_together_have_a_limit() -> None:
     files = {"a": b"x" * 50}
-    store = MemoryStore(files, max_bytes=100)
+    store = MemoryStore(files, max_bytes=100 + 3 * ENTRY + len("a" + "b" + "u1" + "c" + "u2"))
     first = await begin(store, "b", upload_id="u1")
     await first.append([b"y" * 30])
     second = await begin(store, "c", upload_id="u2")
@@ -88,11 +98,190 @@ async def test_files_and_unfinished_uploads_together_have_a_limit() -> None:
     await second.append([b"z" * 35])
     await second.commit(digest_of(b"z" * 50))
     assert await get(store, "c") == b"z" * 50
+    third = await begin(store, "d", upload_id="u3")
+    await third.append([b"1"])
     with pytest.raises(StorageFull):
-        await put(store, "d", b"1")
+        await third.append([b"2" * 2])
     files["a"] = b""
-    await put(store, "e", b"2", upload_id="u3")
-    assert await names_in(store) == {"a", "c", "e"}
+    await third.append([b"2" * 50])
+    await third.commit(None)
+    assert await names_in(store) == {"a", "c", "d"}
+
+
+async def until_full(add: Callable[[int], Awaitable[object]]) -> None:
+    """Adds one after the other until there is no room, which is soon."""
+    async with asyncio.timeout(30):
+        for number in count():
+            try:
+                await add(number)
+            except StorageFull:
+                return
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 1000, "ä" * 500, "\udcff" * 300], ids=len)
+async def test_what_is_empty_counts_too(name: str) -> None:
+    files: dict[str, bytes] = {}
+    store = MemoryStore(files, max_bytes=100_000)
+    await until_full(lambda number: store.put(f"{name}{number:02}", b""))
+    size = len(name.encode("utf-8", "surrogatepass"))
+    assert len(files) == 100_000 // (ENTRY + size + 2)
+    await store.put(f"{name}00", b"")  # in place of itself
+    files.clear()
+
+    await until_full(lambda number: begin(store, name, upload_id=f"{number:02}"))
+    begun = len(store._parts)
+    assert begun == 100_000 // (ENTRY + size + 2)
+    upload = await begin(store, name, upload_id="00")  # which has begun
+    await upload.abort()
+    await begin(store, name, upload_id="99")
+    assert await store.sweep(-1) == begun
+    assert store._used == 0
+
+
+async def test_an_overwrite_counts_the_difference() -> None:
+    store = MemoryStore({}, max_bytes=ENTRY + 101)
+    await store.put("a", b"x" * 100)
+    await store.put("a", b"y" * 100)
+    await store.put("a", b"z")
+    with pytest.raises(StorageFull):
+        await store.put("a", b"z" * 101)
+    assert store._used == ENTRY + 2
+
+
+async def test_what_others_take_away_makes_room_at_once_and_what_they_add_is_found() -> None:
+    files = {str(number): bytes(1000) for number in range(2000)}
+    store = MemoryStore(files, max_bytes=5_000_000)
+    await store.put("a", bytes(100_000))
+    with pytest.raises(StorageFull):
+        await store.put("b", bytes(1_000_000))
+    for number in range(1000):
+        del files[str(number)]
+    await store.put("b", bytes(1_000_000))
+
+    for number in range(2000):
+        files[f"more {number}"] = bytes(2000)
+    await until_full(lambda number: store.put(f"c{number}", b""))
+    for name in list(files):  # as many as before, but small
+        files[name] = b""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await store.put("c", bytes(1000))
+                break
+            except StorageFull:
+                await asyncio.sleep(0.01)
+
+
+async def test_many_files_are_looked_at_in_turns() -> None:
+    """Whatever goes through all of them, somebody else has a turn every few hundred."""
+    files = {str(number): b"" for number in range(20_000)}
+    store = MemoryStore(files, max_bytes=100_000_000)
+    await store.list()
+    for number in range(1000):
+        await begin(store, "a", upload_id=f"u{number}")
+
+    async def turns(whole: Coroutine[Any, Any, object]) -> int:
+        taken, task = 0, asyncio.create_task(whole)
+        while not task.done():
+            taken += 1
+            await asyncio.sleep(0)
+        await task
+        return taken
+
+    files.update({str(number): b"x" for number in range(20_000)})
+    store._count_again_at = 0.0
+    assert await turns(store.put("a", b"")) > 70
+    assert await turns(store.list("no such name")) > 70
+    files.clear()
+    assert await turns(store.sweep(-1)) > 4
+    assert not store._known
+
+
+NAMES = st.sampled_from(["a", "b", "ä", "a longer name"])
+CONTENTS = st.integers(0, 3000).map(bytes)
+STEPS = st.one_of(
+    st.tuples(st.sampled_from(["put", "set", "upload", "begin"]), NAMES, CONTENTS),
+    st.tuples(st.sampled_from(["delete", "del", "append", "commit", "abort", "list", "clear"]), NAMES, CONTENTS),
+)
+LIMIT = 10_000
+
+
+def plain_count(store: MemoryStore, files: dict[str, bytes]) -> int:
+    parts = store._parts.values()
+    return sum(ENTRY + len(name.encode()) + len(content) for name, content in files.items()) + sum(
+        ENTRY + len(part.spec.name.encode()) + len(part.spec.upload_id) + part.digest.length for part in parts
+    )
+
+
+async def do(store: MemoryStore, uploads: dict[str, Upload], action: str, name: str, content: bytes) -> None:
+    match action:
+        case "put":
+            await store.put(name, content)
+        case "upload":
+            await put(store, name, content, upload_id="whole")
+        case "begin":
+            uploads[name] = await begin(store, name, upload_id=f"u{name}")
+        case "append" if name in uploads:
+            await uploads[name].append([content[:1000], content[1000:]])
+        case "commit" if name in uploads:
+            await uploads.pop(name).commit(None)
+        case "abort" if name in uploads:
+            await uploads.pop(name).abort()
+        case "delete":
+            await store.delete(name)
+        case "list":
+            await store.list()
+        case _:
+            pass
+
+
+def do_behind_its_back(files: dict[str, bytes], action: str, name: str, content: bytes) -> bool:
+    match action:
+        case "set":
+            files[name] = content
+        case "del":
+            files.pop(name, None)
+        case "clear":
+            files.clear()
+        case _:
+            return False
+    return True
+
+
+@given(st.lists(STEPS, max_size=40))
+@settings(deadline=None, max_examples=150)
+def test_the_count_is_that_of_a_plain_recount(steps: list[tuple[str, str, bytes]]) -> None:
+    async def scenario() -> None:
+        files: dict[str, bytes] = {}
+        store = MemoryStore(files, max_bytes=LIMIT)
+        uploads: dict[str, Upload] = {}
+        is_ours = True  # nobody else has changed the dictionary since the last count of all
+        for action, name, content in steps:
+            before = plain_count(store, files)
+            if do_behind_its_back(files, action, name, content):
+                is_ours = False
+                continue
+            try:
+                await do(store, uploads, action, name, content)
+            except (NotFound, InvalidRequest):  # an upload that found no room is still there, of another name
+                pass
+            except StorageFull:
+                # Never because of what isn't there: so few files are always counted before somebody is refused.
+                assert before + ENTRY + len(name.encode()) + len(f"u{name}") + max(len(content), 1) > LIMIT
+                assert store._used == plain_count(store, files)
+                is_ours = True
+            if is_ours:
+                assert store._used == plain_count(store, files) <= max(before, LIMIT)
+        await store._count()
+        assert store._used == plain_count(store, files)
+        for upload in uploads.values():
+            await upload.abort()
+        for name in list(files):
+            await store.delete(name)
+        assert store._used == sum(part.cost + part.digest.length for part in store._parts.values())
+
+    asyncio.run(scenario())
 
 
 async def test_the_published_content_is_not_copied() -> None:

@@ -17,6 +17,7 @@ from reactivex.subject import Subject
 from rx_client import Completed, FileClient, Progress, Started
 from rx_client.operators import retry_backoff
 from server import FileServer
+from server.directory_store import DirectoryStore
 from shared import (
     AlreadyExists,
     BackpressureOverflow,
@@ -148,8 +149,11 @@ async def test_digests(store: WatchedStore, files: FileClient, digest: str | Non
     data = content(600_000)
     completed = await files.upload_from("n", data, digest=digest)
     assert isinstance(completed, Completed)
-    assert completed.info.digest == digest_of(data, digest or "xxh3-128")
+    # With a disk, bytes that nobody wants a digest of may never come into the process.
+    is_unknown = digest is None and isinstance(store.inner, DirectoryStore)
+    assert completed.info.digest == (None if is_unknown else digest_of(data, digest or "xxh3-128"))
     assert await store.content("n") == data
+    assert await files.download("n") == data
 
 
 async def test_many_windows_with_the_defaults(store: WatchedStore, files: FileClient, tmp_path: Path) -> None:
@@ -419,9 +423,9 @@ async def test_the_uploader_is_never_more_than_a_window_ahead_of_the_disk(
         heard = Recorder()
         files.upload_from("n", source(), chunk_size=SMALL, window=5).subscribe(heard)
         await heard.got(Started)
-        await eventually(lambda: store.before_append.waiting)
-        before = proxy.up.nbytes
+        await eventually(lambda: store.before_append.waiting and pulled == 5 + 1)
         await files.stat("x").pipe(ops.catch(lambda _, __: reactivex.of(None)))  # all that was sent has arrived
+        before = proxy.up.nbytes
         # 5 in all are on the wire, and one more waits to be sent. The source is read a chunk a hop.
         assert pulled <= 5 + 1
         await files.stat("x").pipe(ops.catch(lambda _, __: reactivex.of(None)))

@@ -1,6 +1,7 @@
 """The receive buffer and the reassembly, without sockets: any segmentation, any interleaving, every limit."""
 
 import struct
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from rsocket.frame import CancelFrame, ErrorFrame, Frame, FrameType, PayloadFrame, RequestResponseFrame
 
 from shared.errors import ServerFull, TooLarge
-from shared.frames import FrameError
+from shared.frames import FrameError, FrameHeader
 from shared.reassembly import PayloadRefused, Reassembler, ReassemblyBudget, ReassemblyLimits, SplitPayload
 from shared.receiving import FrameReceiver
 from tests.support import (
@@ -293,3 +294,267 @@ def test_a_buffer_that_served_a_larger_frame_is_full_where_its_frame_says() -> N
     receiving.feed(small[9:] + small * 3, taking=False)
     receiving.take()
     assert len(receiving.frames) == 5
+
+
+# All connections together
+
+
+class Peers:
+    """Receivers that share a budget, at a time that stands still between two ticks."""
+
+    def __init__(self, max_bytes: int, count: int, limits: ReassemblyLimits | None = None) -> None:
+        self.now = 0.0
+        self.budget = ReassemblyBudget(max_bytes, clock=lambda: self.now)
+        self.all = [Receiving(limits, self.budget) for _ in range(count)]
+
+    def tick(self, seconds: float = 0.5) -> None:
+        """What a server does twice a second."""
+        self.now += seconds
+        for one in self.all:
+            one.reassembler.check(30)
+            one.take()
+
+    def held(self) -> list[int]:
+        self.check()
+        return [one.reassembler.held_bytes for one in self.all]
+
+    def refused(self) -> list[list[tuple[int, str]]]:
+        """What each was told since the last call."""
+        told: list[list[tuple[int, str]]] = []
+        for one in self.all:
+            one.take()
+            told.append([(refusal.stream_id, refusal.error.code) for refusal in one.refused])
+            one.refused.clear()
+        return told
+
+    def check(self) -> None:
+        """What is true after every step."""
+        held = [one.reassembler.held_bytes for one in self.all]
+        assert self.budget.used_bytes == sum(held)
+        assert self.budget.used_bytes <= self.budget._max_bytes
+        assert self.budget._holders == {one.reassembler for one, nbytes in zip(self.all, held, strict=True) if nbytes}
+        assert self.budget._slow_bytes == sum(self.budget._slow.values())
+        assert self.budget._slow.keys() <= self.budget._holders
+        for one, nbytes in zip(self.all, held, strict=True):
+            partials = one.reassembler._partials.values()
+            # What is joined or stored is neither; these receivers do that at once.
+            assert (
+                one.reassembler.evictable_bytes
+                == nbytes
+                == one.reassembler._incoming_cost + sum(partial.cost for partial in partials)
+            )
+            assert one.reassembler.pending_requests == sum(partial.is_request for partial in partials)
+            large = one.receiver._view is not one.receiver._small
+            assert not large or one.reassembler._incoming_cost, "a large buffer counts"
+
+
+def half(stream_id: int, nbytes: int) -> bytes:
+    return request(stream_id, REQUEST_RESPONSE, None, bytes(nbytes), flags=FOLLOWS)
+
+
+def more(stream_id: int, nbytes: int) -> bytes:
+    return frame(stream_id, PAYLOAD, NEXT | FOLLOWS, bytes(nbytes))
+
+
+def test_the_largest_of_the_slow_ones_makes_room() -> None:
+    peers = Peers(1_000_000, 4)
+    small, large, fast, newcomer = peers.all
+    small.feed(half(1, 200_000))
+    large.feed(half(1, 100_000) + half(3, 150_000))
+    fast.feed(half(1, 10_000))
+    for _ in range(3):
+        peers.tick()
+        fast.feed(more(1, 100_000))
+    newcomer.feed(half(1, 300_000))
+    assert peers.held()[1] == 0
+    assert peers.refused() == [[], [(1, "server_full"), (3, "server_full")], [], []]
+    large.feed(more(1, 70_000) + more(3, 10) + half(5, 10))
+    assert peers.refused() == [[]] * 4
+    assert peers.held()[1] == 1024 + 10
+
+
+def test_who_holds_far_more_makes_room_where_nobody_is_slow() -> None:
+    peers = Peers(1_000_000, 3)
+    large, small, newcomer = peers.all
+    large.feed(half(1, 700_000))
+    small.feed(half(1, 250_000))
+    newcomer.feed(half(1, 400_000))
+    assert peers.refused() == [[], [], [(1, "server_full")]], "nobody holds twice as much"
+    newcomer.feed(half(3, 300_000))
+    assert peers.refused() == [[(1, "server_full")], [], []]
+    assert peers.held() == [0, 251_024, 301_024]
+
+
+def test_no_more_is_taken_from_the_slow_than_helps() -> None:
+    peers = Peers(1_000_000, 4)
+    slow, *fast, newcomer = peers.all
+    slow.feed(half(1, 50_000))
+    for one in fast:
+        one.feed(half(1, 400_000))
+    for _ in range(3):
+        peers.tick()
+        for one in fast:
+            one.feed(more(1, 20_000))
+        for one in fast:
+            assert not one.reassembler.is_slow(peers.now + 0.01) or not peers.now
+    newcomer.feed(half(1, 300_000))
+    assert peers.refused() == [[], [], [], [(1, "server_full")]]
+
+
+def test_a_flood_of_refused_frames_looks_at_everybody_now_and_then() -> None:
+    peers = Peers(1_000_000, 3)
+    for one in peers.all[:2]:
+        one.feed(half(1, 490_000))
+    looks = 0
+    rank = peers.budget._rank
+
+    def counted(now: float) -> None:
+        nonlocal looks
+        looks += 1
+        rank(now)
+
+    peers.budget._rank = counted  # type: ignore[method-assign]
+    for stream_id in range(1, 2001, 2):
+        peers.now += 0.001
+        peers.all[2].feed(half(stream_id, 300_000))
+    assert peers.refused()[2] == [(stream_id, "server_full") for stream_id in range(1, 2001, 2)]
+    assert looks <= 1 + 1.0 / 0.1
+    peers.all[2].feed(half(2001, 100_000))
+    assert peers.held()[2] == 101_024, "who asks for less is heard all the same"
+
+
+def test_a_frame_that_is_arriving_makes_room_and_its_rest_is_skipped() -> None:
+    peers = Peers(1_000_000, 2)
+    silent, newcomer = peers.all
+    wire = request(1, REQUEST_RESPONSE, None, bytes(900_000))
+    silent.feed(wire[:100_000])
+    assert len(silent.receiver._view) > 900_000
+    newcomer.feed(half(1, 300_000))
+    assert len(silent.receiver._view) == 64 * 1024
+    assert peers.refused() == [[(1, "server_full")], []]
+    silent.feed(wire[100_000:] + request(3, REQUEST_RESPONSE, None, b"next"))
+    assert [got.stream_id for got in silent.frames] == [3]
+
+
+def test_a_control_frame_that_is_arriving_makes_room_and_ends_its_connection() -> None:
+    peers = Peers(1_000_000, 2)
+    silent, newcomer = peers.all
+    silent.feed(frame(0, KEEPALIVE, 0, bytes(900_000))[:100])
+    newcomer.feed(half(1, 300_000))
+    assert peers.held() == [0, 301_024]
+    with pytest.raises(FrameError, match="no room"):
+        silent.take()
+
+
+def test_a_frame_of_a_later_protocol_counts_nothing() -> None:
+    peers = Peers(1_000_000, 1)
+    for _ in range(20):
+        peers.all[0].feed(frame(3, 0x3D, IGNORE, bytes(100_000)))
+        assert peers.held() == [0]
+
+
+def test_items_of_a_payload_that_was_half_there_when_its_connection_ended_are_not_taken_for_whole() -> None:
+    receiving = Receiving()
+    receiving.feed(frame(1, PAYLOAD, NEXT | FOLLOWS, b"first"))
+    receiving.reassembler.close()
+    receiving.feed(frame(1, PAYLOAD, NEXT, b"last") + frame(3, PAYLOAD, NEXT | FOLLOWS, b"first"))
+    assert receiving.frames == []
+    assert receiving.reassembler.pending == 0
+
+
+class Memory:
+    """A spool that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self.is_abandoned = False
+
+    async def write(self, chunks: Sequence[bytes]) -> None:
+        self.chunks += chunks
+
+    def abandon(self) -> None:
+        self.is_abandoned = True
+
+
+def test_what_waits_for_a_spool_counts_until_it_is_stored() -> None:
+    reassembler = Reassembler(budget=(budget := ReassemblyBudget()))
+    spool = Memory()
+    reassembler.spooler = lambda *_: spool
+    fragment = b"x" * 100
+    due = []
+    for number in range(20_000):
+        header = FrameHeader(1, FrameType.PAYLOAD if number else FrameType.REQUEST_RESPONSE, 0x80, 106)
+        assert reassembler.admit(header)
+        got = PayloadFrame() if number else RequestResponseFrame()
+        got.stream_id, got.flags_follows, got.data, got.metadata = 1, number < 19_999, fragment, b""
+        if (part := reassembler.feed(got)) is not None:
+            assert isinstance(part, SplitPayload)
+            before = reassembler.held_bytes
+            due += part.take_data()
+            assert reassembler.held_bytes == before < 1024 + 512 * 1024 + 200
+            assert reassembler.evictable_bytes in (0, 1024), "what is being stored can't be taken away"
+            reassembler.release(part)
+            assert budget.used_bytes == reassembler.held_bytes == (0 if part.is_whole else 1024)
+    assert due == [fragment] * 20_000
+    assert not spool.is_abandoned
+
+
+# What peers do, and what time does, in any order.
+_steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.integers(0, 3), st.integers(1, 6), st.sampled_from([0, 1, 500, 70_000, 200_000])),
+        st.tuples(st.just("end"), st.integers(0, 3), st.integers(1, 6), st.sampled_from([0, 500, 70_000])),
+        st.tuples(st.just("half a frame"), st.integers(0, 3), st.integers(1, 6), st.sampled_from([70_000, 300_000])),
+        st.tuples(st.just("keepalive"), st.integers(0, 3), st.just(0), st.sampled_from([10, 100_000])),
+        st.tuples(st.sampled_from(["cancel", "sent", "close"]), st.integers(0, 3), st.integers(1, 6), st.just(0)),
+        st.tuples(st.just("tick"), st.just(0), st.just(0), st.sampled_from([0, 1, 30])),
+    ),
+    max_size=60,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(_steps, st.sampled_from([ReassemblyLimits(), ReassemblyLimits(300_000, 400_000, max_streams=4)]))
+def test_the_accounts_are_right_after_every_step(
+    steps: list[tuple[str, int, int, int]], limits: ReassemblyLimits
+) -> None:
+    peers = Peers(600_000, 4, limits)
+    rests = [b""] * 4
+    closed: set[int] = set()
+    for kind, who, stream_id, nbytes in steps:
+        one, rest = peers.all[who], rests[who]
+        held = one.reassembler.received_of(stream_id)
+        rests[who] = b""
+        if rest:
+            one.feed(rest)  # a frame can't be left half-sent for another
+        elif kind == "tick":
+            peers.tick(nbytes + 0.5)
+            rests[who] = rest
+        elif kind == "close":
+            one.reassembler.close()
+            closed.add(who)
+        elif kind == "sent":
+            one.reassembler.on_sent(cancel(stream_id))
+        elif kind == "cancel":
+            one.feed(frame(stream_id, CANCEL))
+        elif kind == "keepalive" and who not in closed:
+            try:
+                one.feed(frame(0, KEEPALIVE, 0, bytes(nbytes)))
+            except FrameError:
+                one.reassembler.close()
+                closed.add(who)
+        elif kind == "half a frame":
+            wire = more(stream_id, nbytes) if held else half(stream_id, nbytes)
+            one.feed(wire[: nbytes // 2])
+            rests[who] = wire[nbytes // 2 :]
+        elif kind in ("send", "end"):
+            is_first = one.reassembler._partials.get(stream_id) is None and kind == "send"
+            flags = FOLLOWS if kind == "send" else 0
+            one.feed(half(stream_id, nbytes) if is_first else frame(stream_id, PAYLOAD, NEXT | flags, bytes(nbytes)))
+        peers.check()
+        for told in peers.refused():
+            assert len({stream for stream, _ in told}) == len(told), "a payload is refused once"
+    for one in peers.all:
+        one.reassembler.close()
+    peers.check()
+    assert peers.budget.used_bytes == 0

@@ -1,8 +1,6 @@
 """Two transports over real sockets: plain, through asyncio's buffer alone, TLS, and each of them on uvloop."""
 
 import asyncio
-import importlib
-import importlib.util
 import os
 import tracemalloc
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -21,6 +19,7 @@ from tests.support import (
     CONNECTION_ERROR,
     ERROR,
     FOLLOWS,
+    HAS_UVLOOP,
     NEXT,
     PAYLOAD,
     REQUEST_FNF,
@@ -28,6 +27,7 @@ from tests.support import (
     RawPeer,
     eventually,
     frame,
+    on_uvloop,
     request,
 )
 from tests.transport.pairs import pair, payload, request_n, seen
@@ -36,32 +36,20 @@ from tests.transport.pairs import request as request_frame
 Scenario = Callable[[bool], Coroutine[Any, Any, None]]
 
 
-async def _nothing() -> None:
-    """So that uvloop opens, before any test looks, the pipe that it keeps for ever."""
-
-
-if importlib.util.find_spec("uvloop") is not None:
-    importlib.import_module("uvloop").run(_nothing())
-
-
-def _on_uvloop(scenario: Coroutine[Any, Any, None]) -> None:
-    importlib.import_module("uvloop").run(scenario)
-
-
 @pytest.fixture(params=["plain", "portable", "tls", "uvloop", "uvloop-portable", "uvloop-tls"])
 def run(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Scenario], Coroutine[Any, Any, None]]:
     """Runs a scenario, which is told whether to use TLS, on one kind of loop and socket."""
     kind: str = request.param
-    if "uvloop" in kind and importlib.util.find_spec("uvloop") is None:
+    if "uvloop" in kind and not HAS_UVLOOP:
         pytest.skip("uvloop isn't installed")
     if "portable" in kind:
         monkeypatch.setattr(shared.transport, "_HAS_WRITEV", False)
 
     async def run_one(scenario: Scenario) -> None:
         if "uvloop" in kind:
-            await asyncio.to_thread(_on_uvloop, scenario("tls" in kind))
+            await asyncio.to_thread(on_uvloop, scenario("tls" in kind))
         else:
             await scenario("tls" in kind)
 
@@ -306,7 +294,7 @@ async def test_a_payload_over_the_limit_is_refused_and_the_connection_lives(capl
 
 
 async def test_the_budget_of_all_connections_is_shared_and_given_back() -> None:
-    budget = ReassemblyBudget(100_000)
+    budget = ReassemblyBudget(100_000, clock=lambda: 0.0)  # nobody is slow
     async with raw_pair(budget=budget) as (first, first_peer), raw_pair(budget=budget) as (second, second_peer):
         receiving = [asyncio.create_task(_all(transport, [])) for transport in (first, second)]
         await first_peer.send(request(1, REQUEST_RESPONSE, None, bytes(90_000), flags=FOLLOWS))
