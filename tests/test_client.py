@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import reactivex
 from reactivex import operators as ops
+from reactivex.internal.exceptions import SequenceContainsNoElementsError
 from rsocket.helpers import single_transport_provider
+from rsocket.payload import Payload
 from rsocket.rsocket_client import RSocketClient
 from rsocket.transports.tcp import TransportTCP
 
-from rx_client import FileClient
+from rx_client import ColdReactiveXClient, FileClient
 from server import FileServer, serve
 from shared import (
     ConnectionFailed,
@@ -25,6 +27,7 @@ from shared import (
     RemoteError,
     TransferError,
 )
+from shared.wire import Route, request_metadata
 from tests.support import (
     CANCEL,
     COMPLETE,
@@ -146,6 +149,16 @@ async def test_each_subscription_is_a_request(server: FileServer, files: FileCli
     download, listing = files.download("a"), files.list_files()
     assert [await download, await download, await listing, await listing] == [b"A", b"A", "empty", "empty"]
     assert server.work.started == 4
+
+
+async def test_awaiting_gives_the_last_item_or_rxpys_own_error(server: FileServer, files: FileClient) -> None:
+    rsocket = files._connector.current()
+    assert rsocket is not None
+    listing = ColdReactiveXClient(rsocket).request_stream(Payload(b"", request_metadata(Route.FILES)))
+    assert (await listing).data == list(server.data.files)[-1].encode()
+    server.data.files.clear()
+    with pytest.raises(SequenceContainsNoElementsError):
+        await listing
 
 
 async def test_repeat_and_concat_ask_again(server: FileServer, files: FileClient) -> None:
