@@ -6,10 +6,8 @@ on a dead connection waits for ever. So there is one `RSocketClient` for each co
 
 import asyncio
 import os
-import random
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Protocol
@@ -38,11 +36,12 @@ from shared.metadata import MetadataItem, build_bearer, build_metadata, build_si
 from shared.transport import FrameTransport
 from shared.wire import DEFAULT_PORT, FRAGMENT_SIZE_BYTES
 
+from .backoff import Backoff
 from .observables import on_loop
 
-# How long a new connection waits for the server's first keepalive. A server that answers none is used all the same,
-# until the keepalive timeout: then it is dead, whatever it is.
-_FIRST_SIGN_SECONDS: Final = 1.0
+_LOOKS_PER_TIMEOUT: Final = 20
+# That so much waits to be sent says that the link is slow, or nobody takes it.
+_BACKLOG_BYTES: Final = 16 * 1024
 
 _NOTHING_HERE: Final = RSocketProtocolError(ErrorCode.REJECTED, data="unknown_route: this client serves nothing")
 
@@ -68,18 +67,22 @@ class ConnectOptions:
     """How a client connects, and how long it waits; all in seconds.
 
     Attributes:
-        connect_timeout: For one attempt: name resolution, TCP and the peer's first sign of life.
+        connect_timeout: For one attempt: name resolution, TCP, TLS, and the server's answer to the SETUP.
         keepalive_period: Between two signs of life.
-        keepalive_timeout: A server of which nothing arrived, and that took nothing, for this long is dead.
+        keepalive_timeout: A server of which nothing arrived, and that took nothing of what waits to be sent, for this
+            long is dead. A proxy on the way that takes more than the link behind it carries in this time makes a slow
+            server look dead; then it must be longer.
         reconnect_timeout: For all attempts together, when an operation needs a connection and there is none.
-        reconnect_base: The delay before the second attempt; it doubles with each.
-        reconnect_cap: The longest delay between two attempts. Each is random, from half of it to all of it.
+        reconnect_base: The least delay between the beginnings of two attempts. It doubles with each attempt, whoever
+            asks for it, until a connection has lived for `reconnect_cap`; after that the next attempt is immediate.
+        reconnect_cap: The longest such delay; at the most half of `reconnect_timeout`, so that an operation sees an
+            attempt. Each is random, from half of it to all of it.
         progress_timeout: An operation for which nothing moves for this long fails with Stalled.
     """
 
     connect_timeout: float = 10.0
     keepalive_period: float = 1.0
-    keepalive_timeout: float = 5.0
+    keepalive_timeout: float = 6.0
     reconnect_timeout: float = 10.0
     reconnect_base: float = 0.1
     reconnect_cap: float = 2.0
@@ -160,17 +163,19 @@ class GivenConnection:
         self.is_closed: Final = False
 
     def states(self) -> Observable[ConnectionState]:
-        lost = Disconnected(ConnectionLost("the connection is closed"))
+        lost = Disconnected(ConnectionLost("the connection is closed, or its peer is silent"))
         return reactivex.defer(lambda _: reactivex.of(Connected() if self.current() is not None else lost))
 
     def current(self) -> RSocketBase | None:
-        # rsocket's own flag: with it set, its sender has stopped, and a request would wait for ever.
-        return None if self._rsocket._is_closing else self._rsocket
+        # In either case rsocket's sender has stopped, and a request would wait until it has stalled. The second is all
+        # that rsocket does when its keepalives aren't answered.
+        is_dead = self._rsocket._is_closing or not self._rsocket.is_server_alive()
+        return None if is_dead else self._rsocket
 
     async def connect(self) -> RSocketBase:
         if (rsocket := self.current()) is not None:
             return rsocket
-        raise ConnectionLost("the connection is closed, and is not this client's to make again")
+        raise ConnectionLost("the connection is closed, or its peer silent, and is not this client's to make again")
 
 
 class Connection:
@@ -195,6 +200,7 @@ class Connection:
         self._tls = tls if tls is not None or not is_tls else ssl.create_default_context()
         self._setup = None if auth is None else Payload(b"", build_metadata([_credentials(auth)]))
         self._options = options
+        self._backoff = Backoff(options.reconnect_base, min(options.reconnect_cap, options.reconnect_timeout / 2))
         self._rsocket: RSocketClient | None = None
         self._attempt: asyncio.Task[RSocketBase] | None = None
         self._is_closed = False
@@ -263,21 +269,19 @@ class Connection:
             attempt.exception()  # seen, also if everybody who waited has left
 
     async def _connect_again(self) -> RSocketBase:
-        loop, options = asyncio.get_running_loop(), self._options
+        loop, options, backoff = asyncio.get_running_loop(), self._options, self._backoff
         deadline = loop.time() + options.reconnect_timeout
-        delay = options.reconnect_base
         self._tell(Connecting())
         try:
             while True:
+                await asyncio.sleep(backoff.wait(loop.time()))
                 try:
                     return await self._open(min(options.connect_timeout, deadline - loop.time()))
                 except TransferError as error:
-                    pause = delay * random.uniform(0.5, 1.0)
-                    if not error.retryable or loop.time() + pause >= deadline:
+                    now = loop.time()
+                    if not error.retryable or now + backoff.wait(now) >= deadline:
                         self._tell(Disconnected(error))
                         raise
-                await asyncio.sleep(pause)
-                delay = min(2 * delay, options.reconnect_cap)
         except asyncio.CancelledError:
             # Only `close` cancels this; those who wait hear it as the end of the client.
             raise ClientClosed("the client was closed") from None
@@ -289,18 +293,31 @@ class Connection:
             ConnectionFailed: It failed, or took too long.
         """
         quiet_rsocket()
-        loop, options = asyncio.get_running_loop(), self._options
+        loop = asyncio.get_running_loop()
+        self._backoff.begin(loop.time())
         handler = _ClientHandler()
+        is_made = False
         try:
             async with asyncio.timeout(seconds):
                 _, transport = await loop.create_connection(
                     lambda: FrameTransport(on_lost=handler.on_lost), self._host, self._port, ssl=self._tls
                 )
+                is_made = True
+                return await self._set_up(transport, handler)
         except TimeoutError:
-            raise ConnectionFailed(f"no connection to {self._uri}: not answered within {seconds:.2g} s") from None
+            reason = f"not answered within {seconds:.2g} s"
+            if is_made:
+                reason += " as an RSocket server does; check that it is one, and whether it is encrypted (tcps://)"
+            raise ConnectionFailed(f"no connection to {self._uri}: {reason}") from None
+        except TransferError:
+            raise
         except (OSError, UnicodeError) as error:
             reason = os.strerror(error.errno) if isinstance(error, ConnectionError) and error.errno else str(error)
             raise ConnectionFailed(f"no connection to {self._uri}: {reason}") from error
+
+    async def _set_up(self, transport: FrameTransport, handler: "_ClientHandler") -> RSocketBase:
+        """Sends the SETUP, and waits for what only a server that has accepted it says."""
+        options = self._options
         rsocket = _Client(
             single_transport_provider(transport),
             handler_factory=lambda: handler,
@@ -316,10 +333,9 @@ class Connection:
         try:
             await rsocket.connect()
             rsocket.send_frame(to_keepalive_frame(b""))
-            # A peer that isn't an RSocket server answers with something else, or hangs up.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(seconds, _FIRST_SIGN_SECONDS)):
-                    await handler.first_sign.wait()
+            # RSocket answers no SETUP, but every server answers a keepalive, and ours after it has accepted the SETUP.
+            # A peer that isn't an RSocket server answers with something else, hangs up, or waits.
+            await handler.first_sign.wait()
             if handler.ended is not None:
                 raise _connection_failure(self._uri, handler.ended)
         except BaseException:
@@ -342,6 +358,7 @@ class Connection:
         """Gives up a connection: what is under way fails at once, the rest is cleaned up soon."""
         if self._rsocket is rsocket:
             self._rsocket = None
+            self._backoff.lost(asyncio.get_running_loop().time())
             if not self._is_closed:
                 self._tell(Disconnected(from_error_frame(code, text.encode())))
         rsocket.stop_all_streams(code, text.encode())
@@ -363,11 +380,16 @@ class _Client(RSocketClient, LeanRSocket):
         assert isinstance(self._handler, _ClientHandler)
         loop, timeout = asyncio.get_running_loop(), self._max_lifetime_period.total_seconds()
         transport = self._file_transport
+        await self._handler.first_sign.wait()  # until then it is the attempt's own time that counts
         alive_at = loop.time()
         while loop.time() - alive_at <= timeout:
-            await asyncio.sleep(timeout / 5)
-            # What arrives is life, and so is what the peer takes of that which waits to be sent.
-            alive_at = max(alive_at, transport.received_at, transport.write_blocked_since or 0.0)
+            # What arrives is life, and so is what the peer takes of that which waits to be sent: keepalives are behind
+            # it. Not what it takes when little waits: the system of a stopped process goes on to do that.
+            is_backlog, taken = transport.waiting_bytes > _BACKLOG_BYTES, transport.taken_bytes
+            await asyncio.sleep(timeout / _LOOKS_PER_TIMEOUT)
+            if is_backlog and transport.taken_bytes > taken:
+                alive_at = loop.time()
+            alive_at = max(alive_at, transport.received_at)
         self._handler.end(ErrorCode.CONNECTION_ERROR, f"the server was silent for {timeout:g} s")
 
     async def handle_keep_alive(self, frame: KeepAliveFrame) -> None:

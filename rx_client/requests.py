@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 _LOOKS_PER_TIMEOUT: Final = 8
+_FIRST_LOOK_SECONDS: Final = 0.25
 
 MAX_REQUEST_N: Final = 0x7FFFFFFF
 """The most items that one request-n can ask for."""
@@ -237,7 +238,10 @@ class Request(StreamHandler, Requester):
         self._outgoing: OutgoingFrame | None = None
         self._is_done = False
         self._frames = 0
-        self._seen: object = (0, 0, 0)
+        self._handed = 0
+        self._handed_until = 0
+        self._taken = 0
+        self._seen: object = None
         self._moved_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
 
@@ -267,7 +271,9 @@ class Request(StreamHandler, Requester):
         self._base.send_request(self._outgoing)
         loop = asyncio.get_running_loop()
         self._moved_at = loop.time()
-        self._watch = loop.call_later(self._connector.progress_timeout / _LOOKS_PER_TIMEOUT, self._watch_progress)
+        # Most requests have ended by the first look, which asks the system.
+        first_look = min(self._connector.progress_timeout / _LOOKS_PER_TIMEOUT, _FIRST_LOOK_SECONDS)
+        self._watch = loop.call_later(first_look, self._watch_progress)
 
     def cancel(self) -> None:
         """Ends the request from this side; nothing if it has ended."""
@@ -323,8 +329,16 @@ class Request(StreamHandler, Requester):
         """Fails the request if nothing has moved for it for too long, though keepalives may go to and fro."""
         loop, timeout = asyncio.get_running_loop(), self._connector.progress_timeout
         transport = self.transport
-        arrived = transport.received_of(self.id) if transport is not None else 0
-        seen = (self._frames, arrived, self._outgoing.fragments if self._outgoing is not None else 0)
+        handed, is_all = self._handed_over()
+        arrived = 0
+        if transport is not None:
+            arrived = transport.received_of(self.id)
+            # What the peer takes of that which was sent up to this request's last frame is progress; what comes later,
+            # such as keepalives, isn't. While there is more to come, its turn comes after that of others.
+            if handed != self._handed or not is_all:
+                self._handed, self._handed_until = handed, transport.handed_bytes
+            self._taken = max(self._taken, min(transport.taken_bytes, self._handed_until))
+        seen = (self._frames, arrived, handed, self._taken)
         if seen != self._seen or not self._is_owed():
             self._seen, self._moved_at = seen, loop.time()
         elif loop.time() - self._moved_at >= timeout:
@@ -332,6 +346,10 @@ class Request(StreamHandler, Requester):
             self._on_error(Stalled(f"nothing moved for {timeout:g} s"))
             return
         self._watch = loop.call_later(timeout / _LOOKS_PER_TIMEOUT, self._watch_progress)
+
+    def _handed_over(self) -> tuple[int, bool]:
+        """How many of this request's frames were handed to the transport, and whether that is all there are so far."""
+        return (0, True) if self._outgoing is None else (self._outgoing.fragments, self._outgoing.is_sent)
 
     @property
     def id(self) -> int:
@@ -433,6 +451,7 @@ class ChannelRequest(Request):
         self._listener = listener
         self._has_sent_all = False
         self._items: deque[OutgoingFrame | FileItems] = deque()
+        self._items_sent = 0
 
     def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
         return to_request_channel_frame(stream_id, self._payload, fragment_size, MAX_REQUEST_N)
@@ -457,8 +476,7 @@ class ChannelRequest(Request):
             await finished(items.finished)
 
     def _queue(self, item: OutgoingFrame | FileItems) -> None:
-        while self._items and self._items[0].is_sent:
-            self._items.popleft()
+        self._forget_sent_items()
         self._items.append(item)
         self._base.send_frame(item)
 
@@ -478,6 +496,16 @@ class ChannelRequest(Request):
         self._end()
         gave_up = RSocketProtocolError(ErrorCode.APPLICATION_ERROR, data="internal: the client gave up")
         self._base.send_error(self.id, gave_up)
+
+    def _forget_sent_items(self) -> None:
+        while self._items and self._items[0].is_sent:
+            self._items.popleft()
+            self._items_sent += 1
+
+    def _handed_over(self) -> tuple[int, bool]:
+        self._forget_sent_items()
+        handed, is_all = super()._handed_over()
+        return handed + self._items_sent, is_all and not self._items
 
     def _withdraw_items(self) -> None:
         for item in self._items:

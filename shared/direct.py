@@ -129,7 +129,8 @@ class FileItems(Frame):
     @property
     def left_bytes(self) -> int:
         """What isn't in the socket yet."""
-        return sum(map(len, self._parts)) + self._unread + (self._count - self.sent) * self._item_bytes
+        frame_bytes = len(self._header) + self._item_bytes
+        return sum(map(len, self._parts)) + self._unread + (self._count - self.sent) * frame_bytes
 
     def begin(self) -> bool:
         """It is their turn; False if they were withdrawn before."""

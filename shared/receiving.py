@@ -60,6 +60,10 @@ class FrameReceiver:
         """Whether there is no room to receive into; not while `is_ready` is False."""
         return self._end == self._limit()
 
+    def received_of(self, stream_id: int) -> int:
+        """Bytes that have arrived of a frame of this stream whose end hasn't."""
+        return self._end - self._start if self._header is not None and self._header.stream_id == stream_id else 0
+
     def get_buffer(self) -> memoryview:
         """Where the next bytes are to be received into; empty if `is_full`."""
         return self._view[self._end : min(self._limit(), self._end + _READ_BYTES)]

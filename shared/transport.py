@@ -16,6 +16,8 @@ import logging
 import os
 import select
 import socket
+import struct
+import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -51,6 +53,10 @@ from .receiving import FrameReceiver
 __all__ = ["FrameTransport", "ReassemblyBudget", "ReassemblyLimits", "SkippedFrame"]
 
 _log = logging.getLogger(__name__)
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 _HAS_WRITEV: Final = hasattr(os, "writev")
 # Small frames wait for each other, until nothing is left to send or this much is waiting.
@@ -118,7 +124,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._gathered_bytes = 0
         self._sent_this_turn = 0
         self._sent_bytes_this_turn = 0
-        self._blocked_bytes = 0
+        self._socket: socket.socket | None = None
+        self._encrypted: asyncio.WriteTransport | None = None
+        self._handed_bytes = 0
+        self._blocked_taken: int | None = None
         self._blocked_since = 0.0
 
         # Threads: a descriptor of their own, which asyncio doesn't close while they use it.
@@ -163,7 +172,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     def received_of(self, stream_id: int) -> int:
         """Bytes that have arrived of a payload of this stream that isn't whole yet."""
-        return self._reassembler.received_of(stream_id)
+        return self._reassembler.received_of(stream_id) + self._receiver.received_of(stream_id)
 
     def set_spooler(self, spooler: Spooler) -> None:
         """Sets who decides which split requests' data don't go to memory."""
@@ -192,19 +201,47 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         return self._reassembler.held_bytes
 
     @property
+    def handed_bytes(self) -> int:
+        """Bytes of all the frames that were handed to `send_frame` so far."""
+        return self._handed_bytes
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What was sent and isn't known to have been taken by the peer's system.
+
+        On Linux that is what it hasn't acknowledged; elsewhere what this side's socket hasn't taken.
+        """
+        if self.is_lost:
+            return 0
+        return self._gathered_bytes + self._buffered_bytes + _unacknowledged_bytes(self._socket)
+
+    @property
+    def taken_bytes(self) -> int:
+        """How many of `handed_bytes`, from the first on, the peer has taken; a few bytes more or less with TLS."""
+        return self._handed_bytes - self.waiting_bytes
+
+    @property
     def write_blocked_since(self) -> float | None:
-        """The loop's time since when the peer has taken nothing of what waits to be sent; None if nothing waits.
+        """The loop's time since when the peer has taken nothing of what the socket has no room for; None if it has.
 
         A peer that takes something between two looks at this isn't blocked, so look at intervals shorter than the
         time that it is allowed.
         """
-        waiting = self._transport.get_write_buffer_size() if self._transport is not None and not self.is_lost else 0
-        if self._items is not None:
-            waiting += self._items.left_bytes
-        if waiting != self._blocked_bytes:
-            self._blocked_bytes = waiting
+        if self.is_lost or not self._buffered_bytes:
+            self._blocked_taken = None
+            return None
+        taken = self.taken_bytes
+        if self._blocked_taken is None or taken > self._blocked_taken:
+            self._blocked_taken = taken
             self._blocked_since = self._loop.time()
-        return self._blocked_since if waiting else None
+        return self._blocked_since
+
+    @property
+    def _buffered_bytes(self) -> int:
+        """What is in asyncio's buffers, and what a thread is sending; uvloop doesn't tell what is encrypted already."""
+        buffers = (self._transport, self._encrypted)
+        nbytes = 0 if self._items is None else self._items.left_bytes
+        return nbytes + sum(buffer.get_write_buffer_size() for buffer in buffers if buffer is not None)
 
     @property
     def moves_files(self) -> bool:
@@ -242,10 +279,13 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         # `pause_writing` says that something waits, `resume_writing` that all of it is in the socket. Not `high=0`:
         # with it asyncio's TLS pauses when nothing waits, and never resumes.
         self._transport.set_write_buffer_limits(high=1, low=0)
-        sock = self._transport.get_extra_info("socket")
+        self._socket = sock = self._transport.get_extra_info("socket")
         if sock is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
             with suppress(OSError):  # not TCP
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        # asyncio's TLS counts only what isn't encrypted yet, and puts a whole frame into the buffer below.
+        below: object = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+        self._encrypted = below if isinstance(below, asyncio.WriteTransport) else None
         if _HAS_WRITEV and sock is not None and self._transport.get_extra_info("sslcontext") is None:
             self._fd = sock.fileno()
         if self._on_connected is not None:
@@ -538,6 +578,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._reassembler.on_sent(frame)
         self._gathered += _serialize(frame)
         self._gathered_bytes += frame.length
+        self._handed_bytes += frame.length
         self._sent_this_turn += 1
         if self._gathered_bytes >= _GATHER_BYTES or self._sent_this_turn >= _FRAMES_PER_TURN:
             await self._flush()
@@ -559,6 +600,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             self._write_gathered()
             await self._writable()
             self._items, self._items_sent = items, self._loop.create_future()
+            self._handed_bytes += items.left_bytes
             with self._lent_socket() as connection:
                 while not await run_blocking(items.executor, items.send_some, connection):
                     await self._until_taken(connection)
@@ -568,7 +610,9 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                 self._transport.abort()
             raise RSocketTransportError(f"the connection has ended: {error}") from error
         finally:
-            self._items = None
+            if self._items is not None:
+                self._items = None
+                self._handed_bytes -= items.left_bytes  # nobody waits for those
             _wake(self._items_sent)
             items.end()
             if not items.is_between_frames and self._transport is not None:
@@ -720,6 +764,16 @@ def _serialize(frame: Frame) -> list[_Bytes]:
     assert frame.length <= MAX_FRAME_BYTES, "rsocket fragments payloads above FRAGMENT_SIZE_BYTES"
     frame.write_data_metadata(parts.append)
     return parts
+
+
+def _unacknowledged_bytes(sock: socket.socket | None) -> int:
+    """What the peer's system hasn't acknowledged of what is in the socket; 0 where that can't be asked."""
+    if sys.platform != "linux" or sock is None or (fd := sock.fileno()) < 0:
+        return 0
+    try:
+        return struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)))[0]
+    except OSError:  # not TCP
+        return 0
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

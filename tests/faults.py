@@ -1,6 +1,7 @@
-"""A TCP proxy that does to a connection what networks do: cuts it, stalls it, swallows it, or lets it dribble."""
+"""A TCP proxy that does to a connection what networks do: cuts it, stalls it, swallows it, slows it, lets it drip."""
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -9,6 +10,7 @@ from tests.support import eventually
 __all__ = ["Direction", "FaultProxy", "fault_proxy"]
 
 _READ_BYTES = 64 * 1024
+_SLOW_READ_BYTES = 2 * 1024
 
 
 class Direction:
@@ -19,6 +21,7 @@ class Direction:
         cut_after: Forward so many more, then cut that connection, once; None for never.
         stall_after: Forward so many more, then no byte, with everything open, until `flow`; None for never.
         dribble: The most bytes forwarded at a time, a turn of the loop apart; 0 for no such limit.
+        rate: Bytes forwarded in a second, by all connections together; None for as many as there are.
     """
 
     def __init__(self) -> None:
@@ -26,6 +29,8 @@ class Direction:
         self.cut_after: int | None = None
         self.stall_after: int | None = None
         self.dribble = 0
+        self.rate: float | None = None
+        self._paced_until = 0.0
         self._may_flow = asyncio.Event()
         self._may_flow.set()
 
@@ -45,7 +50,7 @@ class Direction:
 
     async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Forwards until the connection ends, or is to be cut."""
-        while data := await reader.read(self.dribble or _READ_BYTES):
+        while data := await reader.read(self.dribble or (_READ_BYTES if self.rate is None else _SLOW_READ_BYTES)):
             while data:
                 await self._may_flow.wait()
                 piece = data if self.stall_after is None else data[: self.stall_after]
@@ -59,6 +64,7 @@ class Direction:
                 writer.write(piece)
                 await writer.drain()
                 self.nbytes += len(piece)
+                await self._pace(len(piece))
                 if is_cut:
                     return
                 if self.stall_after is not None:
@@ -69,9 +75,20 @@ class Direction:
             if self.dribble:
                 await asyncio.sleep(0)
 
+    async def _pace(self, nbytes: int) -> None:
+        if self.rate is None:
+            return
+        now = asyncio.get_running_loop().time()
+        self._paced_until = max(now, self._paced_until) + nbytes / self.rate
+        await asyncio.sleep(self._paced_until - now)
+
 
 class FaultProxy:
     """Forwards each connection to a server, as far as it is let. Made by `fault_proxy`.
+
+    Args:
+        target: The server's URI.
+        buffer_bytes: What each buffer on the way may hold, so that a slow link is felt at once; None for the defaults.
 
     Attributes:
         target: The server's URI; may be changed, for the connections to come.
@@ -81,8 +98,9 @@ class FaultProxy:
         is_black_hole: Whether new connections are accepted and left unanswered.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, buffer_bytes: int | None = None) -> None:
         self.target = target
+        self._buffer_bytes = buffer_bytes
         self.up = Direction()
         self.down = Direction()
         self.accepted = 0
@@ -104,7 +122,9 @@ class FaultProxy:
 
     async def open(self) -> None:
         """Listens, on a port of its own."""
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        sock = self._socket()
+        sock.bind(("127.0.0.1", 0))
+        self._listener = await asyncio.start_server(self._accept, sock=sock, limit=self._reads_ahead)
 
     async def close(self) -> None:
         """Cuts everything, and listens no more."""
@@ -118,18 +138,42 @@ class FaultProxy:
         for connection in self._connections:
             connection.cancel()
 
+    @property
+    def _reads_ahead(self) -> int:
+        return _READ_BYTES if self._buffer_bytes is None else self._buffer_bytes
+
+    def _socket(self) -> socket.socket:
+        """A new socket; its buffers are set before it is connected, since the window that it announces depends on them,
+        and its segments are as short as a network's, since those of loopback wouldn't fit them.
+        """
+        sock = socket.socket()
+        sock.setblocking(False)
+        if self._buffer_bytes is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer_bytes)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._buffer_bytes)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+        return sock
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
         writers = [writer]
+        writer.transport.set_write_buffer_limits(self._reads_ahead)
         try:
             if self.is_black_hole:
                 await asyncio.get_running_loop().create_future()
             host, port = self.target.removeprefix("tcp://").rsplit(":", 1)
-            server_reader, server_writer = await asyncio.open_connection(host, int(port))
+            sock = self._socket()
+            try:
+                await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
+                server_reader, server_writer = await asyncio.open_connection(sock=sock, limit=self._reads_ahead)
+            except BaseException:
+                sock.close()
+                raise
             writers.append(server_writer)
+            server_writer.transport.set_write_buffer_limits(self._reads_ahead)
             ways = [
                 asyncio.ensure_future(self.up.forward(reader, server_writer)),
                 asyncio.ensure_future(self.down.forward(server_reader, writer)),
@@ -149,9 +193,9 @@ class FaultProxy:
 
 
 @asynccontextmanager
-async def fault_proxy(target: str) -> AsyncGenerator[FaultProxy, None]:
+async def fault_proxy(target: str, buffer_bytes: int | None = None) -> AsyncGenerator[FaultProxy, None]:
     """A proxy to the server at `target`, as `tcp://HOST:PORT`; it forwards everything until it is told otherwise."""
-    proxy = FaultProxy(target)
+    proxy = FaultProxy(target, buffer_bytes)
     await proxy.open()
     try:
         yield proxy

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from rsocket.payload import Payload
 from rsocket.rsocket_client import RSocketClient
 from rsocket.transports.tcp import TransportTCP
 
-from rx_client import ColdReactiveXClient, FileClient
+from rx_client import ColdReactiveXClient, Connected, Disconnected, FileClient
 from server import FileServer, serve
 from shared import (
     ConnectionFailed,
@@ -417,6 +418,49 @@ async def test_a_lost_connection_that_is_the_callers_is_not_made_again(server: F
         for again in (files.download("a"), files.list_files(), files.upload_from("n", b"x")):
             with pytest.raises(ConnectionLost):
                 await again
+
+
+@pytest.mark.parametrize("end", ["the peer closes", "the peer resets", "the peer is silent", "the caller closes"])
+async def test_a_dead_connection_of_the_callers_is_told_as_such_and_fails_fast(end: str, tmp_path: Path) -> None:
+    may_end = asyncio.Event()
+
+    async def peer(peer: RawPeer) -> None:
+        while not may_end.is_set():
+            await asyncio.sleep(0.01)
+        if end == "the peer resets":
+            peer.writer.transport.abort()
+        if end == "the peer is silent":
+            while await peer.reader.read(65536):
+                pass
+
+    async with raw_server(peer) as uri:
+        host, port = uri.removeprefix("tcp://").split(":")
+        async with RSocketClient(
+            single_transport_provider(TransportTCP(*await asyncio.open_connection(host, int(port)))),
+            metadata_encoding=b"message/x.rsocket.composite-metadata.v0",
+            keep_alive_period=timedelta(seconds=0.1),
+            max_lifetime_period=timedelta(seconds=0.3),
+        ) as rsocket:
+            files = FileClient(rsocket)
+            assert await files.connection_state() == Connected()
+            may_end.set()
+            if end == "the caller closes":
+                await rsocket.close()
+            await eventually(lambda: files._connector.current() is None)
+            assert isinstance(await files.connection_state(), Disconnected)
+            for ask in (
+                files.upload("a", b"x"),
+                files.download("a"),
+                files.list_files(),
+                files.upload_from("a", b"x"),
+                files.download_to("a", tmp_path / "a"),
+                files.download_chunks("a"),
+                files.stat("a"),
+                files.delete("a"),
+            ):
+                async with asyncio.timeout(1):
+                    with pytest.raises(ConnectionLost):
+                        await ask
 
 
 async def test_an_rsocket_of_the_callers_own_serves_as_well(server: FileServer) -> None:

@@ -5,7 +5,7 @@ import socket
 import struct
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from shared.errors import (
     NotFound,
     Stalled,
     TransferError,
+    Unauthenticated,
     is_retryable,
 )
 from tests.security.support import MIB, server_process
@@ -171,6 +172,13 @@ async def alive(peer: RawPeer) -> None:
         pass
 
 
+async def alive_for(seconds: float, peer: RawPeer) -> None:
+    """The same, and then hangs up."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await alive(peer)
+
+
 async def mute(peer: RawPeer) -> None:
     """Reads, and never says anything."""
     while await peer.reader.read(65536):
@@ -236,15 +244,51 @@ async def test_a_peer_that_speaks_something_else(said: bytes) -> None:
 # There, and quiet
 
 
+@pytest.mark.parametrize("scheme", ["tcp", "tcps"])
 @pytest.mark.parametrize("peer", [mute, deaf])
-async def test_a_peer_that_accepts_and_says_nothing(peer: Callable[[RawPeer], Awaitable[None]], tmp_path: Path) -> None:
+async def test_a_peer_that_accepts_and_says_nothing(peer: Callable[[RawPeer], Awaitable[None]], scheme: str) -> None:
+    """A web server that waits for a request, say; with TLS, one that says nothing in the handshake."""
     async with raw_server(peer) as uri, asyncio.timeout(PATIENCE):
+        with pytest.raises(ConnectionFailed, match=r"not answered within 0\.5 s") as raised:
+            async with FileClient.connect(uri.replace("tcp", scheme), options=SHORT):
+                pass
+        assert type(raised.value) is ConnectionFailed
+
+
+async def test_a_peer_that_says_nothing_to_a_later_connection(tmp_path: Path) -> None:
+    accepted = 0
+
+    async def peer(peer: RawPeer) -> None:
+        nonlocal accepted
+        accepted += 1
+        if accepted == 1:
+            await alive_for(0.2, peer)
+        else:
+            await mute(peer)
+
+    async with raw_server(peer) as uri, FileClient.connect(uri, options=SHORT) as files:
+        await eventually(lambda: files._connector.current() is None)
+        assert await failures(files, tmp_path) == all_are(ConnectionFailed)
+
+
+@pytest.mark.parametrize("answer", ["accepts", "refuses"])
+async def test_a_peer_that_takes_its_time_for_the_setup(answer: str) -> None:
+    """A password's hash may take longer than a server may be silent."""
+
+    async def slow(peer: RawPeer) -> None:
+        await asyncio.sleep(1.5)
+        if answer == "refuses":
+            await peer.send(frame(0, ERROR, 0, struct.pack(">I", 0x3) + b"unauthenticated: no such user"))
+        await alive(peer)
+
+    patient = replace(SHORT, connect_timeout=PATIENCE, keepalive_timeout=0.3)
+    async with raw_server(slow) as uri:
         try:
-            async with FileClient.connect(uri, options=SHORT) as files:
-                ends = await failures(files, tmp_path)
-        except ConnectionFailed:
-            return  # at once: as good
-    assert ends == all_are(ConnectionLost)
+            async with FileClient.connect(uri, options=patient) as files:
+                assert answer == "accepts"
+                assert isinstance(await failure(files.stat("a")), Stalled)
+        except Unauthenticated:
+            assert answer == "refuses"
 
 
 async def test_a_peer_that_answers_keepalives_and_never_the_request(tmp_path: Path) -> None:

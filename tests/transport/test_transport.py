@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import socket
+import sys
 import tracemalloc
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -118,6 +120,75 @@ async def test_a_peer_that_does_not_read_stops_the_sender(run: Run) -> None:
             await asyncio.wait([sending])
 
     await run(scenario)
+
+
+async def test_what_the_peer_has_taken_is_known(run: Run) -> None:
+    async def scenario(tls: bool) -> None:
+        async with pair(tls=tls) as (server, client):
+
+            async def send() -> None:
+                for _ in range(3):
+                    await client.send_frame(payload(bytes(5_000_000)))
+
+            sending = asyncio.create_task(send())
+            await eventually(lambda: client.write_blocked_since is not None)
+            assert client.waiting_bytes > 0
+            assert client.taken_bytes == client.handed_bytes - client.waiting_bytes < client.handed_bytes
+            await _take(server, 3)
+            await sending
+            assert client.handed_bytes > 15_000_000
+            await eventually(lambda: client.taken_bytes == client.handed_bytes)
+            assert client.waiting_bytes == 0
+
+    await run(scenario)
+
+
+async def test_what_has_arrived_of_a_frame_is_known_before_its_end(run: Run) -> None:
+    async def scenario(tls: bool) -> None:
+        async with pair(tls=tls) as (server, client):
+            receiving = asyncio.create_task(_take(server, 1))
+            assert client._transport is not None
+            whole = frame(3, PAYLOAD, NEXT, bytes(500_000))
+            for end in (1000, 60_000, 400_000):
+                client._transport.write(whole[server.received_of(3) : end])
+                await eventually(lambda end=end: server.received_of(3) == end)
+                assert server.received_of(1) == 0
+            client._transport.write(whole[400_000:])
+            await receiving
+            assert server.received_of(3) == 0
+
+    await run(scenario)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the socket's own queue can't be asked")
+async def test_a_peer_that_takes_less_at_a_time_than_asyncio_shows_is_seen_to_take_it() -> None:
+    loop = asyncio.get_running_loop()
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)  # the steps of a network, not of loopback
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.setblocking(False)
+        host, port = listener.getsockname()
+        _, client = await loop.create_connection(FrameTransport, host, port)
+        peer, _ = await loop.sock_accept(listener)
+    with peer:
+        sending = asyncio.create_task(client.send_frame(payload(bytes(2_000_000))))
+        await eventually(lambda: client.write_blocked_since is not None)
+        unseen_by_asyncio = 0
+        for _ in range(16):
+            taken, blocked_since = client.taken_bytes, client.write_blocked_since
+            assert client._transport is not None
+            waiting = client._transport.get_write_buffer_size()
+            while client.taken_bytes == taken:
+                await loop.sock_recv(peer, 1024)
+                await asyncio.sleep(0)
+            assert client.write_blocked_since != blocked_since
+            unseen_by_asyncio += client._transport.get_write_buffer_size() == waiting
+        assert unseen_by_asyncio
+    await client.close()
+    with pytest.raises(RSocketTransportError):
+        await sending
 
 
 async def test_closing_with_a_peer_that_never_reads_is_bounded(run: Run) -> None:

@@ -1,0 +1,87 @@
+"""No peer sees a storm of connections, whatever it does to them and however impatiently an application asks again."""
+
+import asyncio
+import struct
+from collections.abc import Awaitable, Callable
+
+import pytest
+import reactivex
+from reactivex import operators as ops
+
+from rx_client import ConnectOptions, FileClient
+from shared.errors import Unauthenticated
+from tests.support import (
+    ERROR,
+    REQUEST_RESPONSE,
+    RawPeer,
+    frame,
+    raw_server,
+)
+
+OPTIONS = ConnectOptions(
+    connect_timeout=0.3, reconnect_timeout=1.0, reconnect_base=0.1, reconnect_cap=0.4, keepalive_period=0.1
+)
+SECONDS = 2.0
+# 0.05, 0.1, then 0.2 s apart at the least.
+MOST = 3 + SECONDS / 0.2
+
+REJECTED_SETUP = 0x3
+
+
+async def until_asked(peer: RawPeer) -> None:
+    """Answers keepalives, and hangs up when a request comes."""
+    while (got := await peer.receive(60)) is not None and got.kind != REQUEST_RESPONSE:
+        pass
+
+
+async def closes_at_once(_: RawPeer) -> None:
+    pass
+
+
+async def refuses_the_password(peer: RawPeer) -> None:
+    text = b"unauthenticated: the user name or the password is wrong"
+    await peer.send(frame(0, ERROR, 0, struct.pack(">I", REJECTED_SETUP) + text))
+
+
+async def says_nothing(peer: RawPeer) -> None:
+    while await peer.reader.read(65536):
+        pass
+
+
+async def accepted_in_a_while(later: Callable[[RawPeer], Awaitable[None]], askers: int) -> int:
+    """The connections that a peer sees of those who ask again at once; the first one works until it is used."""
+    accepted = 0
+
+    async def peer(peer: RawPeer) -> None:
+        nonlocal accepted
+        accepted += 1
+        await (until_asked if accepted == 1 else later)(peer)
+
+    async with raw_server(peer) as uri, FileClient.connect(uri, options=OPTIONS) as files:
+        asking = [files.stat("a").pipe(ops.retry()).subscribe() for _ in range(askers)]
+        await asyncio.sleep(SECONDS)
+        for one in asking:
+            one.dispose()
+        return accepted
+
+
+async def test_a_bare_retry_makes_no_storm() -> None:
+    cases = [(peer, 1) for peer in (until_asked, closes_at_once, refuses_the_password, says_nothing)]
+    cases.append((until_asked, 100))
+    seen = await asyncio.gather(*(accepted_in_a_while(*case) for case in cases))
+    assert [count for count in seen if not 3 <= count <= MOST] == [], seen
+
+
+async def test_a_refusal_is_told_as_what_it_is_each_time() -> None:
+    accepted = 0
+
+    async def peer(peer: RawPeer) -> None:
+        nonlocal accepted
+        accepted += 1
+        await (until_asked if accepted == 1 else refuses_the_password)(peer)
+
+    async with raw_server(peer) as uri, FileClient.connect(uri, options=OPTIONS) as files:
+        await files.stat("a").pipe(ops.catch(lambda _, __: reactivex.empty()), ops.to_list())
+        for _ in range(3):
+            with pytest.raises(Unauthenticated):
+                await files.stat("a")
