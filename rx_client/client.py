@@ -32,10 +32,10 @@ from shared.wire import FileInfo, Route, decode_name, request_metadata
 from .chunks import Chunk
 from .connection import Auth, Connection, ConnectionState, ConnectOptions, Connector, GivenConnection
 from .deadlines import check_deadline, within
-from .downloading import ChunkRequest, ask_info, download_into
+from .downloading import ChunkRequest, answered_info, download_into
 from .events import TransferEvent
 from .observables import on_loop
-from .requests import MAX_REQUEST_N, ask, ask_stream, cold
+from .requests import MAX_REQUEST_N, ask_for, ask_stream, cold
 from .sinks import AsyncWriter, PathSink, Sink, WriterSink
 from .sources import SourceLike, to_source
 from .tasks import from_coroutine
@@ -139,7 +139,7 @@ class FileClient:
             raise TypeError(f"content must be bytes, bytearray or memoryview, not {type(content).__name__}")
         data = bytes(content)
         info = FileInfo(name=name, size=len(data))
-        return self._ask(Route.UPLOAD, name, data, lambda _: info, deadline)
+        return self._ask(name, lambda: Payload(data, request_metadata(Route.UPLOAD, name)), lambda _: info, deadline)
 
     def download(self, name: str, *, deadline: float | None = None) -> Observable[bytes]:
         """Fetches the whole file `name` into memory.
@@ -161,7 +161,7 @@ class FileClient:
             TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
         """
         _check_type(name)
-        return self._ask(Route.DOWNLOAD, name, None, lambda answer: bytes(answer.data or b""), deadline)
+        return self._ask(name, lambda: Payload(None, request_metadata(Route.DOWNLOAD, name)), _content, deadline)
 
     @overload
     def list_files(
@@ -449,7 +449,7 @@ class FileClient:
         return self._ask_info(Route.DELETE, name, FileRequest(if_match), deadline)
 
     def _ask_info(self, route: str, name: str, request: FileRequest, deadline: float | None) -> Observable[FileInfo]:
-        return _naming(name, reactivex.defer(lambda _: ask_info(self._connector, route, name, request)), deadline)
+        return self._ask(name, lambda: Payload(b"", transfer_request(route, name, request)), answered_info, deadline)
 
     def _transfer(
         self,
@@ -467,13 +467,18 @@ class FileClient:
         return from_coroutine(named, self._tasks).pipe(within(deadline))
 
     def _ask(
-        self, route: str, name: str, data: bytes | None, convert: Callable[[Payload], T], deadline: float | None
+        self,
+        name: str,
+        make: Callable[[], Payload],
+        convert: Callable[[Payload], T],
+        deadline: float | None,
     ) -> Observable[T]:
-        def make(_: object) -> Observable[T]:
-            request = Payload(data, request_metadata(route, name))
-            return ask(self._connector, request).pipe(ops.map(convert))
-
-        return _naming(name, reactivex.defer(make), deadline)
+        try:
+            request = make()
+        except InvalidName as error:
+            return _naming(name, reactivex.throw(error), deadline)
+        asked = ask_for(self._connector, request, convert, lambda error: _about(error, name))
+        return asked if deadline is None else _naming(name, asked, deadline)
 
 
 @asynccontextmanager
@@ -525,6 +530,10 @@ def _about(error: Exception, name: str) -> Exception:
     if isinstance(error, TransferError) and error.name is None:
         error.name = name
     return error
+
+
+def _content(answer: Payload) -> bytes:
+    return bytes(answer.data or b"")
 
 
 def _listed_info(item: Payload) -> FileInfo:

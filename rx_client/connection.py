@@ -30,6 +30,7 @@ from rsocket.rsocket_base import RSocketBase
 from rsocket.rsocket_client import RSocketClient
 
 from shared.errors import ClientClosed, ConnectionFailed, ConnectionLost, TransferError, from_error_frame
+from shared.lean import LeanRSocket
 from shared.logs import quiet_rsocket
 from shared.metadata import MetadataItem, build_bearer, build_metadata, build_simple
 from shared.transport import FrameTransport
@@ -367,7 +368,7 @@ class Connection:
         ending.add_done_callback(self._ending.discard)
 
 
-class _Client(RSocketClient):
+class _Client(RSocketClient, LeanRSocket):
     """rsocket's client, whose handler hears the first keepalive, too, and which knows a slow peer from a dead one."""
 
     def watch(self, transport: FrameTransport) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from reactivex import Observable
-from reactivex import operators as ops
 from rsocket.frame import FragmentableFrame, PayloadFrame
 from rsocket.frame_builders import to_request_stream_frame
 from rsocket.payload import Payload
@@ -22,13 +21,13 @@ from shared.wire import FileInfo, Route
 from .chunks import Chunk
 from .connection import Connector
 from .events import Completed, Progress, Started, TransferEvent
-from .requests import Request, ask
+from .requests import Request, ask_for
 from .sinks import PathSink, Sink
 
 # A file that changes faster than it can be downloaded, a log say, isn't started over for ever.
 _MAX_RESTARTS: Final = 3
 
-__all__ = ["ChunkRequest", "ask_info", "download_into"]
+__all__ = ["ChunkRequest", "answered_info", "ask_info", "download_into"]
 
 
 class ChunkListener(Protocol):
@@ -223,7 +222,12 @@ async def download_into(
 def ask_info(connector: Connector, route: str, name: str, request: FileRequest) -> Observable[FileInfo]:
     """Asks one of the routes that answer with a FileInfo."""
     payload = Payload(b"", transfer_request(route, name, request))
-    return ask(connector, payload).pipe(ops.map(lambda answer: parse_info(bytes(answer.metadata or b""))))
+    return ask_for(connector, payload, answered_info, lambda error: error)
+
+
+def answered_info(answer: Payload) -> FileInfo:
+    """The FileInfo that an answer is."""
+    return parse_info(bytes(answer.metadata or b""))
 
 
 async def _receive(

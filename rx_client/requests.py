@@ -7,15 +7,15 @@ subscription that ends in the tick it began in; drops an empty answer; and sends
 import asyncio
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable
-from typing import Final, Protocol, TypeVar
+from collections.abc import Callable, Generator
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from reactivex import Observable, abc
+from reactivex.internal.exceptions import SequenceContainsNoElementsError
 from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketProtocolError
 from rsocket.frame import CancelFrame, ErrorFrame, FragmentableFrame, Frame, PayloadFrame, RequestNFrame
 from rsocket.frame_builders import (
-    to_cancel_frame,
     to_payload_frame,
     to_request_channel_frame,
     to_request_response_frame,
@@ -44,16 +44,19 @@ __all__ = [
     "ColdReactiveXClient",
     "Request",
     "ask",
+    "ask_for",
     "ask_stream",
     "cold",
 ]
 
 _LOOKS_PER_TIMEOUT: Final = 8
+_FIRST_LOOK_SECONDS: Final = 0.25
 
 MAX_REQUEST_N: Final = 0x7FFFFFFF
 """The most items that one request-n can ask for."""
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class ColdReactiveXClient(ReactiveXClient):
@@ -92,7 +95,28 @@ class ColdReactiveXClient(ReactiveXClient):
 
 def ask(connector: Connector, request: Payload) -> Observable[Payload]:
     """One request-response for each subscription; see `ColdReactiveXClient.request_response`."""
-    return cold(connector, lambda socket, observer: _ResponseRequest(connector, socket, request, observer))
+    return ask_for(connector, request, _as_it_is, _as_it_is)
+
+
+def ask_for(
+    connector: Connector, request: Payload, convert: Callable[[Payload], T], explain: Callable[[Exception], Exception]
+) -> Observable[T]:
+    """As `ask`, for what is made of the answer.
+
+    All of it is one observable: each operator on the way would take some 20 µs of a small request's 100.
+
+    Args:
+        connector: Who gives the connection.
+        request: What is sent.
+        convert: Makes what is emitted of the answer; what it raises is emitted, too.
+        explain: Makes the error that is emitted of the one that ended the request.
+    """
+
+    return _ColdObservable(
+        connector,
+        lambda rsocket, observer: _ResponseRequest(connector, rsocket, request, observer, convert, explain),
+        explain,
+    )
 
 
 def ask_stream(connector: Connector, request: Payload, request_limit: int) -> Observable[Payload]:
@@ -107,12 +131,34 @@ def cold(connector: Connector, make: "Callable[[RSocketBase, abc.ObserverBase[T]
 
     The request is sent before `subscribe` returns if there is a connection, else as soon as there is one.
     """
+    return _ColdObservable(connector, make, _as_it_is)
 
-    def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
+
+def _as_it_is(what: T) -> T:
+    return what
+
+
+class _ColdObservable(LoopObservable[T_co]):
+    """See `cold`."""
+
+    def __init__(
+        self,
+        connector: Connector,
+        make: "Callable[[RSocketBase, abc.ObserverBase[T_co]], Request]",
+        explain: Callable[[Exception], Exception],
+    ) -> None:
+        super().__init__()
+        self._connector = connector
+        self._make = make
+        self._explain = explain
+
+    def _subscribe_core(
+        self, observer: abc.ObserverBase[T_co], scheduler: abc.SchedulerBase | None = None
+    ) -> abc.DisposableBase:
         loop = asyncio.get_running_loop()
-        rsocket = connector.current()
+        rsocket = self._connector.current()
         if rsocket is not None:
-            request = make(rsocket, observer)
+            request = self._make(rsocket, observer)
             request.send()
             return disposable_on(loop, request.cancel)
 
@@ -121,10 +167,10 @@ def cold(connector: Connector, make: "Callable[[RSocketBase, abc.ObserverBase[T]
         async def connect() -> None:
             nonlocal later
             try:
-                later = make(await connector.connect(), observer)
+                later = self._make(await self._connector.connect(), observer)
                 later.send()
             except Exception as error:
-                observer.on_error(error)
+                observer.on_error(self._explain(error))
 
         task = loop.create_task(connect())
 
@@ -135,7 +181,40 @@ def cold(connector: Connector, make: "Callable[[RSocketBase, abc.ObserverBase[T]
 
         return disposable_on(loop, dispose)
 
-    return LoopObservable(subscribe)
+    def __await__(self) -> Generator[Any, None, T_co]:
+        """As RxPY's, without its trampoline and its disposables, where there is a connection."""
+        rsocket = self._connector.current()
+        if rsocket is None:
+            return (yield from super().__await__())
+        last: _Last[T_co] = _Last()
+        request = self._make(rsocket, last)
+        request.send()
+        try:
+            return (yield from last.future)
+        finally:
+            request.cancel()
+
+
+class _Last(abc.ObserverBase[T]):
+    """An observer that makes a future of what it sees: the last item, or the error."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._items: list[T] = []
+
+    def on_next(self, value: T) -> None:
+        self._items = [value]
+
+    def on_error(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def on_completed(self) -> None:
+        if not self.future.done():
+            if self._items:
+                self.future.set_result(self._items[0])
+            else:
+                self.future.set_exception(SequenceContainsNoElementsError())
 
 
 class Request(StreamHandler, Requester):
@@ -188,10 +267,13 @@ class Request(StreamHandler, Requester):
         """Registers the stream and queues the request."""
         self._base.register_new_stream(self)
         frame = self._frame(self.id, self._fragment_size())
-        self._outgoing = OutgoingFrame(frame, replacement=to_cancel_frame(self.id))
+        self._outgoing = OutgoingFrame(frame)
         self._base.send_request(self._outgoing)
-        self._moved_at = asyncio.get_running_loop().time()
-        self._watch_progress()
+        loop = asyncio.get_running_loop()
+        self._moved_at = loop.time()
+        # Most requests have ended by the first look, which asks the system.
+        first_look = min(self._connector.progress_timeout / _LOOKS_PER_TIMEOUT, _FIRST_LOOK_SECONDS)
+        self._watch = loop.call_later(first_look, self._watch_progress)
 
     def cancel(self) -> None:
         """Ends the request from this side; nothing if it has ended."""
@@ -214,17 +296,21 @@ class Request(StreamHandler, Requester):
                 self._end()
                 error = from_error_frame(frame.error_code, frame.data or b"")
                 is_ours = self._connector.is_closed and isinstance(error, ConnectionFailed)
-                self._on_error(ClientClosed("the client was closed") if is_ours else error)
+                self._fail(ClientClosed("the client was closed") if is_ours else error)
             else:
                 self._on_other(frame)
         except Exception as error:
             self.cancel()
-            try:
-                self._on_error(error)
-            except Exception as unhandled:
-                asyncio.get_running_loop().call_exception_handler(
-                    {"message": "an observer of a transfer raised", "exception": unhandled}
-                )
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Emits the error; nobody else hears what an observer raises then."""
+        try:
+            self._on_error(error)
+        except Exception as unhandled:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "an observer of a transfer raised", "exception": unhandled}
+            )
 
     def _on_other(self, frame: Frame) -> None:
         """Whatever else concerns this stream; a request-response or a request-stream has no use for it."""
@@ -276,19 +362,26 @@ class Request(StreamHandler, Requester):
         return min(self._base.get_fragment_size_bytes() or FRAGMENT_SIZE_BYTES, FRAGMENT_SIZE_BYTES)
 
 
-class _ResponseRequest(Request):
+class _ResponseRequest(Request, Generic[T]):
     def __init__(
-        self, connector: Connector, socket: RSocketBase, payload: Payload, observer: abc.ObserverBase[Payload]
+        self,
+        connector: Connector,
+        socket: RSocketBase,
+        payload: Payload,
+        observer: abc.ObserverBase[T],
+        convert: Callable[[Payload], T],
+        explain: Callable[[Exception], Exception],
     ) -> None:
-        super().__init__(connector, socket, payload, observer.on_error)
+        super().__init__(connector, socket, payload, lambda error: observer.on_error(explain(error)))
         self._observer = observer
+        self._convert = convert
 
     def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
         return to_request_response_frame(stream_id, self._payload, fragment_size)
 
     def _on_payload(self, frame: PayloadFrame) -> None:
         self._end()
-        self._observer.on_next(Payload(bytes(frame.data or b""), bytes(frame.metadata or b"")))
+        self._observer.on_next(self._convert(Payload(bytes(frame.data or b""), bytes(frame.metadata or b""))))
         self._observer.on_completed()
 
 

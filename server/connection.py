@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import cast
 
@@ -32,6 +32,7 @@ from rsocket.rsocket_server import RSocketServer
 from rsocket.streams.stream_handler import StreamHandler
 
 from shared.errors import InvalidRequest, ServerError, TooManyStreams, TransferError, to_protocol_error
+from shared.lean import FrameHandlers, LeanRSocket
 from shared.metadata import parse_metadata, parse_routing
 from shared.outgoing import OutgoingFrame
 from shared.reassembly import ReassemblyLimits
@@ -51,16 +52,16 @@ __all__ = ["ServerConnection"]
 
 _log = logging.getLogger(__name__)
 
-FrameHandlers = Mapping[type[Frame], Callable[[Frame], Awaitable[None]]]
-
 # Items of one connection's streams that wait in rsocket's send queue: one fragment's worth.
 _SEND_WINDOW_BYTES = FRAGMENT_SIZE_BYTES
 # What a peer may be owed of frames that aren't items of a stream, before nothing more is taken from it.
 _MAX_OWED_BYTES = 1024 * 1024
 _FRAME_COST_BYTES = 512
+_SKIPPED = SkippedFrame()
+_OWED_FRAMES = frozenset([KeepAliveFrame, ErrorFrame, CancelFrame])
 
 
-class ServerConnection(RSocketServer):
+class ServerConnection(RSocketServer, LeanRSocket):
     """Serves one connection from its `connection_made` to its end.
 
     Args:
@@ -150,7 +151,7 @@ class ServerConnection(RSocketServer):
 
     def send_frame(self, frame: Frame | FrameFragmentMixin) -> None:
         """As rsocket's, but what a peer can make us send without taking it is counted."""
-        if isinstance(frame, KeepAliveFrame | ErrorFrame | CancelFrame):
+        if type(frame) in _OWED_FRAMES and isinstance(frame, Frame):
             nbytes = len(frame.data or b"") + _FRAME_COST_BYTES
             self._owed_bytes += nbytes
             frame.sent_future = self._loop.create_future()
@@ -252,6 +253,14 @@ class ServerConnection(RSocketServer):
         """Answers with a file, a fragment at a time, each read when the send window has room for it."""
         return self._work.spawn(self._send_file, payload, stream_id, operation)
 
+    def ask_routes(self, request: Payload) -> asyncio.Task[Payload]:
+        """The answer of the routes, from outside of the receiver."""
+
+        async def ask() -> Payload:
+            return await (await self._handler.request_response(request))
+
+        return self._work.spawn(ask)
+
     def discard(self, payload: Payload) -> None:
         """Frees what an answer holds that nobody waits for any more."""
         if isinstance(payload, FilePayload):
@@ -283,11 +292,19 @@ class ServerConnection(RSocketServer):
         what = _describe(frame) if _log.isEnabledFor(logging.INFO) else ""
         operation = self._work.begin(f"{self._session.peer} {what}")
         operation.nbytes = len(frame.data or b"")
-        future = await self._handler.request_response(payload_from_frame(frame))
-        if isinstance(cast(object, frame.data), UploadSpool):
+        request = payload_from_frame(frame)
+        answer = self._session.answer_at_once(request)
+        future = None if answer is not None else await self._handler.request_response(request)
+        if future is not None and isinstance(cast(object, frame.data), UploadSpool):
             # Nobody else does this if the request was refused, or cancelled before its task began.
             future.add_done_callback(lambda _: _abandon(frame))
-        self._register_stream(frame.stream_id, _Reply(self, future, operation)).setup()
+        reply = self._register_stream(frame.stream_id, _Reply(self, operation))
+        if future is not None:
+            reply.follow(future)
+        elif isinstance(answer, Payload):
+            reply.answer(answer)
+        elif answer is not None:
+            reply.answer_soon(answer, request)
 
     def send_payload(self, stream_id: int, payload: Payload, complete: bool = False, is_next: bool = True) -> None:
         """As rsocket's, but counted in the send window, and never larger than a frame.
@@ -298,23 +315,47 @@ class ServerConnection(RSocketServer):
         assert nbytes < FRAGMENT_SIZE_BYTES - 64, "an item of a stream must fit one frame"
         frame = to_payload_frame(stream_id, payload, complete, is_next, FRAGMENT_SIZE_BYTES)
         self._window.add(nbytes)
-        self.send_frame(OutgoingFrame(frame, SkippedFrame(), lambda: self._window.remove(nbytes)))
+        self.send_frame(OutgoingFrame(frame, _SKIPPED, lambda: self._window.remove(nbytes)))
 
 
 class _Reply(StreamHandler, Disposable):
-    """Answers one request-response with what a future gives, fragment by fragment, until cancelled."""
+    """Answers one request-response, fragment by fragment, until cancelled."""
 
-    def __init__(self, socket: ServerConnection, future: asyncio.Future[Payload], operation: Operation) -> None:
+    def __init__(self, socket: ServerConnection, operation: Operation) -> None:
         super().__init__(socket)
         self._connection = socket
-        self._future = future
+        self._call: asyncio.Handle | None = None
+        self._future: asyncio.Future[Payload] | None = None
         self._operation = operation
         self._outgoing: OutgoingFrame | None = None
         self._sending: asyncio.Task[None] | None = None
         self._is_cancelled = False
 
     def setup(self) -> None:
-        self._future.add_done_callback(self._on_done)
+        """Nothing: `follow` or `answer` does it all."""
+
+    def follow(self, future: asyncio.Future[Payload]) -> None:
+        """Answers with what the future gives."""
+        self._future = future
+        future.add_done_callback(self._on_done)
+
+    def answer_soon(self, call: Callable[[], Payload | None], request: Payload) -> None:
+        """Answers with what `call()` gives in the loop's next turn; with what the routes do if that is nothing."""
+        self._call = asyncio.get_running_loop().call_soon(self._answer_soon, call, request)
+
+    def answer(self, payload: Payload) -> None:
+        """Answers with the payload."""
+        if not _is_payload(payload):
+            _log.error("a route answered with %s, not with a Payload of bytes", type(payload).__name__)
+            self._fail(ServerError("the server failed to serve this request; its log says why"))
+        elif isinstance(payload, FilePayload):
+            self._sending = self._connection.send_file(payload, self._stream(), self._operation)
+            self._sending.add_done_callback(self._on_file_sent)
+        else:
+            frame = to_payload_frame(self._stream(), payload, complete=True, fragment_size_bytes=FRAGMENT_SIZE_BYTES)
+            self._operation.nbytes += len(payload.data or b"")
+            self._outgoing = OutgoingFrame(frame, _SKIPPED, self._on_sent)
+            self._connection.send_frame(self._outgoing)
 
     def frame_received(self, frame: Frame) -> None:
         if isinstance(frame, CancelFrame):
@@ -323,7 +364,10 @@ class _Reply(StreamHandler, Disposable):
 
     def dispose(self) -> None:
         self._is_cancelled = True
-        self._future.cancel()
+        if self._call is not None:
+            self._call.cancel()
+        if self._future is not None:
+            self._future.cancel()
         if self._outgoing is not None:
             self._outgoing.withdraw()
         if self._sending is not None:
@@ -340,17 +384,19 @@ class _Reply(StreamHandler, Disposable):
             self._fail(ServerError("the server stopped working on this request"))
         elif (error := future.exception()) is not None:
             self._fail(error)
-        elif not _is_payload(payload := future.result()):
-            _log.error("a route answered with %s, not with a Payload of bytes", type(payload).__name__)
-            self._fail(ServerError("the server failed to serve this request; its log says why"))
-        elif isinstance(payload, FilePayload):
-            self._sending = self._connection.send_file(payload, self._stream(), self._operation)
-            self._sending.add_done_callback(self._on_file_sent)
         else:
-            frame = to_payload_frame(self._stream(), payload, complete=True, fragment_size_bytes=FRAGMENT_SIZE_BYTES)
-            self._operation.nbytes += len(payload.data or b"")
-            self._outgoing = OutgoingFrame(frame, SkippedFrame(), self._on_sent)
-            self._connection.send_frame(self._outgoing)
+            self.answer(future.result())
+
+    def _answer_soon(self, call: Callable[[], Payload | None], request: Payload) -> None:
+        self._call = None
+        try:
+            answer = call()
+        except (Exception, asyncio.CancelledError):  # see `ChatUserSession.answer_at_once`
+            answer = None
+        if answer is None:
+            self.follow(self._connection.ask_routes(request))
+        else:
+            self.answer(answer)
 
     def _on_file_sent(self, sending: asyncio.Task[None]) -> None:
         if sending.cancelled():
@@ -391,8 +437,9 @@ def _describe(frame: Frame) -> str:
 
 
 def _is_payload(value: object) -> bool:
-    return isinstance(value, Payload) and all(
-        # A route may have put anything there.
-        part is None or isinstance(part, bytes | bytearray)  # pyright: ignore[reportUnnecessaryIsInstance]
-        for part in (value.data, value.metadata)
-    )
+    return isinstance(value, Payload) and _is_part(value.data) and _is_part(value.metadata)
+
+
+def _is_part(value: object) -> bool:
+    """Whether rsocket can send this; a route may have put anything there."""
+    return value is None or isinstance(value, bytes | bytearray)

@@ -30,6 +30,9 @@ _ENTRY_BYTES: Final = 1024
 # Counting all files anew takes that part of the time at the most.
 _COUNTING_SHARE: Final = 0.1
 
+# However few there are, they aren't counted more often: to be put without counting is to be put at once.
+_COUNTED_SECONDS: Final = 0.01
+
 
 class MemoryStore:
     """A view of a dictionary that others may read and change at any time, in the event loop's thread.
@@ -124,11 +127,36 @@ class MemoryStore:
         self._files[name] = content
         self._see(name)
 
+    def put_at_once(self, name: str, content: bytes) -> bool:
+        """As `put`, if it is certain that there is room; whether it is. If not, `put` finds out, or says why not."""
+        if self._max_file_bytes is not None and len(content) > self._max_file_bytes:
+            return False
+        self._see(name)
+        if self._must_count() or self._lacks(_cost(name, len(content)) - self._counted.get(name, 0)):
+            return False
+        self._files[name] = content
+        self._see(name)
+        return True
+
+    def content(self, name: str) -> bytes:
+        """The whole file.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        try:
+            return self._files[name]
+        except KeyError:
+            raise NotFound.for_name(name) from None
+
+    def known(self, name: str) -> FileInfo | None:
+        """What `stat` tells, if that takes no time; None if there is no such file, or its digest isn't known yet."""
+        known = self._known.get(name)
+        return known.info if known is not None and self._files.get(name) is known.content else None
+
     async def published(self, upload_id: str, name: str) -> FileInfo | None:
         known = self._known.get(name)
-        if known is None or known.upload_id != upload_id or self._files.get(name) is not known.content:
-            return None
-        return known.info
+        return self.known(name) if known is not None and known.upload_id == upload_id else None
 
     async def uploaded(self, upload_id: str, name: str) -> int:
         part = self._parts.get(upload_id)
@@ -171,7 +199,7 @@ class MemoryStore:
         """
         if self._max_bytes is None:
             return
-        if time.monotonic() >= self._count_again_at or (self._lacks(nbytes) and self._may_be_wrong()):
+        if self._must_count() or (self._lacks(nbytes) and self._may_be_wrong()):
             await self._count()
         if self._lacks(nbytes):
             raise StorageFull(f"the server's memory has no room for {nbytes} more bytes", name=name)
@@ -197,11 +225,7 @@ class MemoryStore:
         return known.info
 
     async def _look(self, name: str) -> "_Known":
-        try:
-            content = self._files[name]
-        except KeyError:
-            raise NotFound.for_name(name) from None
-        return await self._know(name, content)
+        return await self._know(name, self.content(name))
 
     async def _know(self, name: str, content: bytes) -> "_Known":
         known = self._known.get(name)
@@ -218,6 +242,9 @@ class MemoryStore:
             self._known[name] = known
             self._see(name)
         return known
+
+    def _must_count(self) -> bool:
+        return self._max_bytes is not None and time.monotonic() >= self._count_again_at
 
     def _lacks(self, nbytes: int) -> bool:
         return self._max_bytes is not None and nbytes > 0 and self._used + nbytes > self._max_bytes
@@ -238,7 +265,7 @@ class MemoryStore:
             await self._see_all(self._files)
             self._counts += 1
             now = time.monotonic()
-            self._count_again_at = now + (now - began) / _COUNTING_SHARE
+            self._count_again_at = now + max((now - began) / _COUNTING_SHARE, _COUNTED_SECONDS)
 
     async def _see_all(self, names: Iterable[str]) -> None:
         for index, name in enumerate(list(names), 1):

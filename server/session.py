@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, MutableMapping
 from dataclasses import replace
-from typing import Any, ParamSpec, cast
+from typing import Any, Final, ParamSpec, cast
 
 from reactivestreams.publisher import Publisher
 from reactivestreams.subscriber import Subscriber
@@ -37,6 +37,7 @@ from shared.wire import Route, encode_name, name_metadata, parse_name
 
 from .data import ChatData, get_file_name
 from .download import read_range
+from .memory_store import MemoryStore
 from .stream import Items, PullStream, SendWindow
 from .upload import UploadChannel
 from .users import ANYBODY, Right
@@ -53,6 +54,8 @@ P = ParamSpec("P")
 _DEFAULT_WINDOW_BYTES = 256 * 1024
 # A file up to this is read as a whole for its answer, which saves a task; `Limits.max_streams` of them may wait.
 _SMALL_FILE_BYTES = 64 * 1024
+# The routes that need no time for a file in memory, and the right that each one needs.
+_AT_ONCE: Final = {Route.UPLOAD: Right.WRITE, Route.DOWNLOAD: Right.READ, Route.STAT: Right.READ}
 
 
 class ChatUserSession:
@@ -149,6 +152,41 @@ class ChatUserSession:
         except TransferError:
             return None
         return UploadSpool(self._data.store, name, self._work)
+
+    def answer_at_once(self, request: Payload) -> Payload | Callable[[], Payload | None] | None:
+        """The answer to a request-response that takes neither time nor a task: one about a file in memory.
+
+        Returns:
+            The answer; or what stores a file and gives the answer, to be called in a turn of the loop of its own, so
+            that a CANCEL that came with the request is in time; or None. Then, and if the call gives None or raises,
+            the routes have to be asked: they alone do what takes time, and say what is wrong.
+        """
+        store = self._data.store
+        if type(store) is not MemoryStore:  # what is made of it may do otherwise
+            return None
+        try:
+            items = parse_metadata(request.metadata or b"")
+            route = parse_routing(items)
+            right = _AT_ONCE.get(route)
+            if right is None:
+                return None
+            name = parse_name(items)
+            self.user.check(right, name)
+            if route == Route.STAT:
+                info = store.known(name)
+                return None if info is None else Payload(b"", transfer_metadata(info))
+            content = request.data if route == Route.UPLOAD else store.content(name)
+            if not isinstance(content, bytes):
+                return None
+            if route == Route.DOWNLOAD:
+                return Payload(content, name_metadata(name))
+        except (Exception, asyncio.CancelledError):  # nothing is awaited here: whoever cancels is the dictionary
+            return None
+
+        def put() -> Payload | None:
+            return Payload(b"", name_metadata(name)) if store.put_at_once(name, content) else None
+
+        return put
 
     @property
     def _is_in_memory(self) -> bool:

@@ -1,4 +1,4 @@
-"""A frame's bytes to rsocket's `Frame`, strictly, and what its header alone tells: no buffers and no sockets here.
+"""A frame's bytes to rsocket's `Frame`, strictly, and back, and what its header alone tells: no buffers, no sockets.
 
 rsocket's own parser accepts a metadata length beyond the frame's end, drops what it can't parse in silence (so that the
 peer waits for ever), and can't read an ERROR frame with a code it doesn't know.
@@ -21,6 +21,7 @@ from rsocket.frame import (
     RequestResponseFrame,
     RequestStreamFrame,
     parse_or_ignore,
+    serialize_prefix_with_frame_size_header,
 )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "FrameError",
     "FrameHeader",
     "parse_frame",
+    "serialize_prefix",
 ]
 
 LENGTH_BYTES: Final = 3
@@ -43,6 +45,8 @@ HEADER_BYTES: Final = 6
 """What every frame begins with: its stream, kind and flags."""
 
 _HEADER: Final = struct.Struct(">IH")
+# The same after the length field, which struct has no 24 bits for.
+_LENGTH_AND_HEADER: Final = struct.Struct(">HBIH")
 _U32: Final = struct.Struct(">I")
 _IGNORE: Final = 0x200
 _METADATA: Final = 0x100
@@ -125,8 +129,13 @@ class FrameHeader(NamedTuple):
         return self.length - overhead - (3 if self.flags & _METADATA else 0)
 
 
-def parse_frame(header: FrameHeader, view: memoryview) -> Frame | None:
+def parse_frame(header: FrameHeader, view: memoryview, *, is_borrowed: bool = False) -> Frame | None:
     """The frame whose bytes `view` holds, without the length field; copies what it keeps of them.
+
+    Args:
+        header: The frame's.
+        view: Its bytes.
+        is_borrowed: Whether the data of a payload or request is to be a part of `view`, for somebody who copies it.
 
     Returns:
         The frame, its data and metadata as `bytes`; None if it may be ignored.
@@ -136,7 +145,7 @@ def parse_frame(header: FrameHeader, view: memoryview) -> Frame | None:
     """
     make = _FRAGMENTABLE.get(header.kind)
     if make is not None:
-        return _parse_fragmentable(make(), header, view)
+        return _parse_fragmentable(make(), header, view, is_borrowed)
     if header.may_be_ignored:
         return None
     if header.kind == FrameType.ERROR:
@@ -150,7 +159,9 @@ def parse_frame(header: FrameHeader, view: memoryview) -> Frame | None:
     return frame
 
 
-def _parse_fragmentable(frame: FragmentableFrame, header: FrameHeader, view: memoryview) -> FragmentableFrame:
+def _parse_fragmentable(
+    frame: FragmentableFrame, header: FrameHeader, view: memoryview, is_borrowed: bool
+) -> FragmentableFrame:
     flags = header.flags
     frame.stream_id = header.stream_id
     frame.length = header.length
@@ -160,7 +171,7 @@ def _parse_fragmentable(frame: FragmentableFrame, header: FrameHeader, view: mem
     if isinstance(frame, PayloadFrame):
         frame.flags_complete = bool(flags & _COMPLETE)
         frame.flags_next = bool(flags & _NEXT)
-    elif isinstance(frame, RequestStreamFrame | RequestChannelFrame):
+    elif header.kind in _WITH_REQUEST_N and isinstance(frame, RequestStreamFrame | RequestChannelFrame):
         if len(view) < offset + _U32.size:
             raise FrameError("a request frame ends before its initial request-n")
         frame.initial_request_n = _U32.unpack_from(view, offset)[0] & _MASK_31_BITS
@@ -173,7 +184,7 @@ def _parse_fragmentable(frame: FragmentableFrame, header: FrameHeader, view: mem
             raise FrameError("a frame's metadata goes beyond its end")
         frame.metadata = bytes(view[offset + 3 : data_at])
         offset = data_at
-    frame.data = bytes(view[offset:])
+    frame.data = view[offset:] if is_borrowed else bytes(view[offset:])
     return frame
 
 
@@ -188,3 +199,26 @@ def _parse_error(header: FrameHeader, view: memoryview) -> ErrorFrame:
     frame.error_code = ErrorCode(code) if code in _KNOWN_ERROR_CODES else ErrorCode.APPLICATION_ERROR
     frame.data = bytes(view[offset:])
     return frame
+
+
+def serialize_prefix(frame: Frame) -> bytes | bytearray:
+    """The length field and the frame up to its metadata and data; sets the frame's length.
+
+    As rsocket does it, in a third of the time for the frames that there are most of.
+    """
+    if type(frame) is PayloadFrame:
+        flags = (_FOLLOWS if frame.flags_follows else 0) | (_COMPLETE if frame.flags_complete else 0)
+        if frame.flags_next or frame.data or frame.metadata:
+            flags |= _NEXT
+    elif type(frame) is RequestResponseFrame:
+        flags = _FOLLOWS if frame.flags_follows else 0
+    else:
+        return serialize_prefix_with_frame_size_header(frame)
+    metadata = frame.metadata
+    frame.length = length = HEADER_BYTES + len(frame.data or b"") + (3 + len(metadata) if metadata else 0)
+    assert length <= MAX_FRAME_BYTES, "payloads above FRAGMENT_SIZE_BYTES are split"
+    kind_and_flags = frame.frame_type << 10 | (_IGNORE if frame.flags_ignore else 0) | flags
+    if not metadata:
+        return _LENGTH_AND_HEADER.pack(length >> 8, length & 0xFF, frame.stream_id, kind_and_flags)
+    head = _LENGTH_AND_HEADER.pack(length >> 8, length & 0xFF, frame.stream_id, kind_and_flags | _METADATA)
+    return head + len(metadata).to_bytes(3, "big")

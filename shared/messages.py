@@ -12,8 +12,8 @@ from typing import Final, Self, cast
 
 from .digest import DEFAULT_ALGORITHM, algorithm_of, check_algorithm
 from .errors import InvalidRequest
-from .metadata import MetadataItem, build_metadata, build_routing, parse_metadata
-from .wire import FileInfo, chat_filename_mimetype, check_name, encode_name
+from .metadata import MetadataItem, build_metadata, parse_metadata
+from .wire import FileInfo, check_name, request_metadata
 
 __all__ = [
     "CHUNK_BYTES",
@@ -44,6 +44,9 @@ MAX_CHUNK_BYTES: Final = 960_000
 
 _MAX_OFFSET: Final = 2**63 - 1
 _UPLOAD_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+
+# `json.dumps` would make one for each message.
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 Json = Mapping[str, object]
 
@@ -184,7 +187,7 @@ class Receipt:
     info: FileInfo | None = None
 
     def to_json(self) -> Json:
-        return {"committed": self.committed, **({} if self.info is None else asdict(self.info))}
+        return {"committed": self.committed, **({} if self.info is None else _info_json(self.info))}
 
     @classmethod
     def from_json(cls, said: Json) -> Self:
@@ -219,7 +222,7 @@ class FileRequest:
     upload_id: str | None = None
 
     def to_json(self) -> Json:
-        return asdict(self)
+        return {"if_match": self.if_match, "upload_id": self.upload_id}
 
     @classmethod
     def from_json(cls, said: Json) -> Self:
@@ -240,8 +243,7 @@ def transfer_request(route: str, name: str | None, message: Message) -> bytes:
     Raises:
         InvalidName: `name` isn't one.
     """
-    named = [] if name is None else [MetadataItem(chat_filename_mimetype, encode_name(name))]
-    return build_metadata([build_routing(route), *named, _item(message)])
+    return request_metadata(route, name) + transfer_metadata(message)
 
 
 def find_transfer(metadata: bytes | Sequence[MetadataItem]) -> Json | None:
@@ -277,8 +279,19 @@ def check_upload_id(upload_id: str) -> str:
 
 
 def _item(message: Message | FileInfo) -> MetadataItem:
-    said = asdict(message) if isinstance(message, FileInfo) else message.to_json()
-    return MetadataItem(chat_transfer_mimetype, json.dumps(said, separators=(",", ":")).encode())
+    said = _info_json(message) if isinstance(message, FileInfo) else message.to_json()
+    return MetadataItem(chat_transfer_mimetype, _encode(said).encode())
+
+
+def _info_json(info: FileInfo) -> Json:
+    # By hand, here and for `FileRequest`: `asdict` takes 10 µs of a small request's 100.
+    return {
+        "name": info.name,
+        "size": info.size,
+        "etag": info.etag,
+        "modified": info.modified,
+        "digest": info.digest,
+    }
 
 
 def _info(said: Json) -> FileInfo:

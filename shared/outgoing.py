@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from rsocket.fragment import Fragment
 from rsocket.frame import FragmentableFrame, Frame, FrameFragmentMixin, get_header_length, new_frame_fragment
+from rsocket.frame_builders import to_cancel_frame
 
 __all__ = ["OutgoingFrame"]
 
@@ -16,12 +17,16 @@ class OutgoingFrame(FrameFragmentMixin):
 
     Args:
         frame: What to send; its `fragment_size_bytes` is the most that one frame and its length field may take.
-        replacement: What is sent instead of the rest, once withdrawn; a frame that isn't followed by fragments.
+        replacement: What is sent instead of the rest, once withdrawn; a frame that isn't followed by fragments. A
+            CANCEL of the frame's stream if None.
         on_sent: Called when the last fragment is handed to the transport; not after a withdrawal.
     """
 
-    def __init__(self, frame: FragmentableFrame, replacement: Frame, on_sent: Callable[[], None] | None = None) -> None:
-        self._fragments = _split(frame)
+    def __init__(
+        self, frame: FragmentableFrame, replacement: Frame | None = None, on_sent: Callable[[], None] | None = None
+    ) -> None:
+        self._frame = frame
+        self._fragments = None if _fits(frame) else _split(frame)
         self._replacement = replacement
         self._on_sent = on_sent
         self._withdrawn = False
@@ -51,24 +56,32 @@ class OutgoingFrame(FrameFragmentMixin):
             return None
         if self._withdrawn:
             self._sent = True
-            return self._replacement
-        fragment = next(self._fragments)
+            return self._replacement if self._replacement is not None else to_cancel_frame(self._frame.stream_id)
+        fragment = self._frame if self._fragments is None else next(self._fragments)
         self._handed += 1
         if not fragment.flags_follows:
             self._sent = True
-            if self._on_sent is not None:
-                self._on_sent()
+            on_sent, self._on_sent = self._on_sent, None  # which may hold this, in a circle
+            if on_sent is not None:
+                on_sent()
         return fragment
 
 
-def _split(frame: FragmentableFrame) -> Iterator[Frame]:
-    """The frame itself if it is small enough; otherwise its fragments, metadata first, as views into its payload."""
+def _overhead(frame: FragmentableFrame) -> int:
     # The length fields of the frame and of its metadata count as the frame's.
-    overhead = get_header_length(frame) + 3 + (3 if frame.metadata else 0)
-    nbytes = len(frame.metadata or b"") + len(frame.data or b"")
-    if frame.fragment_size_bytes is None or overhead + nbytes <= frame.fragment_size_bytes:
-        yield frame
-        return
+    return get_header_length(frame) + 3 + (3 if frame.metadata else 0)
+
+
+def _fits(frame: FragmentableFrame) -> bool:
+    """Whether the frame is small enough to be sent as it is."""
+    most = frame.fragment_size_bytes
+    return most is None or _overhead(frame) + len(frame.metadata or b"") + len(frame.data or b"") <= most
+
+
+def _split(frame: FragmentableFrame) -> Iterator[Frame]:
+    """The fragments of a frame that is too large, metadata first, as views into its payload."""
+    assert frame.fragment_size_bytes is not None, "it is too large"
+    overhead = _overhead(frame)
     metadata, data = memoryview(frame.metadata or b""), memoryview(frame.data or b"")
     room = frame.fragment_size_bytes - overhead
     is_first = True

@@ -32,6 +32,7 @@ from rsocket.frame import (
 
 from .errors import ServerFull, Stalled, TooLarge, TooManyStreams, TransferError
 from .frames import FOLLOWS_OR_IGNORE, LENGTH_BYTES, MAX_FRAME_BYTES, FrameError, FrameHeader
+from .reserving import ReservedBuffer
 
 __all__ = [
     "FrameSource",
@@ -64,6 +65,10 @@ _RANKING_SECONDS: Final = 0.1
 # How many ended streams are remembered, so that what is still on its way to them isn't kept.
 _MAX_ABANDONED: Final = 1024
 _MAX_REQUEST_N: Final = 0x7FFFFFFF
+# Joining no more than this takes 100 µs at the most.
+_JOINED_BYTES: Final = 1024 * 1024
+_CANCEL: Final = FrameType.CANCEL
+_ERROR: Final = FrameType.ERROR
 
 _PAYLOADS_AND_REQUESTS = (
     PayloadFrame,
@@ -239,6 +244,7 @@ class SplitPayload:
     """
 
     __slots__ = (
+        "_buffer",
         "_data",
         "_metadata",
         "busy_cost",
@@ -262,6 +268,7 @@ class SplitPayload:
         self.is_placed = False
         self._metadata: list[bytes] = []
         self._data: list[bytes] = []
+        self._buffer: ReservedBuffer | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -281,7 +288,11 @@ class SplitPayload:
         if fragment.metadata:
             self._metadata.append(bytes(fragment.metadata))  # as it is, where it is bytes already
         if fragment.data:
-            self._data.append(bytes(fragment.data))
+            if self._buffer is None:
+                self._data.append(bytes(fragment.data))
+            else:
+                self._buffer.write(fragment.data)
+            fragment.data = b""  # it may be borrowed
             # The first fragment's cost is also that of the payload itself, which stays.
             self.data_cost += nbytes if fragment is self.first else max(cost - metadata_bytes, 0)
         if not fragment.flags_follows:
@@ -294,19 +305,33 @@ class SplitPayload:
             self.is_placed = True
             self.spool = spooler(self.first, b"".join(self._metadata))
 
+    def gather(self) -> None:
+        """Goes on in one buffer, once it is large and not for a spool."""
+        if self._buffer is None and self.spool is None and self.nbytes > _JOINED_BYTES:
+            self._buffer = ReservedBuffer()
+            for data in self._data:
+                self._buffer.write(data)
+            self._data.clear()
+
     def take_data(self) -> Sequence[bytes]:
         """The data that came since the last call, for the spool."""
         data, self._data = self._data, []
         return data
 
     def join(self) -> FragmentableFrame:
-        """The one frame that the fragments make; once. May run in a thread, where joining lets others go on."""
+        """The one frame that the fragments make; once."""
         whole = self.first
         whole.metadata = b"".join(self._metadata)
-        # A spool stands for its data: whoever asked for one looks for it there.
-        whole.data = b"".join(self._data) if self.spool is None else cast(bytes, self.spool)
+        if self.spool is not None:
+            # It stands for its data: whoever asked for one looks for it there.
+            whole.data = cast(bytes, self.spool)
+        elif self._buffer is not None:
+            whole.data = self._buffer.finish()
+        else:
+            whole.data = b"".join(self._data)
         self._metadata.clear()
         self._data.clear()
+        self._buffer = None
         return whole
 
     def _end(self, last: FragmentableFrame) -> None:
@@ -423,6 +448,10 @@ class Reassembler:
             return True
         return self._admit_payload(header)
 
+    def copies(self, header: FrameHeader) -> bool:
+        """Whether `feed` will copy the data of the frame that was admitted last, which may be borrowed then."""
+        return header.follows or header.stream_id in self._partials
+
     def feed(self, frame: Frame) -> Frame | SplitPayload | None:
         """Takes the frame that was admitted last.
 
@@ -432,6 +461,9 @@ class Reassembler:
             nobody.
         """
         cost = self._end_incoming()
+        stream_id = frame.stream_id
+        if not (cost or frame.flags_follows or stream_id in self._partials or stream_id in self._abandoned):
+            return frame  # most are such, as in `admit`
         if isinstance(frame, _PAYLOADS_AND_REQUESTS):
             return self._feed_payload(frame, cost)
         self._give_back(cost)
@@ -453,7 +485,8 @@ class Reassembler:
 
     def on_sent(self, frame: Frame) -> None:
         """Notes what this side sends: after its CANCEL or ERROR, no more of the stream's payloads is wanted."""
-        if isinstance(frame, CancelFrame) or (isinstance(frame, ErrorFrame) and frame.stream_id in self._partials):
+        kind = frame.frame_type
+        if kind is _CANCEL or (kind is _ERROR and frame.stream_id in self._partials):
             self.abandon(frame.stream_id)
 
     def close(self) -> None:
@@ -552,6 +585,7 @@ class Reassembler:
         self._grown_bytes += partial.add(frame, cost)
         if self.spooler is not None:
             partial.place(self.spooler)
+        partial.gather()
         if partial.is_whole:
             self._remove(frame.stream_id)
             self._start_work(partial, partial.cost)

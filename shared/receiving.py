@@ -109,9 +109,10 @@ class FrameReceiver:
             self._need(total)
             return None
         self._header = None
-        frame = parse_frame(header, view[begin : self._start + total])
+        frame = parse_frame(header, view[begin : self._start + total], is_borrowed=self._reassembler.copies(header))
+        fed = self._reassembler.feed(frame) if frame is not None else None
         self._advance(total)
-        return self._reassembler.feed(frame) if frame is not None else None
+        return fed
 
     @property
     def arrived_bytes(self) -> int:

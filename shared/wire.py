@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from .errors import InvalidName, InvalidRequest
@@ -86,7 +87,7 @@ def encode_name(name: str) -> bytes:
         raise InvalidName("a file name must not be empty")
     if len(encoded) > MAX_NAME_BYTES:
         raise InvalidName(f"a file name has at most {MAX_NAME_BYTES} bytes of UTF-8; this one has {len(encoded)}")
-    for char in name:
+    for char in name if not name.isprintable() else "":  # what is printable has no control characters
         if unicodedata.category(char) == "Cc":
             raise InvalidName(f"a file name must not contain control characters; this one has U+{ord(char):04X}")
     return encoded
@@ -121,7 +122,7 @@ def parse_name(items: Sequence[MetadataItem]) -> str:
 
 
 def name_metadata(name: str) -> bytes:
-    """The composite metadata of an answer about `name`."""
+    """The composite metadata that names a file: all of an answer's, and a part of a request's."""
     return build_metadata([MetadataItem(chat_filename_mimetype, encode_name(name))])
 
 
@@ -131,7 +132,9 @@ def request_metadata(route: str, name: str | None = None) -> bytes:
     Raises:
         InvalidName: `name` isn't one.
     """
-    items = [build_routing(route)]
-    if name is not None:
-        items.append(MetadataItem(chat_filename_mimetype, encode_name(name)))
-    return build_metadata(items)
+    return _route_metadata(route) + (b"" if name is None else name_metadata(name))
+
+
+@lru_cache(maxsize=16)  # there are six
+def _route_metadata(route: str) -> bytes:
+    return build_metadata([build_routing(route)])

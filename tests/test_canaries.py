@@ -221,7 +221,7 @@ def test_the_versions_are_those_that_were_examined() -> None:
 
 
 def test_the_private_parts_that_we_use_are_there() -> None:
-    """`server/connection.py` overrides or calls all of these, `rx_client/requests.py` some."""
+    """`server/connection.py` and `shared/lean.py` override or call all of these, `rx_client/requests.py` some."""
 
     def parameters(function: Callable[..., Any]) -> list[str]:
         return list(inspect.signature(function).parameters)
@@ -233,6 +233,10 @@ def test_the_private_parts_that_we_use_are_there() -> None:
     assert parameters(RSocketBase._handle_frame_by_type) == ["self", "frame", "async_frame_handler_by_type"]
     assert parameters(RSocketBase.handle_setup) == ["self", "frame"]
     assert parameters(RSocketBase.handle_request_response) == ["self", "frame"]
+    for name in ("_reset_internals", "_sender", "_before_sender", "_finally_sender", "is_server_alive"):
+        assert parameters(getattr(RSocketBase, name)) == ["self"]
+    assert parameters(RSocketBase._handle_next_frame) == ["self", "frame", "async_frame_handler_by_type"]
+    assert parameters(RSocketBase.finish_stream) == ["self", "stream_id"]
     assert parameters(FrameFragmentMixin.get_next_fragment) == ["self", "requires_length_header"]
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import reactivex
 from reactivex import operators as ops
+from reactivex.internal.exceptions import SequenceContainsNoElementsError
 from rsocket.helpers import single_transport_provider
+from rsocket.payload import Payload
 from rsocket.rsocket_client import RSocketClient
 from rsocket.transports.tcp import TransportTCP
 
-from rx_client import Connected, Disconnected, FileClient
+from rx_client import ColdReactiveXClient, Connected, Disconnected, FileClient
 from server import FileServer, serve
 from shared import (
     ConnectionFailed,
@@ -26,6 +28,7 @@ from shared import (
     RemoteError,
     TransferError,
 )
+from shared.wire import Route, request_metadata
 from tests.support import (
     CANCEL,
     COMPLETE,
@@ -147,6 +150,16 @@ async def test_each_subscription_is_a_request(server: FileServer, files: FileCli
     download, listing = files.download("a"), files.list_files()
     assert [await download, await download, await listing, await listing] == [b"A", b"A", "empty", "empty"]
     assert server.work.started == 4
+
+
+async def test_awaiting_gives_the_last_item_or_rxpys_own_error(server: FileServer, files: FileClient) -> None:
+    rsocket = files._connector.current()
+    assert rsocket is not None
+    listing = ColdReactiveXClient(rsocket).request_stream(Payload(b"", request_metadata(Route.FILES)))
+    assert (await listing).data == list(server.data.files)[-1].encode()
+    server.data.files.clear()
+    with pytest.raises(SequenceContainsNoElementsError):
+        await listing
 
 
 async def test_repeat_and_concat_ask_again(server: FileServer, files: FileClient) -> None:
@@ -315,7 +328,7 @@ async def test_an_observer_that_raises_gets_its_own_error_and_the_server_hears_n
     assert await files.download("a") == b"A"
 
 
-async def test_an_observer_without_on_error_that_raises_is_reported_to_the_loop(files: FileClient) -> None:
+async def test_an_observer_without_on_error_is_reported_to_the_loop(files: FileClient) -> None:
     reported: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
@@ -327,9 +340,12 @@ async def test_an_observer_without_on_error_that_raises_is_reported_to_the_loop(
     try:
         files.download("a").subscribe(fail)
         await eventually(lambda: reported)
+        files.download("missing").subscribe()
+        await eventually(lambda: len(reported) == 2)
     finally:
         loop.set_exception_handler(handler)
     assert str(reported[0]["exception"]) == "private"
+    assert isinstance(reported[1]["exception"], NotFound)
     assert await files.download("a") == b"A"
 
 
