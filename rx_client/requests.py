@@ -464,21 +464,24 @@ class ChannelRequest(Request):
         frame = to_payload_frame(self.id, Payload(data, metadata), is_last, True, FRAGMENT_SIZE_BYTES)
         skipped = SkippedFrame()
         skipped.stream_id = self.id
-        self._queue(OutgoingFrame(frame, replacement=skipped))
+        item = OutgoingFrame(frame, replacement=skipped)
+        self._forget_sent_items()
+        self._items.append(item)
+        self._base.send_frame(item)
 
     async def send_items(self, items: FileItems) -> None:
-        """Sends items of a file; ask for the server's demand first. Returns when no thread reads the file any more."""
-        self._queue(items)
+        """Sends items of a file as they are granted, with `queue`; returns when no thread reads the file any more."""
+        self._forget_sent_items()
+        self._items.append(items)
         try:
             await asyncio.shield(items.finished)
         finally:
             items.withdraw()
             await finished(items.finished)
 
-    def _queue(self, item: OutgoingFrame | FileItems) -> None:
-        self._forget_sent_items()
-        self._items.append(item)
-        self._base.send_frame(item)
+    def queue(self, items: FileItems) -> None:
+        """Puts them into the send queue."""
+        self._base.send_frame(items)
 
     def cancel(self) -> None:
         """Ends the channel from this side, with the items that aren't sent yet; nothing if it has ended."""
@@ -505,7 +508,13 @@ class ChannelRequest(Request):
     def _handed_over(self) -> tuple[int, bool]:
         self._forget_sent_items()
         handed, is_all = super()._handed_over()
-        return handed + self._items_sent, is_all and not self._items
+        for item in self._items:
+            if isinstance(item, FileItems):
+                handed += item.sent
+                is_all = is_all and item.is_idle
+            else:
+                is_all = False
+        return handed + self._items_sent, is_all
 
     def _withdraw_items(self) -> None:
         for item in self._items:

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Final
 from uuid import uuid4
 
 from rsocket.payload import Payload
@@ -24,9 +23,6 @@ from .requests import ChannelRequest
 from .sources import OpenPath, PathSource, Source
 
 __all__ = ["UploadTransfer"]
-
-# Items of a file that go out with one hop to a thread: other requests on the connection wait for no more than these.
-_FILE_ITEMS: Final = 4
 
 
 class UploadTransfer:
@@ -159,25 +155,21 @@ class UploadTransfer:
             assert digest is not None, "it isn't called without"
             self._digests.append(digest.copy())
 
-        chunk_bytes = self._chunk_bytes
-        while left := max(file.size - offset - 1, 0) // chunk_bytes:
-            await channel.ready()
-            count = min(left, channel.room, _FILE_ITEMS)
-            items = FileItems(
-                channel.request.id,
-                file.fileno(),
-                offset,
-                count,
-                chunk_bytes,
-                digest=digest,
-                on_item=None if digest is None else remember,
-            )
-            sent = await channel.send_items(items, count, chunk_bytes)
-            self._forget(channel.committed)
-            offset += sent * chunk_bytes
-            if sent < count:
-                break  # it is shorter than it was
-        return offset
+        count = max(file.size - offset - 1, 0) // self._chunk_bytes
+        if not count:
+            return offset
+        items = FileItems(
+            channel.request.id,
+            file.fileno(),
+            offset,
+            count,
+            self._chunk_bytes,
+            queue=channel.request.queue,
+            digest=digest,
+            on_item=None if digest is None else remember,
+        )
+        # If fewer can be sent, it is shorter than it was: the rest will tell.
+        return offset + self._chunk_bytes * await channel.send_items(items, self._chunk_bytes, self._forget)
 
     async def _catch_up(self, digest: Digest, file: OpenPath, start: int) -> None:
         """Adds what the server has already to the digest."""
@@ -221,6 +213,7 @@ class _Channel:
         self._start: int | None = None
         self._is_ended = False
         self._failure: Exception | None = None
+        self._grant: Callable[[], None] | None = None
         self._wake = asyncio.Event()
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -233,11 +226,6 @@ class _Channel:
         """Whether `send_items` can be called."""
         transport = self.request.transport
         return transport is not None and transport.moves_files
-
-    @property
-    def room(self) -> int:
-        """How many items may be sent just now."""
-        return self._sender.room
 
     async def start(self) -> int:
         """Sends the request; the offset that the server wants to go on from."""
@@ -278,19 +266,30 @@ class _Channel:
         self._sender.sends(len(data), is_last=end is not None)
         self.request.send_item(data, None if end is None else transfer_metadata(end), is_last=end is not None)
 
-    async def send_items(self, items: FileItems, count: int, item_bytes: int) -> int:
-        """Sends items of a file; how many there were.
+    async def send_items(self, items: FileItems, item_bytes: int, on_committed: Callable[[int], None]) -> int:
+        """Sends items of a file, whenever another one may be sent; how many could be.
 
         Raises:
             OSError: The file can't be read.
         """
-        for _ in range(count):
-            self._sender.sends(item_bytes, is_last=False)
-        await self.request.send_items(items)
+
+        def grant() -> None:
+            on_committed(self.committed)
+            granted = min(self._sender.room, items.ungranted)
+            for _ in range(granted):
+                self._sender.sends(item_bytes, is_last=False)
+            if granted:
+                items.grant(granted)
+
+        self._grant = grant
+        try:
+            grant()
+            await self.request.send_items(items)
+        finally:
+            self._grant = None
         if items.failure is not None:
             raise items.failure
-        if items.sent < count:
-            self._sender.takes_back(count - items.sent, item_bytes)
+        self._sender.takes_back(items.granted - items.sent, item_bytes)
         return items.sent
 
     async def finish(self) -> FileInfo:
@@ -323,10 +322,15 @@ class _Channel:
             self._emit(replace(self._started, resumed_from=start))
         elif receipt.committed > before:
             self._emit(Progress(receipt.committed, self._started.total))
-        self._wake.set()
+        self._on_room()
 
     def on_requested(self, count: int) -> None:
         self._sender.requested(count)
+        self._on_room()
+
+    def _on_room(self) -> None:
+        if self._grant is not None:
+            self._grant()
         self._wake.set()
 
     def is_owed(self) -> bool:

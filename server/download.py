@@ -6,7 +6,6 @@ from typing import Final
 from rsocket.payload import Payload
 
 from shared.digest import Digest
-from shared.direct import FileItems
 from shared.errors import Changed, InvalidRequest
 from shared.messages import CHUNK_BYTES, ChunkHead, DownloadRequest, transfer_metadata
 
@@ -50,8 +49,7 @@ async def read_range(store: Store, name: str, request: DownloadRequest, stream: 
         offset, block, at = request.offset, b"", 0
         while True:
             if file is not None and offset > request.offset:
-                offset = await _send_items(stream, name, file, offset, end, running)
-                await stream.demanded()
+                offset = await _send_past(stream, file, name, offset, end, running)
             if at == len(block) and offset < end:
                 ahead = _READ_BYTES if file is None and not stream.is_crowded else CHUNK_BYTES
                 block, at = await reader.read(offset, min(ahead, end - offset)), 0
@@ -72,28 +70,17 @@ async def read_range(store: Store, name: str, request: DownloadRequest, stream: 
         await reader.close()
 
 
-async def _send_items(
-    stream: PullStream, name: str, file: OpenFile, offset: int, end: int, digest: Digest | None
+async def _send_past(
+    stream: PullStream, file: OpenFile, name: str, offset: int, end: int, digest: Digest | None
 ) -> int:
-    """Sends all chunks but the last, which says how it ended; where that begins."""
-    while left := (end - offset - 1) // CHUNK_BYTES:
-        await stream.demanded()
-        count = min(left, stream.file_items)
-        items = FileItems(
-            stream.stream_id,
-            file.descriptor,
-            offset,
-            count,
-            CHUNK_BYTES,
-            digest=digest,
-            executor=file.executor,
-            is_same=file.is_same,
-        )
-        sent = await stream.send_items(items, count * CHUNK_BYTES)
-        offset += sent * CHUNK_BYTES
+    """Sends all chunks but the last, which says how it ended, past the event loop; where that begins."""
+    count = (end - offset - 1) // CHUNK_BYTES
+    if count:
+        sent = await stream.send_items(file, offset, count, CHUNK_BYTES, digest)
         if sent < count:
             raise Changed(f"{name!r} was changed while it was sent", name=name)
-    return offset
+        await stream.demanded()
+    return offset + count * CHUNK_BYTES
 
 
 async def _running_digest(reader: Reader, request: DownloadRequest, digest_from: int) -> Digest | None:

@@ -70,7 +70,7 @@ class ChatUserSession:
         user: Who is asking; anybody, who may do everything, until somebody says otherwise.
         peer: Where they are, for the log.
         sends_files: Whether the connection can send a FilePayload.
-        send_items: Queues FileItems on the connection; None if it can't send them.
+        queue_items: Puts FileItems into the connection's send queue; None if it can't send them.
         transport: Whose items can be diverted; None if they can't.
     """
 
@@ -80,7 +80,7 @@ class ChatUserSession:
         self.user = ANYBODY
         self.peer = "-"
         self.sends_files = False
-        self.send_items: Callable[[FileItems], None] | None = None
+        self.queue_items: Callable[[FileItems], None] | None = None
         self.transport: FrameTransport | None = None
         self._data = data if data is not None else ChatData()
         self._work = work if work is not None else Work()
@@ -239,7 +239,7 @@ class ChatUserSession:
         return Payload(b"", transfer_metadata(await self._data.store.delete(name, request.if_match)))
 
     def _stream(self, what: str, make: Callable[[PullStream], Items]) -> PullStream:
-        return PullStream(make, self._window, self._work.begin(f"{self.peer} {what}"), self.send_items)
+        return PullStream(make, self._window, self._work.begin(f"{self.peer} {what}"), self.queue_items)
 
     def _answer(
         self, function: Callable[P, Coroutine[Any, Any, Payload]], *args: P.args, **kwargs: P.kwargs

@@ -12,10 +12,12 @@ from reactivestreams.subscription import Subscription
 from rsocket.disposable import Disposable
 from rsocket.payload import Payload
 
+from shared.digest import Digest
 from shared.direct import FileItems, finished
 from shared.errors import InvalidRequest, to_protocol_error
 from shared.messages import CHUNK_BYTES
 
+from .store import OpenFile
 from .work import Operation
 
 __all__ = ["Items", "PullStream", "SendWindow"]
@@ -26,8 +28,6 @@ last, so that no credit is needed to say that the stream is complete."""
 
 _MAX_REQUEST_N: Final = 0x7FFFFFFF
 _FEW_STREAMS: Final = 8
-# Items of a file that go out with one hop to a thread: a small frame waits for no more than these.
-_FILE_ITEMS: Final = 4
 # What an item is taken for until it is there: a chunk.
 _RESERVED_BYTES: Final = CHUNK_BYTES
 
@@ -110,7 +110,7 @@ class PullStream(Publisher, Subscription, Disposable):
         make: Makes the generator, which may also send items of a file past it, with `send_items`.
         window: The connection's send window.
         operation: Is ended with the stream; None if nobody counts.
-        send: Queues FileItems on the connection; None where that can't be, and they aren't used.
+        queue: Puts FileItems into the connection's send queue; None where that can't be, and they aren't used.
     """
 
     def __init__(
@@ -118,12 +118,13 @@ class PullStream(Publisher, Subscription, Disposable):
         make: "Callable[[PullStream], Items]",
         window: SendWindow,
         operation: Operation | None = None,
-        send: Callable[[FileItems], None] | None = None,
+        queue: Callable[[FileItems], None] | None = None,
     ) -> None:
         self._items = make(self)
         self._window = window
         self._operation = operation
-        self._send = send
+        self._queue = queue
+        self._file_items: FileItems | None = None
         self._stream_id: int | None = None
         self._credit = 0
         self._has_room = False
@@ -134,48 +135,59 @@ class PullStream(Publisher, Subscription, Disposable):
     @property
     def sends_files(self) -> bool:
         """Whether `send_items` may be called."""
-        return self._send is not None and self._stream_id is not None
-
-    @property
-    def file_items(self) -> int:
-        """How many items one `send_items` may have just now."""
-        return min(self._credit, 1 if self.is_crowded else _FILE_ITEMS)
+        return self._queue is not None and self._stream_id is not None
 
     @property
     def is_crowded(self) -> bool:
         """Whether there are so many streams that what each of them reads ahead would add up."""
         return self._window.is_crowded
 
-    @property
-    def stream_id(self) -> int:
-        """Known since `subscribe`, where the connection tells."""
-        assert self._stream_id is not None, "ask `sends_files` first"
-        return self._stream_id
+    async def send_items(self, file: OpenFile, offset: int, count: int, item_bytes: int, digest: Digest | None) -> int:
+        """Sends items of a file, past the generator; how many could be sent.
 
-    async def send_items(self, items: FileItems, nbytes: int) -> int:
-        """Sends items of a file, which have `nbytes` together; how many were sent.
+        Args:
+            file: Where the bytes are.
+            offset: Where in the file the first item begins.
+            count: How many items there are.
+            item_bytes: What each of them carries.
+            digest: Gets the bytes while they pass; None to do without.
 
         Raises:
             Exception: Whatever reading the file raised.
         """
-        assert self._send is not None, "ask `sends_files` first"
-        if not self._has_room:
-            await self._reserve()
-        self._window.add(nbytes)
-        self._send(items)
+        assert self._queue is not None, "ask `sends_files` first"
+        assert self._stream_id is not None, "ask `sends_files` first"
+        items = self._file_items = FileItems(
+            self._stream_id,
+            file.descriptor,
+            offset,
+            count,
+            item_bytes,
+            queue=self._queue,
+            digest=digest,
+            executor=file.executor,
+            is_same=file.is_same,
+        )
+        self._settle()  # they hold no more than one item, however many there are
+        self._grant(items)
         try:
             await asyncio.shield(items.finished)
         finally:
+            self._file_items = None
             items.withdraw()
-            self._window.remove(nbytes)
-            self._settle()
             await finished(items.finished)  # the file can't be closed before
-        self._credit -= items.sent
-        if self._operation is not None:
-            self._operation.nbytes += items.sent_bytes
+            self._credit += items.granted - items.sent
+            if self._operation is not None:
+                self._operation.nbytes += items.sent_bytes
         if items.failure is not None:
             raise items.failure
         return items.sent
+
+    def _grant(self, items: FileItems) -> None:
+        granted = min(self._credit, items.ungranted)
+        if granted:
+            self._credit -= granted
+            items.grant(granted)
 
     async def demanded(self) -> None:
         """Returns when an item is asked for."""
@@ -196,6 +208,8 @@ class PullStream(Publisher, Subscription, Disposable):
             self.cancel()
             return
         self._credit = min(self._credit + n, _MAX_REQUEST_N)
+        if self._file_items is not None:
+            self._grant(self._file_items)
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 

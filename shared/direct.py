@@ -3,8 +3,9 @@
 A chunk that goes through the event loop costs some 100 µs of Python at each end beside the system calls, several times
 what those take, and a hop to a thread for its disk work. Here one hop moves many chunks, on both ends in the same way:
 
-- `FileItems` stand in rsocket's send queue for several items. When it is their turn, `FrameTransport` calls `send_some`
-  in a thread: it reads a chunk, adds it to the digest, and writes it, with its header, to the socket.
+- `FileItems` stand in rsocket's send queue for the items that a peer has asked for. When it is their turn,
+  `FrameTransport` calls `send_some` in a thread: it reads a chunk, adds it to the digest, and writes it, with its
+  header, to the socket, again and again while the peer asks for more and nobody else waits.
 - `Diversion` is where a stream's incoming items go as they are received, instead of to rsocket. `FrameTransport` calls
   `take` in a thread for each.
 
@@ -25,7 +26,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Final
 
-from rsocket.frame import Frame, FrameType
+from rsocket.frame import Frame, FrameFragmentMixin, FrameType
 
 from .digest import Digest
 
@@ -34,7 +35,7 @@ try:
 except ImportError:  # not on Windows, where none of this is used
     fcntl = None
 
-__all__ = ["MOVES_FILES", "Diversion", "FileItems", "Pipe", "finished", "wait_for_socket"]
+__all__ = ["MOVES_FILES", "Diversion", "FileItems", "ItemsTurn", "Pipe", "finished", "wait_for_socket"]
 
 MOVES_FILES: Final = hasattr(os, "writev") and hasattr(os, "preadv") and hasattr(select, "poll")
 """Whether this system has what is needed here."""
@@ -47,22 +48,31 @@ _F_SETPIPE_SZ: Final = 1031
 _HEADER: Final = struct.Struct(">BHIH")
 _NEXT: Final = 0x20
 _HEADER_BYTES: Final = 6
+# How often the loop hears of what was written while a window of items comes: before the sender runs out of credit.
+_TELLINGS: Final = 4
 # How long a thread waits for a socket that takes or has nothing, before it goes back to where somebody else needs it.
 _PATIENCE_MS: Final = 10
+# Items that may be sent in a turn while another one waits; while two wait, half of them, and so on.
+_TURN_ITEMS: Final = 4
 # Buffers that nobody sends from just now; each transfer that is sending has one.
 _MAX_SPARES: Final = 4
 _spares: list[bytearray] = []
 
 
-class FileItems(Frame):
-    """Several items of one stream, each with so many bytes of a file.
+class FileItems(FrameFragmentMixin):
+    """The items of one stream that are a file's bytes: one object for all of them, each sent when it is granted.
+
+    rsocket's sender takes it for a payload in fragments: it stands in the send queue while something is granted, and
+    has its turns between what others send. Each turn is one hop to a thread, which goes on for as long as something is
+    granted and nobody waits.
 
     Args:
         stream_id: The stream.
         source: The file's descriptor; it stays open until `finished` is done.
         offset: Where in the file the first item begins.
-        count: How many items there are.
+        count: How many items there are, granted or not.
         item_bytes: What each of them carries.
+        queue: Puts this into the send queue.
         digest: Gets the bytes while they pass; None to do without, so that they needn't come into the process.
         executor: Whose threads do it; the loop's default executor if None.
         is_same: Tells, after each read, whether the file still has the content that it had; None if nobody asks.
@@ -70,8 +80,10 @@ class FileItems(Frame):
 
     Attributes:
         sent: Items that are in the socket, the one that is on its way included.
+        granted: Items that may be sent.
         failure: What kept the rest from being sent; None if nothing did, or the file only ended too early.
-        finished: Done when no thread has anything to do with it any more, and never will.
+        finished: Done when no thread has anything to do with it any more, and never will: all are sent, or no more
+            can be, or it was withdrawn.
     """
 
     def __init__(
@@ -82,22 +94,22 @@ class FileItems(Frame):
         count: int,
         item_bytes: int,
         *,
+        queue: "Callable[[FileItems], None]",
         digest: Digest | None = None,
         executor: Executor | None = None,
         is_same: Callable[[], bool] | None = None,
         on_item: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(FrameType.PAYLOAD)
-        self.stream_id = stream_id
-        self.flags_next = True  # for rsocket's log
-        self.executor = executor
-        self.sent = 0
+        self.stream_id: Final = stream_id
+        self.executor: Final = executor
+        self.sent = self.granted = 0
         self.failure: Exception | None = None
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._source = source
         self._offset = offset
         self._count = count
         self._item_bytes = item_bytes
+        self._queue = queue
         self._digest = digest
         self._is_same = is_same
         self._on_item = on_item
@@ -105,11 +117,9 @@ class FileItems(Frame):
         self._buffer: bytearray | None = None
         self._parts: list[bytes | memoryview] = []
         self._unread = 0
-        self._is_begun = False
-        self._is_withdrawn = False
-
-    def parse(self, buffer: bytes | bytearray, offset: int) -> None:
-        """Never called: these are only sent."""
+        self._is_queued = False
+        self._has_turn = False
+        self._is_cut = False  # short, failed or withdrawn: nothing more is to be sent
 
     @property
     def is_sent(self) -> bool:
@@ -117,9 +127,14 @@ class FileItems(Frame):
         return self.finished.done()
 
     @property
-    def is_between_frames(self) -> bool:
-        """Whether no frame is half in the socket."""
-        return not self._parts and not self._unread
+    def is_idle(self) -> bool:
+        """Whether nothing is to be sent just now."""
+        return not self._is_queued and not self._has_turn
+
+    @property
+    def ungranted(self) -> int:
+        """Items that may be granted yet."""
+        return 0 if self._is_cut else self._count - self.granted
 
     @property
     def sent_bytes(self) -> int:
@@ -127,37 +142,67 @@ class FileItems(Frame):
         return self.sent * self._item_bytes
 
     @property
-    def left_bytes(self) -> int:
-        """What isn't in the socket yet."""
-        frame_bytes = len(self._header) + self._item_bytes
-        return sum(map(len, self._parts)) + self._unread + (self._count - self.sent) * frame_bytes
+    def handed_bytes(self) -> int:
+        """The same with the frames' headers."""
+        return self.sent * (len(self._header) + self._item_bytes)
 
-    def begin(self) -> bool:
-        """It is their turn; False if they were withdrawn before."""
-        self._is_begun = not self.finished.done()
-        return self._is_begun
+    @property
+    def waiting_bytes(self) -> int:
+        """What of them isn't in the socket yet."""
+        return sum(map(len, self._parts)) + self._unread
 
-    def end(self) -> None:
-        """No thread will have anything to do with them any more."""
-        if self._buffer is not None and len(_spares) < _MAX_SPARES:
-            _spares.append(self._buffer)
-        self._buffer = None
-        if not self.finished.done():
-            self.finished.set_result(None)
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether no frame is half in the socket."""
+        return not self._parts and not self._unread
+
+    def grant(self, items: int) -> None:
+        """Lets so many more be sent."""
+        self.granted += items
+        assert self.granted <= self._count, "ask `ungranted` first"
+        if not self._is_queued and not self.finished.done():
+            self._is_queued = True
+            self._queue(self)
 
     def withdraw(self) -> None:
         """Sends no more of them than the item that is on its way."""
-        self._is_withdrawn = True
-        if not self._is_begun:
-            self.end()
+        self._is_cut = True
+        if not self._has_turn:
+            self._finish()
 
-    def send_some(self, connection: socket.socket) -> bool:
-        """Sends as many as the socket takes; whether there are no more to send. Blocks.
+    def get_next_fragment(self, requires_length_header: bool = True) -> "ItemsTurn":
+        """The next turn; the last one if nothing may be sent. Called by rsocket's sender."""
+        self._is_queued = not self.finished.done() and self.sent < self.granted
+        return ItemsTurn(self, is_last=not self._is_queued)
+
+    # For the transport
+
+    def begin(self) -> bool:
+        """A turn begins; False if there is nothing to do in it."""
+        self._has_turn = not self.finished.done() and self.sent < self.granted
+        return self._has_turn
+
+    def end(self) -> None:
+        """The turn is over: no thread has anything to do with them until the next one."""
+        self._has_turn = False
+        if self._buffer is not None and len(_spares) < _MAX_SPARES:
+            _spares.append(self._buffer)
+        self._buffer = None
+        if self._is_cut or self.sent == self._count:
+            self._finish()
+
+    def send_some(self, connection: socket.socket, waiting: Callable[[], int]) -> bool:
+        """Sends what is granted and the socket takes; False if that has to wait for the socket. Blocks.
+
+        Args:
+            connection: The socket.
+            waiting: How many others wait for their turn; for them it stops early.
 
         Raises:
             OSError: The connection has ended, or has to end, since a file was cut short behind its frame's header.
         """
-        while self._parts or self._unread or self._read():
+        first = self.sent
+        while self._parts or self._unread or self._read(self.sent - first, waiting):
             try:
                 if not self._parts:
                     self._send_file(connection)
@@ -183,47 +228,70 @@ class FileItems(Frame):
         self._offset += moved
         self._unread -= moved
 
-    def _read(self) -> bool:
-        """Makes the next item; whether there is one."""
-        if self.sent == self._count or self._is_withdrawn:
+    def _read(self, sent: int, waiting: Callable[[], int]) -> bool:
+        """Makes the next item; whether there is one in this turn, in which `sent` were sent."""
+        if self._is_cut or self.sent == self.granted or sent * waiting() >= _TURN_ITEMS:
             return False
-        if _SPLICES and self._digest is None:
-            return self._look()
-        buffer = self._buffer
-        if buffer is None:
-            buffer = self._buffer = _borrow(self._item_bytes)
-        view = memoryview(buffer)[: self._item_bytes]
         try:
-            filled = 0
-            while filled < len(view) and (nbytes := os.preadv(self._source, [view[filled:]], self._offset + filled)):
-                filled += nbytes
-            if filled < len(view) or (self._is_same is not None and not self._is_same()):
-                return False
+            is_there = self._look() if _SPLICES and self._digest is None else self._fill()
         except OSError as error:
-            self.failure = error
+            self.failure, is_there = error, False
+        if not is_there:
+            self._is_cut = True
             return False
-        if self._digest is not None:
-            self._digest.update(view)
-        self._offset += len(view)
         self.sent += 1
         if self._on_item is not None:
             self._on_item()
+        return True
+
+    def _fill(self) -> bool:
+        """Reads an item; whether it is whole."""
+        if self._buffer is None:
+            self._buffer = _borrow(self._item_bytes)
+        view = memoryview(self._buffer)[: self._item_bytes]
+        filled = 0
+        while filled < len(view) and (nbytes := os.preadv(self._source, [view[filled:]], self._offset + filled)):
+            filled += nbytes
+        if filled < len(view) or (self._is_same is not None and not self._is_same()):
+            return False
+        if self._digest is not None:
+            self._digest.update(view)
+        self._offset += filled
         self._parts = [self._header, view]
         return True
 
     def _look(self) -> bool:
-        """As `_read`, for an item whose bytes stay in the system."""
-        try:
-            is_there = os.fstat(self._source).st_size >= self._offset + self._item_bytes
-            if not is_there or (self._is_same is not None and not self._is_same()):
-                return False
-        except OSError as error:
-            self.failure = error
+        """As `_fill`, for an item whose bytes stay in the system."""
+        is_there = os.fstat(self._source).st_size >= self._offset + self._item_bytes
+        if not is_there or (self._is_same is not None and not self._is_same()):
             return False
-        self.sent += 1
         self._parts = [self._header]
         self._unread = self._item_bytes
         return True
+
+    def _finish(self) -> None:
+        if not self.finished.done():
+            self.finished.set_result(None)
+
+
+class ItemsTurn(Frame):
+    """A turn of `FileItems` in the send queue, as rsocket's sender sees it.
+
+    Attributes:
+        items: Whose turn it is.
+        waiting: How many others wait for theirs; told by a sender that knows.
+    """
+
+    def __init__(self, items: FileItems, *, is_last: bool) -> None:
+        super().__init__(FrameType.PAYLOAD)
+        self.items = items
+        self.waiting: Callable[[], int] = _somebody
+        self.stream_id = items.stream_id
+        self.flags_next = True
+        self.flags_follows = not is_last
+
+    def parse(self, buffer: bytes | bytearray, offset: int) -> None:
+        """Never called: these are only sent."""
 
 
 class Pipe:
@@ -254,7 +322,8 @@ class Diversion:
 
     Args:
         write: Takes an item's bytes, in a thread; the view is only good until it returns.
-        on_written: Told, soon and in the loop, how many items and bytes were written since it was last told.
+        on_written: Told, in the loop, how many items and bytes were written since it was last told: when a quarter of
+            what was first granted was, or nothing more comes for now.
         on_failed: Told, in the loop, what `write` raised; nothing more is diverted then.
         executor: Whose threads do it; the loop's default executor if None.
         write_from: Takes so many bytes from a pipe, in a thread; None if they have to be seen.
@@ -281,12 +350,15 @@ class Diversion:
         self._granted_items = self._taken_items = 0
         self._granted_bytes = self._taken_bytes = 0
         self._told_items = self._told_bytes = 0
+        self._tell_items = 1
         self._failure: Exception | None = None
         self.is_closed = False
         self._is_telling = False
 
     def grant(self, items: int, nbytes: int) -> None:
         """Lets so many more items and bytes come this way; what goes beyond comes the way of all frames."""
+        if not self._granted_items:
+            self._tell_items = max(items // _TELLINGS, 1)
         self._granted_items += items
         self._granted_bytes += nbytes
 
@@ -333,7 +405,12 @@ class Diversion:
         else:
             self._taken_items += is_whole
             self._taken_bytes += nbytes
-        if not self._is_telling:
+        if self._failure is not None or self._taken_items - self._told_items >= self._tell_items:
+            self.tell_soon()
+
+    def tell_soon(self) -> None:
+        """Sees to it that the loop is told of what it doesn't know. In the thread, when it is going to wait."""
+        if not self._is_telling and (self._taken_bytes > self._told_bytes or self._failure is not None):
             self._is_telling = True
             self._loop.call_soon_threadsafe(self.tell)
 
@@ -368,6 +445,11 @@ async def finished(future: "asyncio.Future[None]") -> None:
             cancelled = error
     if cancelled is not None:
         raise cancelled
+
+
+def _somebody() -> int:
+    """For a sender that doesn't know how many wait."""
+    return 1
 
 
 def _split(length: int) -> tuple[int, int]:

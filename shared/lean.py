@@ -15,6 +15,8 @@ from rsocket.exceptions import RSocketTransportError
 from rsocket.frame import CONNECTION_STREAM_ID, Frame, FrameFragmentMixin, initiate_request_frame_types
 from rsocket.rsocket_base import RSocketBase
 
+from .direct import ItemsTurn
+
 __all__ = ["FrameHandlers", "LeanRSocket"]
 
 _log = logging.getLogger(__name__)
@@ -57,6 +59,8 @@ class LeanRSocket(RSocketBase):
                 frame = _fragment(source) if isinstance(source, FrameFragmentMixin) else source
                 if frame is not source and frame.flags_follows:
                     queue.put_nowait(source)  # after a fragment it is the others' turn
+                if isinstance(frame, ItemsTurn):
+                    frame.waiting = lambda: queue.qsize() - 1  # it is in the queue itself, for its next turn
                 await transport.send_frame(frame)
                 if frame.sent_future is not None:
                     frame.sent_future.set_result(None)

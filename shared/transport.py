@@ -36,7 +36,7 @@ from rsocket.frame_builders import to_cancel_frame
 from rsocket.transports.transport import Transport
 
 from .blocking import run_blocking
-from .direct import MOVES_FILES, Diversion, FileItems, Pipe, finished, wait_for_socket
+from .direct import MOVES_FILES, Diversion, FileItems, ItemsTurn, Pipe, finished, wait_for_socket
 from .errors import ServerError, TransferError, to_protocol_error
 from .frames import MAX_FRAME_BYTES, FrameError, FrameHeader, serialize_prefix
 from .reassembly import (
@@ -203,7 +203,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     @property
     def handed_bytes(self) -> int:
         """Bytes of all the frames that were handed to `send_frame` so far."""
-        return self._handed_bytes
+        return self._handed_bytes + (0 if self._items is None else self._items.handed_bytes)
 
     @property
     def waiting_bytes(self) -> int:
@@ -218,7 +218,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     @property
     def taken_bytes(self) -> int:
         """How many of `handed_bytes`, from the first on, the peer has taken; a few bytes more or less with TLS."""
-        return self._handed_bytes - self.waiting_bytes
+        return self.handed_bytes - self.waiting_bytes
 
     @property
     def write_blocked_since(self) -> float | None:
@@ -240,7 +240,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     def _buffered_bytes(self) -> int:
         """What is in asyncio's buffers, and what a thread is sending; uvloop doesn't tell what is encrypted already."""
         buffers = (self._transport, self._encrypted)
-        nbytes = 0 if self._items is None else self._items.left_bytes
+        nbytes = 0 if self._items is None else self._items.waiting_bytes
         return nbytes + sum(buffer.get_write_buffer_size() for buffer in buffers if buffer is not None)
 
     @property
@@ -393,6 +393,8 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         except OSError:
             self._spliced = None  # asyncio meets the same when it reads again
         finally:
+            for each in list(self._diversions.values()):
+                each.tell()
             receiving, self._receiving = self._receiving, None
             receiving.set_result(None)
             if self._failure is not None:
@@ -433,6 +435,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             try:
                 nbytes = os.readv(connection.fileno(), [buffer])
             except (BlockingIOError, InterruptedError):
+                self._tell_soon()
                 if not wait_for_socket(connection, select.POLLIN):
                     return
                 continue
@@ -441,6 +444,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             self._received_at = self._loop.time()
             receiver.received(nbytes)
 
+    def _tell_soon(self) -> None:
+        for diversion in list(self._diversions.values()):
+            diversion.tell_soon()
+
     def _splice(self, connection: socket.socket, diversion: Diversion, left: int) -> bool:
         """Moves some of an item from the socket to where it goes; whether there may be more. Blocks."""
         if self._pipe is None:
@@ -448,6 +455,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         try:
             nbytes = self._pipe.fill(connection, left)
         except (BlockingIOError, InterruptedError):
+            self._tell_soon()
             return wait_for_socket(connection, select.POLLIN)
         if not nbytes:
             self._spliced = None
@@ -571,7 +579,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         kind = type(frame)  # not `isinstance`, which costs ten times as much where a class is an abstract one
         if kind is SkippedFrame:
             return
-        if kind is FileItems and isinstance(frame, FileItems):
+        if kind is ItemsTurn and isinstance(frame, ItemsTurn):
             await self._send_items(frame)
             return
         self._check_open()
@@ -592,17 +600,18 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         if self._gathered:
             await self._flush()
 
-    async def _send_items(self, items: FileItems) -> None:
+    async def _send_items(self, turn: ItemsTurn) -> None:
+        items = turn.items
         if not items.begin():
-            return  # withdrawn
+            return
         try:
             self._check_open()
             self._write_gathered()
             await self._writable()
             self._items, self._items_sent = items, self._loop.create_future()
-            self._handed_bytes += items.left_bytes
+            self._handed_bytes -= items.handed_bytes  # it is counted as long as this is `_items`
             with self._lent_socket() as connection:
-                while not await run_blocking(items.executor, items.send_some, connection):
+                while not await run_blocking(items.executor, items.send_some, connection, turn.waiting):
                     await self._until_taken(connection)
         except OSError as error:
             self._write_error = error
@@ -611,8 +620,8 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             raise RSocketTransportError(f"the connection has ended: {error}") from error
         finally:
             if self._items is not None:
+                self._handed_bytes += items.handed_bytes
                 self._items = None
-                self._handed_bytes -= items.left_bytes  # nobody waits for those
             _wake(self._items_sent)
             items.end()
             if not items.is_between_frames and self._transport is not None:
