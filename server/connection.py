@@ -58,6 +58,8 @@ _SEND_WINDOW_BYTES = FRAGMENT_SIZE_BYTES
 _MAX_OWED_BYTES = 1024 * 1024
 _FRAME_COST_BYTES = 512
 _SKIPPED = SkippedFrame()
+# Nobody tells a sender that has stopped; `flush` looks.
+_LOOK_SECONDS = 0.05
 _OWED_FRAMES = frozenset([KeepAliveFrame, ErrorFrame, CancelFrame])
 
 
@@ -206,6 +208,14 @@ class ServerConnection(RSocketServer, LeanRSocket):
         self._file_transport.set_spooler(self._session.spool)
         self._is_set_up = True
         self._on_set_up()
+
+    async def flush(self) -> None:
+        """Returns when all that waits to be sent is in the socket, or the connection has ended."""
+        marker = SkippedFrame()
+        sent = marker.sent_future = self._loop.create_future()
+        self.send_frame(marker)
+        while not sent.done() and not self._is_gone():
+            await asyncio.wait([sent], timeout=_LOOK_SECONDS)
 
     def _is_gone(self) -> bool:
         return self._file_transport.is_lost or self._file_transport.failure is not None

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from os import PathLike
 from types import TracebackType
 from typing import Final, Self
@@ -111,7 +112,11 @@ class FileServer:
             return
         listener, self._listener = self._listener, None
         await listener.stop()
-        await self.work.drain(grace_seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_seconds):
+                await self.work.drain()
+                # An operation has ended when its last answer is queued.
+                await asyncio.gather(*(connection.flush() for connection in list(self._connections.values())))
         await listener.close()
         await self.work.settle()
         await self.data.store.close()

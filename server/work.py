@@ -62,13 +62,9 @@ class Work:
         if not self.active:
             self._idle.set()
 
-    async def drain(self, seconds: float) -> None:
-        """Waits until nothing is under way, `seconds` at the most."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            pass
+    async def drain(self) -> None:
+        """Waits until nothing is under way."""
+        await self._idle.wait()
 
     async def settle(self) -> None:
         """Cancels the tasks that are left and waits for their end."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -25,7 +26,19 @@ from tests.security.support import (
     upload,
     warnings,
 )
-from tests.support import CANCEL, FOLLOWS, PAYLOAD, REQUEST_STREAM, eventually, frame, raw_peer, request, route_item
+from tests.support import (
+    CANCEL,
+    FOLLOWS,
+    PAYLOAD,
+    REQUEST_STREAM,
+    RawPeer,
+    eventually,
+    frame,
+    raw_peer,
+    request,
+    route_item,
+    setup,
+)
 
 PEER = r"127\.0\.0\.1:\d+"
 SECONDS = r"\d+\.\d{3} s"
@@ -33,6 +46,25 @@ SECONDS = r"\d+\.\d{3} s"
 
 def infos(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+
+
+async def test_what_waits_to_be_sent_is_sent_before_the_end() -> None:
+    """An operation has ended when its last answer is queued; the peer has read none of it when the server ends."""
+    names = [f"{number:0300}" for number in range(2500)]
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        async with serve(data=ChatData(dict.fromkeys(names, b""))) as server:
+            host, port = server.uri.removeprefix("tcp://").split(":")
+            sock.connect((host, int(port)))
+            reader, writer = await asyncio.open_connection(sock=sock, limit=2048)
+            peer = RawPeer(reader, writer)
+            await peer.send(setup(), request(1, REQUEST_STREAM, route_item("files"), n=10_000))
+            await eventually(lambda: server.work.completed)
+            end = asyncio.create_task(server.close(grace_seconds=5))
+            got = [await peer.receive() for _ in names]
+            assert [each.data.decode() for each in got if each is not None] == names
+            await peer.close()
+            await end
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
