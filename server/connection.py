@@ -401,7 +401,7 @@ class _Reply(StreamHandler, Disposable):
         self._call = None
         try:
             answer = call()
-        except (Exception, asyncio.CancelledError):  # see `ChatUserSession.answer_at_once`
+        except Exception:  # see `ChatUserSession.answer_at_once`
             answer = None
         if answer is None:
             self.follow(self._connection.ask_routes(request))

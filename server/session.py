@@ -162,7 +162,8 @@ class ChatUserSession:
             the routes have to be asked: they alone do what takes time, and say what is wrong.
         """
         store = self._data.store
-        if type(store) is not MemoryStore:  # what is made of it may do otherwise
+        # What is made of either may do otherwise, and must be asked once alone: it may raise, and count.
+        if type(store) is not MemoryStore or type(self._data.files) is not dict:
             return None
         try:
             items = parse_metadata(request.metadata or b"")
@@ -180,7 +181,7 @@ class ChatUserSession:
                 return None
             if route == Route.DOWNLOAD:
                 return Payload(content, name_metadata(name))
-        except (Exception, asyncio.CancelledError):  # nothing is awaited here: whoever cancels is the dictionary
+        except Exception:
             return None
 
         def put() -> Payload | None:

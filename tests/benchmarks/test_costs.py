@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import pytest
 
 from rx_client import FileClient
-from server import ChatData, serve
+from server import ChatData, memory_store, serve
 from server.directory_store import DirectoryStore
 from shared import reserving
 from shared.direct import Diversion
@@ -202,7 +202,8 @@ async def _await(observable: Awaitable[T]) -> T:
 # Calls of functions, ours, rsocket's and the interpreter's, at both ends together. They were some 1,200 when each
 # request was a chain of observables, and its answer a task; an operator more is 80 of them, a task 40.
 @pytest.mark.parametrize(("verb", "most"), [("download", 430), ("upload", 510), ("stat", 500)])
-async def test_a_small_request_takes_a_few_calls(verb: str, most: int) -> None:
+async def test_a_small_request_takes_a_few_calls(verb: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_store, "_COUNTED_SECONDS", 60.0)  # a clock counts the files anew, now and then
     content = bytes(4096)
     count = 0
 
