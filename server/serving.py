@@ -114,7 +114,7 @@ class FileServer:
         await listener.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_seconds):
-                await self.work.drain()
+                await self.work.drain(grace_seconds)
                 # An operation has ended when its last answer is queued.
                 await asyncio.gather(*(connection.flush() for connection in list(self._connections.values())))
         await listener.close()

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from rsocket.exceptions import RSocketProtocolError
@@ -62,9 +63,11 @@ class Work:
         if not self.active:
             self._idle.set()
 
-    async def drain(self) -> None:
-        """Waits until nothing is under way."""
-        await self._idle.wait()
+    async def drain(self, seconds: float) -> None:
+        """Waits until nothing is under way, `seconds` at the most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
 
     async def settle(self) -> None:
         """Cancels the tasks that are left and waits for their end."""
