@@ -117,10 +117,10 @@ def read_at(fd: int, length: int, offset: int) -> bytes:
 
 def write_at(fd: int, views: Sequence[memoryview], offset: int) -> int:
     """Writes some of `views`, `MAX_VECTORS` of them at the most, in order; how many bytes, at least one."""
-    os.lseek(fd, offset, os.SEEK_SET)
     if sys.platform == "win32":
+        os.lseek(fd, offset, os.SEEK_SET)
         return os.write(fd, views[0])
-    return os.writev(fd, views)
+    return os.pwritev(fd, views, offset)
 
 
 def create_from(source: str, target: str) -> None:

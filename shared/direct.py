@@ -48,8 +48,8 @@ _F_SETPIPE_SZ: Final = 1031
 _HEADER: Final = struct.Struct(">BHIH")
 _NEXT: Final = 0x20
 _HEADER_BYTES: Final = 6
-# How often the loop hears of what was written while a window of items comes: before the sender runs out of credit.
-_TELLINGS: Final = 4
+# How often the loop hears of what was written while a window of items comes: when its credit is replenished.
+_TELLINGS: Final = 2
 # How long a thread waits for a socket that takes or has nothing, before it goes back to where somebody else needs it.
 _PATIENCE_MS: Final = 10
 # Items that may be sent in a turn while another one waits; while two wait, half of them, and so on.
@@ -322,7 +322,7 @@ class Diversion:
 
     Args:
         write: Takes an item's bytes, in a thread; the view is only good until it returns.
-        on_written: Told, in the loop, how many items and bytes were written since it was last told: when a quarter of
+        on_written: Told, in the loop, how many items and bytes were written since it was last told: when half of
             what was first granted was, or nothing more comes for now.
         on_failed: Told, in the loop, what `write` raised; nothing more is diverted then.
         executor: Whose threads do it; the loop's default executor if None.
