@@ -280,9 +280,13 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         # with it asyncio's TLS pauses when nothing waits, and never resumes.
         self._transport.set_write_buffer_limits(high=1, low=0)
         self._socket = sock = self._transport.get_extra_info("socket")
-        if sock is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        if sock is not None:
             with suppress(OSError):  # not TCP
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+                # asyncio does this only for sockets that know their protocol's number, which accepted ones may not: a
+                # small frame would wait for an acknowledgement, which the peer delays by 40 ms.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         # asyncio's TLS counts only what isn't encrypted yet, and puts a whole frame into the buffer below.
         below: object = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
         self._encrypted = below if isinstance(below, asyncio.WriteTransport) else None

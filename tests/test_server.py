@@ -1,6 +1,7 @@
 """The server, as a client sees it that knows nothing but the bytes of the protocol."""
 
 import asyncio
+import socket
 import struct
 from collections.abc import AsyncGenerator
 
@@ -76,6 +77,15 @@ async def expect(peer: RawPeer) -> RawFrame:
 
 
 # The tutorial's routes
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_small_frames_do_not_wait_for_each_other(host: str) -> None:
+    async with serve(host) as server, raw_peer(server.uri.replace("[::1]", "localhost")):
+        await eventually(lambda: server._connections)
+        for transport in server._connections:
+            assert transport._socket is not None
+            assert transport._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def test_upload_answers_with_the_name_and_no_data(server: FileServer, peer: RawPeer) -> None:
