@@ -237,7 +237,8 @@ class FileClient:
                 there; or an Observable of bytes, of which no more than `window` items may wait. Iterables that aren't
                 lists or tuples are run in a thread.
             size: The content's length in bytes, where the source doesn't tell; the server checks it.
-            chunk_size: Bytes in one item, 1 to 960,000.
+            chunk_size: Bytes in one item, 1 to 960,000. Where it is the default, a path without a digest is sent in
+                items of 786,432, of which a third of the window may be under way.
             window: Chunks that may be under way and not yet durable, 1 or more.
             overwrite: Whether a file of that name may be replaced.
             digest: `xxh3-128`, `sha-256`, or None to do without verification.
@@ -277,7 +278,7 @@ class FileClient:
             name,
             to_source(source, window),
             size=size,
-            chunk_bytes=chunk_size,
+            chunk_bytes=None if chunk_size == CHUNK_BYTES else chunk_size,
             window=window,
             overwrite=overwrite,
             algorithm=digest,

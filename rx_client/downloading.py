@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Protocol
 
 from reactivex import Observable
@@ -14,14 +15,22 @@ from rsocket.rsocket_base import RSocketBase
 from shared.digest import Digest
 from shared.direct import Diversion
 from shared.errors import Changed, IntegrityError
-from shared.messages import ChunkHead, DownloadRequest, FileRequest, find_transfer, parse_info, transfer_request
-from shared.transfer import Demand, RangeReceiver
+from shared.messages import (
+    UNSEEN_CHUNK_BYTES,
+    ChunkHead,
+    DownloadRequest,
+    FileRequest,
+    find_transfer,
+    parse_info,
+    transfer_request,
+)
+from shared.transfer import Demand, RangeReceiver, unseen_window
 from shared.wire import FileInfo, Route
 
 from .chunks import Chunk
 from .connection import Connector
 from .events import Completed, Progress, Started, TransferEvent
-from .requests import Request, ask_for
+from .requests import Request, ask_for, transport_of
 from .sinks import PathSink, Sink
 
 # A file that changes faster than it can be downloaded, a log say, isn't started over for ever.
@@ -239,7 +248,12 @@ async def _receive(
     emit: Callable[[TransferEvent], None],
 ) -> FileInfo:
     inbox = _Inbox()
-    stream = ChunkRequest(connector, await connector.connect(), name, request, window, inbox, None)
+    rsocket = await connector.connect()
+    transport = transport_of(rsocket)
+    if isinstance(sink, PathSink) and sink.digest is None and transport is not None and transport.moves_files:
+        request = replace(request, item_bytes=UNSEEN_CHUNK_BYTES)
+        window = unseen_window(window)
+    stream = ChunkRequest(connector, rsocket, name, request, window, inbox, None)
     # Chunks that were written, and whose credit is kept until the rest can be diverted: all that came is written then.
     kept: list[Chunk] = []
     told = sink.offset

@@ -47,6 +47,7 @@ __all__ = [
     "ask_for",
     "ask_stream",
     "cold",
+    "transport_of",
 ]
 
 _LOOKS_PER_TIMEOUT: Final = 8
@@ -217,6 +218,13 @@ class _Last(abc.ObserverBase[T]):
                 self.future.set_exception(SequenceContainsNoElementsError())
 
 
+def transport_of(rsocket: RSocketBase) -> FrameTransport | None:
+    """The connection's transport, if it is one of ours."""
+    current = rsocket._current_transport()
+    transport = current.result() if current.done() and not current.cancelled() else None
+    return transport if isinstance(transport, FrameTransport) else None
+
+
 class Request(StreamHandler, Requester):
     """One request: rsocket's frames in, calls out.
 
@@ -259,9 +267,7 @@ class Request(StreamHandler, Requester):
     @property
     def transport(self) -> FrameTransport | None:
         """The connection's transport, if it is one of ours."""
-        current = self._base._current_transport()
-        transport = current.result() if current.done() and not current.cancelled() else None
-        return transport if isinstance(transport, FrameTransport) else None
+        return transport_of(self._base)
 
     def send(self) -> None:
         """Registers the stream and queues the request."""

@@ -13,13 +13,22 @@ from rsocket.rsocket_base import RSocketBase
 from shared.digest import Digest
 from shared.direct import FileItems
 from shared.errors import IntegrityError, InvalidRequest, ProtocolError, SourceExhausted
-from shared.messages import Receipt, UploadEnd, UploadRequest, find_transfer, transfer_metadata, transfer_request
-from shared.transfer import UploadSender
+from shared.messages import (
+    CHUNK_BYTES,
+    UNSEEN_CHUNK_BYTES,
+    Receipt,
+    UploadEnd,
+    UploadRequest,
+    find_transfer,
+    transfer_metadata,
+    transfer_request,
+)
+from shared.transfer import UploadSender, unseen_window
 from shared.wire import FileInfo, Route
 
 from .connection import Connector
 from .events import Completed, Progress, Started, TransferEvent
-from .requests import ChannelRequest
+from .requests import ChannelRequest, transport_of
 from .sources import OpenPath, PathSource, Source
 
 __all__ = ["UploadTransfer"]
@@ -32,7 +41,7 @@ class UploadTransfer:
         name: The file's name.
         source: The content.
         size: What the caller says of its length in bytes; None if nothing.
-        chunk_bytes: What one item carries.
+        chunk_bytes: What one item carries; None for whatever is best.
         window: Chunks that may be sent and not yet durable.
         overwrite: Whether a file of that name may be replaced.
         algorithm: Of the digest to verify with; None to do without.
@@ -45,7 +54,7 @@ class UploadTransfer:
         source: Source,
         *,
         size: int | None,
-        chunk_bytes: int,
+        chunk_bytes: int | None,
         window: int,
         overwrite: bool,
         algorithm: str | None,
@@ -85,7 +94,11 @@ class UploadTransfer:
         request = UploadRequest(self._upload_id, total, self._algorithm, self._overwrite, self._has_sent_all)
         payload = Payload(b"", transfer_request(Route.UPLOAD, self._name, request))
         started = Started(self._upload_id, total, resumed_from=0)
-        channel = _Channel(connector, await connector.connect(), payload, self._window, emit, started)
+        rsocket = await connector.connect()
+        window, chunk_bytes = self._window, self._chunk_bytes or CHUNK_BYTES
+        if self._chunk_bytes is None and self._is_unseen(rsocket):
+            window, chunk_bytes = unseen_window(window), UNSEEN_CHUNK_BYTES
+        channel = _Channel(connector, rsocket, payload, window, chunk_bytes, emit, started)
         try:
             start = await channel.start()
             if channel.info is None:
@@ -99,6 +112,12 @@ class UploadTransfer:
         self._digests.clear()
         self._has_sent_all = False
         emit(Completed(info))
+
+    def _is_unseen(self, rsocket: RSocketBase) -> bool:
+        """Whether nobody looks at the bytes, so that they can stay in the system."""
+        transport = transport_of(rsocket)
+        is_file = isinstance(self._source, PathSource) and transport is not None and transport.moves_files
+        return is_file and self._algorithm is None
 
     async def _send(self, channel: "_Channel", start: int) -> None:
         try:
@@ -126,10 +145,15 @@ class UploadTransfer:
         channel.send(b"", UploadEnd(offset, None if digest is None else digest.text()))
 
     async def _send_rest(
-        self, channel: "_Channel", source: Source | OpenPath, offset: int, start: int, digest: Digest | None
+        self,
+        channel: "_Channel",
+        source: Source | OpenPath,
+        offset: int,
+        start: int,
+        digest: Digest | None,
     ) -> int:
         """Sends what `source` has from `offset` on, of which the server has what is before `start`; where it ends."""
-        async with aclosing(source.read(offset, self._chunk_bytes)) as chunks:
+        async with aclosing(source.read(offset, channel.chunk_bytes)) as chunks:
             async for chunk in chunks:
                 data = chunk
                 if digest is not None:
@@ -155,7 +179,7 @@ class UploadTransfer:
             assert digest is not None, "it isn't called without"
             self._digests.append(digest.copy())
 
-        count = max(file.size - offset - 1, 0) // self._chunk_bytes
+        count = max(file.size - offset - 1, 0) // channel.chunk_bytes
         if not count:
             return offset
         items = FileItems(
@@ -163,17 +187,17 @@ class UploadTransfer:
             file.fileno(),
             offset,
             count,
-            self._chunk_bytes,
+            channel.chunk_bytes,
             queue=channel.request.queue,
             digest=digest,
             on_item=None if digest is None else remember,
         )
         # If fewer can be sent, it is shorter than it was: the rest will tell.
-        return offset + self._chunk_bytes * await channel.send_items(items, self._chunk_bytes, self._forget)
+        return offset + channel.chunk_bytes * await channel.send_items(items, self._forget)
 
     async def _catch_up(self, digest: Digest, file: OpenPath, start: int) -> None:
         """Adds what the server has already to the digest."""
-        async with aclosing(file.read(digest.length, self._chunk_bytes)) as chunks:
+        async with aclosing(file.read(digest.length, CHUNK_BYTES)) as chunks:
             async for chunk in chunks:
                 digest.update(memoryview(chunk)[: start - digest.length])
                 if digest.length == start:
@@ -202,9 +226,11 @@ class _Channel:
         rsocket: RSocketBase,
         payload: Payload,
         window: int,
+        chunk_bytes: int,
         emit: Callable[[TransferEvent], None],
         started: Started,
     ) -> None:
+        self.chunk_bytes = chunk_bytes
         self.request = ChannelRequest(connector, rsocket, payload, self)
         self.info: FileInfo | None = None
         self._sender = UploadSender(window)
@@ -266,7 +292,7 @@ class _Channel:
         self._sender.sends(len(data), is_last=end is not None)
         self.request.send_item(data, None if end is None else transfer_metadata(end), is_last=end is not None)
 
-    async def send_items(self, items: FileItems, item_bytes: int, on_committed: Callable[[int], None]) -> int:
+    async def send_items(self, items: FileItems, on_committed: Callable[[int], None]) -> int:
         """Sends items of a file, whenever another one may be sent; how many could be.
 
         Raises:
@@ -277,7 +303,7 @@ class _Channel:
             on_committed(self.committed)
             granted = min(self._sender.room, items.ungranted)
             for _ in range(granted):
-                self._sender.sends(item_bytes, is_last=False)
+                self._sender.sends(self.chunk_bytes, is_last=False)
             if granted:
                 items.grant(granted)
 
@@ -289,7 +315,7 @@ class _Channel:
             self._grant = None
         if items.failure is not None:
             raise items.failure
-        self._sender.takes_back(items.granted - items.sent, item_bytes)
+        self._sender.takes_back(items.granted - items.sent, self.chunk_bytes)
         return items.sent
 
     async def finish(self) -> FileInfo:

@@ -46,14 +46,14 @@ async def read_range(store: Store, name: str, request: DownloadRequest, stream: 
             running = await _running_digest(reader, request, digest_from)
 
         file = reader.file() if stream.sends_files and isinstance(reader, FileReader) else None
-        offset, block, at = request.offset, b"", 0
+        offset, block, at, item_bytes = request.offset, b"", 0, request.item_bytes
         while True:
             if file is not None and offset > request.offset:
-                offset = await _send_past(stream, file, name, offset, end, running)
+                offset = await _send_past(stream, file, name, offset, end, item_bytes, running)
             if at == len(block) and offset < end:
-                ahead = _READ_BYTES if file is None and not stream.is_crowded else CHUNK_BYTES
-                block, at = await reader.read(offset, min(ahead, end - offset)), 0
-            data = block[at : at + CHUNK_BYTES]
+                ahead = max(_READ_BYTES // item_bytes, 1) if file is None and not stream.is_crowded else 1
+                block, at = await reader.read(offset, min(ahead * item_bytes, end - offset)), 0
+            data = block[at : at + item_bytes]
             if not data and offset < end:
                 raise Changed(f"{name!r} was cut short while it was sent", name=name)
             is_first, offset, at = offset == request.offset, offset + len(data), at + len(data)
@@ -71,16 +71,16 @@ async def read_range(store: Store, name: str, request: DownloadRequest, stream: 
 
 
 async def _send_past(
-    stream: PullStream, file: OpenFile, name: str, offset: int, end: int, digest: Digest | None
+    stream: PullStream, file: OpenFile, name: str, offset: int, end: int, item_bytes: int, digest: Digest | None
 ) -> int:
     """Sends all chunks but the last, which says how it ended, past the event loop; where that begins."""
-    count = (end - offset - 1) // CHUNK_BYTES
+    count = (end - offset - 1) // item_bytes
     if count:
-        sent = await stream.send_items(file, offset, count, CHUNK_BYTES, digest)
+        sent = await stream.send_items(file, offset, count, item_bytes, digest)
         if sent < count:
             raise Changed(f"{name!r} was changed while it was sent", name=name)
         await stream.demanded()
-    return offset + count * CHUNK_BYTES
+    return offset + count * item_bytes
 
 
 async def _running_digest(reader: Reader, request: DownloadRequest, digest_from: int) -> Digest | None:

@@ -18,6 +18,7 @@ from .wire import FileInfo, check_name, request_metadata
 __all__ = [
     "CHUNK_BYTES",
     "MAX_CHUNK_BYTES",
+    "UNSEEN_CHUNK_BYTES",
     "ChunkHead",
     "DownloadRequest",
     "FileRequest",
@@ -39,9 +40,13 @@ chat_transfer_mimetype: Final = b"chat/file-transfer"
 CHUNK_BYTES: Final = 256 * 1024
 """What a stream's item carries by default. 64 KiB costs 30 to 40% of the speed, 1 MiB gains nothing."""
 
+UNSEEN_CHUNK_BYTES: Final = 3 * CHUNK_BYTES
+"""The same where nobody looks at the bytes, so that they stay in the system: there it's calls that cost, not copies."""
+
 MAX_CHUNK_BYTES: Final = 960_000
 """The most that an item may carry: with its metadata (a name of 1,024 bytes included) it must fit one frame."""
 
+_MIN_ITEM_BYTES: Final = 4096
 _MAX_OFFSET: Final = 2**63 - 1
 _UPLOAD_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
@@ -62,6 +67,7 @@ class DownloadRequest:
         digest: The algorithm to verify with; None to do without.
         digest_from: Where the digest starts, at or before `offset`, for somebody who has the bytes between; None for
             `offset` itself.
+        item_bytes: What an item carries, the last one excepted; 4,096 to 960,000.
     """
 
     offset: int = 0
@@ -69,18 +75,23 @@ class DownloadRequest:
     if_match: str | None = None
     digest: str | None = DEFAULT_ALGORITHM
     digest_from: int | None = None
+    item_bytes: int = CHUNK_BYTES
 
     def to_json(self) -> Json:
         return asdict(self)
 
     @classmethod
     def from_json(cls, said: Json) -> Self:
+        item_bytes = _number(said, "item_bytes", CHUNK_BYTES)
+        if not _MIN_ITEM_BYTES <= item_bytes <= MAX_CHUNK_BYTES:
+            raise InvalidRequest(f"'item_bytes' must be {_MIN_ITEM_BYTES} to {MAX_CHUNK_BYTES}, not {item_bytes}")
         return cls(
             offset=_number(said, "offset", 0),
             length=_optional_number(said, "length"),
             if_match=_optional_text(said, "if_match"),
             digest=_algorithm(said),
             digest_from=_optional_number(said, "digest_from"),
+            item_bytes=item_bytes,
         )
 
 

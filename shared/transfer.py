@@ -8,13 +8,18 @@ from typing import Final
 
 from .digest import Digest, algorithm_of
 from .errors import IntegrityError, InvalidRequest, ProtocolError
-from .messages import ChunkHead, DownloadRequest, Receipt, UploadEnd
+from .messages import CHUNK_BYTES, UNSEEN_CHUNK_BYTES, ChunkHead, DownloadRequest, Receipt, UploadEnd
 from .wire import FileInfo
 
-__all__ = ["DEFAULT_WINDOW", "Demand", "RangeReceiver", "UploadReceiver", "UploadSender"]
+__all__ = ["DEFAULT_WINDOW", "Demand", "RangeReceiver", "UploadReceiver", "UploadSender", "unseen_window"]
 
 DEFAULT_WINDOW: Final = 16
 """Chunks that a sender may be ahead of its consumer: 4 MiB of 256 KiB chunks, which hides a round trip of some ms."""
+
+
+def unseen_window(window: int) -> int:
+    """The window for items of `UNSEEN_CHUNK_BYTES` that has about as many bytes as `window` chunks."""
+    return max(window * CHUNK_BYTES // UNSEEN_CHUNK_BYTES, 1)
 
 
 class Demand:
