@@ -12,6 +12,7 @@ take goes through asyncio's own buffer. TLS, and systems without `os.writev`, us
 """
 
 import asyncio
+import errno
 import logging
 import os
 import select
@@ -264,13 +265,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         diversion = self._diversions.pop(stream_id, None)
         if diversion is None:
             return
-        while self._receiving is not None:
+        if self._receiving is not None:
             self._is_receiving_wanted = False
             _wake(self._reader)
-            await finished(self._receiving)
-        if self._spliced is not None and self._spliced[0] is diversion:
-            self._receiver.skip_next(self._spliced[1])
-            self._spliced = None
+            await finished(self._receiving)  # a later thread, for other streams, doesn't find this one any more
         diversion.tell()
 
     # asyncio's side
@@ -353,12 +351,20 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             if self._is_exhausted():
                 raise StopAsyncIteration
             if self._spliced is not None:
-                await self._receive_items(self._spliced[0])
+                diversion, left = self._spliced
+                if diversion in self._diversions.values():
+                    await self._receive_items(diversion)
+                else:  # it was ended in the middle of an item
+                    self._receiver.skip_next(left)
+                    self._spliced = None
                 continue
             if not self._receiver.is_ready:
                 await self._wait_for_bytes()
                 continue
-            if self._diversions and (found := self._next_diverted()) is not None:
+            if self._diversions and not self.is_lost and (found := self._next_diverted()) is not None:
+                if not self._has_own():
+                    found[1].close()  # no descriptor is to be had: this item goes the way of all frames
+                    continue
                 await self._receive_items(found[1])
                 if not self._receiver.is_in_item:
                     continue  # else the rest of that item is slow to come: it counts as any other frame that arrives
@@ -381,7 +387,8 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         diversion = self._diversions.get(item.stream_id) if item is not None else None
         if item is None or diversion is None or not diversion.may_take(item.payload_bytes):
             return None
-        return item, diversion
+        # It may be the last fragment of an item, or follow something that was refused.
+        return (item, diversion) if self._reassembler.expects_whole(item.stream_id) else None
 
     async def _receive_items(self, diversion: Diversion) -> None:
         """Receives diverted items in a thread until something else, or nothing, comes; asyncio doesn't read then."""
@@ -393,8 +400,11 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                 await run_blocking(diversion.executor, self._receive_some, connection)
                 if self._spliced is not None and self._is_receiving_wanted:
                     await self._until_something(connection)
-        except OSError:
-            self._spliced = None  # asyncio meets the same when it reads again
+        except OSError as error:
+            # The connection has ended, or has to: what follows in the middle of an item isn't the beginning of a frame.
+            self._write_error = error
+            if self._transport is not None:
+                self._transport.abort()
         finally:
             receiving, self._receiving = self._receiving, None
             receiving.set_result(None)
@@ -404,8 +414,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     def _receive_some(self, connection: socket.socket) -> None:
         """Blocks."""
         receiver, deadline = self._receiver, time.monotonic() + _RECEIVE_SECONDS
+        # An item that has begun may end, unless it drips.
+        late = deadline + _RECEIVE_SECONDS
         is_splicing = any(diversion.splices for diversion in list(self._diversions.values()))
-        while self._is_receiving_wanted and (time.monotonic() < deadline or receiver.is_in_item):
+        while self._is_receiving_wanted and time.monotonic() < (late if receiver.is_in_item else deadline):
             if self._spliced is not None:
                 if not self._splice(connection, *self._spliced):
                     return
@@ -413,7 +425,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             found = self._next_diverted()
             if found is not None:
                 item, diversion = found
-                if diversion.splices:
+                if diversion.splices and self._has_pipe():
                     here = receiver.begin_item(item)
                     nbytes = len(here)
                     diversion.take(here, is_whole=nbytes == item.payload_bytes)
@@ -446,8 +458,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     def _splice(self, connection: socket.socket, diversion: Diversion, left: int) -> bool:
         """Moves some of an item from the socket to where it goes; whether there may be more. Blocks."""
-        if self._pipe is None:
-            self._pipe = Pipe()
+        assert self._pipe is not None, "no item is begun without"
         try:
             nbytes = self._pipe.fill(connection, left)
         except (BlockingIOError, InterruptedError):
@@ -479,15 +490,26 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     @contextmanager
     def _lent_socket(self) -> Generator[socket.socket, None, None]:
         """The socket, for a thread; it stays open while this is entered."""
-        if self._own is None:
-            assert self._fd is not None, "ask `moves_files` first"
-            self._own = socket.socket(fileno=os.dup(self._fd))
+        assert self._own is not None, "ask `_has_own` first"
         self._threads += 1
         try:
             yield self._own
         finally:
             self._threads -= 1
             self._free_own()
+
+    def _has_own(self) -> bool:
+        """Whether there is a descriptor for threads: the process may have no more of them."""
+        if self._own is None and self._fd is not None:
+            with suppress(OSError):
+                self._own = socket.socket(fileno=os.dup(self._fd))
+        return self._own is not None
+
+    def _has_pipe(self) -> bool:
+        if self._pipe is None:
+            with suppress(OSError):
+                self._pipe = Pipe()
+        return self._pipe is not None
 
     def _free_own(self) -> None:
         """Closes the threads' descriptor when the connection has ended and none uses it."""
@@ -605,6 +627,9 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             self._check_open()
             self._write_gathered()
             await self._writable()
+            if not self._has_own():
+                items.failure = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                return
             self._items, self._items_sent = items, self._loop.create_future()
             self._handed_bytes += items.left_bytes
             with self._lent_socket() as connection:
