@@ -205,10 +205,10 @@ class FileItems(Frame):
         if self._digest is not None:
             self._digest.update(view)
         self._offset += len(view)
+        self._parts = [self._header, view]  # before it counts, since `left_bytes` must never be too small
         self.sent += 1
         if self._on_item is not None:
             self._on_item()
-        self._parts = [self._header, view]
         return True
 
     def _look(self) -> bool:
@@ -220,9 +220,9 @@ class FileItems(Frame):
         except OSError as error:
             self.failure = error
             return False
-        self.sent += 1
         self._parts = [self._header]
         self._unread = self._item_bytes
+        self.sent += 1
         return True
 
 

@@ -350,24 +350,11 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                 await asyncio.sleep(0)
             if self._is_exhausted():
                 raise StopAsyncIteration
-            if self._spliced is not None:
-                diversion, left = self._spliced
-                if diversion in self._diversions.values():
-                    await self._receive_items(diversion)
-                else:  # it was ended in the middle of an item
-                    self._receiver.skip_next(left)
-                    self._spliced = None
-                continue
-            if not self._receiver.is_ready:
+            if self._spliced is None and not self._receiver.is_ready:
                 await self._wait_for_bytes()
                 continue
-            if self._diversions and not self.is_lost and (found := self._next_diverted()) is not None:
-                if not self._has_own():
-                    found[1].close()  # no descriptor is to be had: this item goes the way of all frames
-                    continue
-                await self._receive_items(found[1])
-                if not self._receiver.is_in_item:
-                    continue  # else the rest of that item is slow to come: it counts as any other frame that arrives
+            if (self._diversions or self._spliced is not None) and await self._receive_diverted():
+                continue
             self._received_this_turn += 1
             try:
                 frame = self._receiver.take()
@@ -380,6 +367,26 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                 frame = await (self._join(frame) if frame.spool is None else self._spool(frame, frame.spool))
             if frame is not None:
                 return frame
+
+    async def _receive_diverted(self) -> bool:
+        """Deals with what comes next if it is diverted; whether it did."""
+        if self._spliced is not None:
+            diversion, left = self._spliced
+            if diversion in self._diversions.values():
+                await self._receive_items(diversion)
+            else:  # it was ended in the middle of an item
+                self._receiver.skip_next(left)
+                self._spliced = None
+            return True
+        found = None if self.is_lost else self._next_diverted()
+        if found is None:
+            return False
+        if not self._has_own():
+            found[1].close()  # no descriptor is to be had: this item goes the way of all frames
+            return False
+        await self._receive_items(found[1])
+        # If the rest of an item is slow to come, it counts as any other frame that arrives.
+        return not self._receiver.is_in_item
 
     def _next_diverted(self) -> tuple[FrameHeader, Diversion] | None:
         """The next frame's header, and where it goes, if it is an item that is diverted."""
