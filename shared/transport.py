@@ -410,8 +410,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         except OSError as error:
             # The connection has ended, or has to: what follows in the middle of an item isn't the beginning of a frame.
             self._write_error = error
-            if self._transport is not None:
-                self._transport.abort()
+            self.abort()
         finally:
             receiving, self._receiving = self._receiving, None
             receiving.set_result(None)
@@ -644,8 +643,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                     await self._until_taken(connection)
         except OSError as error:
             self._write_error = error
-            if self._transport is not None:
-                self._transport.abort()
+            self.abort()
             raise RSocketTransportError(f"the connection has ended: {error}") from error
         finally:
             if self._items is not None:
@@ -653,8 +651,8 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                 self._handed_bytes -= items.left_bytes  # nobody waits for those
             _wake(self._items_sent)
             items.end()
-            if not items.is_between_frames and self._transport is not None:
-                self._transport.abort()  # half a frame was sent, and the rest never will be
+            if not items.is_between_frames:
+                self.abort()  # half a frame was sent, and the rest never will be
             if self._failure is not None:
                 self._end_failed()
 
@@ -710,7 +708,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Ends the connection at once; the peer isn't told why."""
-        if self._transport is not None:
+        if self._transport is not None and not self.is_lost:  # which asyncio can't take twice
             self._transport.abort()
 
     async def close(self) -> None:
