@@ -12,7 +12,6 @@ take goes through asyncio's own buffer. TLS, and systems without `os.writev`, us
 """
 
 import asyncio
-import errno
 import logging
 import os
 import select
@@ -249,8 +248,14 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     @property
     def moves_files(self) -> bool:
-        """Whether `FileItems` may be sent, and items diverted: see `shared.direct`."""
-        return MOVES_FILES and self._fd is not None
+        """Whether `FileItems` may be sent, and items diverted: see `shared.direct`.
+
+        It takes a descriptor if there is one; once it is True, it is until the connection has ended.
+        """
+        if MOVES_FILES and self._own is None and self._fd is not None:
+            with suppress(OSError):  # the process has no more; then frames go as they always can
+                self._own = socket.socket(fileno=os.dup(self._fd))
+        return self._own is not None and not self.is_lost
 
     def divert(self, stream_id: int, diversion: Diversion) -> None:
         """Lets the plain items of a stream go elsewhere than to rsocket, those that aren't granted excepted."""
@@ -381,9 +386,6 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         found = None if self.is_lost else self._next_diverted()
         if found is None:
             return False
-        if not self._has_own():
-            found[1].close()  # no descriptor is to be had: this item goes the way of all frames
-            return False
         await self._receive_items(found[1])
         # If the rest of an item is slow to come, it counts as any other frame that arrives.
         return not self._receiver.is_in_item
@@ -496,20 +498,13 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     @contextmanager
     def _lent_socket(self) -> Generator[socket.socket, None, None]:
         """The socket, for a thread; it stays open while this is entered."""
-        assert self._own is not None, "ask `_has_own` first"
+        assert self._own is not None, "ask `moves_files` first"
         self._threads += 1
         try:
             yield self._own
         finally:
             self._threads -= 1
             self._free_own()
-
-    def _has_own(self) -> bool:
-        """Whether there is a descriptor for threads: the process may have no more of them."""
-        if self._own is None and self._fd is not None:
-            with suppress(OSError):
-                self._own = socket.socket(fileno=os.dup(self._fd))
-        return self._own is not None
 
     def _has_pipe(self) -> bool:
         if self._pipe is None:
@@ -633,9 +628,6 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             self._check_open()
             self._write_gathered()
             await self._writable()
-            if not self._has_own():
-                items.failure = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-                return
             self._items, self._items_sent = items, self._loop.create_future()
             self._handed_bytes += items.left_bytes
             with self._lent_socket() as connection:
