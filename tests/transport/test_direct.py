@@ -116,9 +116,13 @@ async def test_a_file_that_is_cut_short_behind_a_header_tears_the_frame(
     assert not items.send_some(ends[0])
     os.ftruncate(source, 50)
     await asyncio.to_thread(ends[1].recv, 100_000)
-    with pytest.raises(OSError, match="cut short"):
+
+    def send_on() -> None:
         while not items.send_some(ends[0]):
             ends[1].recv(100_000)
+
+    with pytest.raises(OSError, match="cut short"):
+        send_on()
     assert not items.is_between_frames
     items.end()
 
@@ -230,6 +234,7 @@ async def test_items_that_wait_when_the_connection_has_ended() -> None:
     async with pair() as (server, client):
         written = _Written()
         written.diversion.grant(100, 1_000_000)
+        assert server.moves_files
         server.divert(1, written.diversion)
         await client.send_frame(payload(b"x" * 1000))
         await client.on_send_queue_empty()
@@ -265,7 +270,7 @@ async def test_a_connection_ends_while_a_thread_receives(cut: str) -> None:
             server.abort()
         else:
             server.fail(0x101, "enough")  # type: ignore[arg-type]
-        await eventually(lambda: receiving.done())
+        await eventually(receiving.done)
         await receiving
         await server.stop_diverting(1)
         assert len(written.data) == written.told[1]
