@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import socket
+import threading
 from collections.abc import Generator
 from pathlib import Path
 
@@ -243,6 +244,40 @@ async def test_items_that_wait_when_the_connection_has_ended() -> None:
         assert [bytes(got.data or b"") async for got in server] == [b"x" * 1000]  # type: ignore[attr-defined]
         await server.stop_diverting(1)
         assert not written.data
+
+
+async def test_an_item_that_drips_does_not_keep_a_thread() -> None:
+    """The rest of it counts as any other frame that arrives."""
+    async with pair() as (server, client):
+        written = _Written()
+        written.diversion.grant(100, 1_000_000)
+        assert server.moves_files
+        server.divert(1, written.diversion)
+        receiving = asyncio.create_task(anext(server))
+        item = frame(1, PAYLOAD, NEXT, bytes(200_000))
+        assert client._socket is not None
+        own = socket.socket(fileno=os.dup(client._socket.fileno()))
+        own.send(item[:70_000])
+        is_over = threading.Event()
+
+        def drip() -> None:
+            sent = 70_000
+            while not is_over.wait(0.001):
+                sent += own.send(item[sent : sent + 1])
+            own.setblocking(True)
+            own.sendall(item[sent:])
+
+        dripping = asyncio.create_task(asyncio.to_thread(drip))
+        await eventually(lambda: server._receiving is not None)
+        try:
+            await eventually(lambda: server._receiving is None)
+        finally:
+            is_over.set()
+            await dripping
+            own.close()
+        assert len((await receiving).data or b"") == 200_000
+        assert not written.data
+        await server.stop_diverting(1)
 
 
 async def _until_lost(transport: FrameTransport) -> None:
