@@ -199,7 +199,7 @@ class FileItems(Frame):
                 filled += nbytes
             if filled < len(view) or (self._is_same is not None and not self._is_same()):
                 return False
-        except OSError as error:
+        except Exception as error:  # whatever a disk, or a store that was closed, raises
             self.failure = error
             return False
         if self._digest is not None:
@@ -217,7 +217,7 @@ class FileItems(Frame):
             is_there = os.fstat(self._source).st_size >= self._offset + self._item_bytes
             if not is_there or (self._is_same is not None and not self._is_same()):
                 return False
-        except OSError as error:
+        except Exception as error:  # whatever a disk, or a store that was closed, raises
             self.failure = error
             return False
         self._parts = [self._header]

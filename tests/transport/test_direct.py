@@ -128,15 +128,20 @@ async def test_a_file_that_is_cut_short_behind_a_header_tears_the_frame(
     items.end()
 
 
-async def test_items_that_cannot_be_read(ends: tuple[socket.socket, socket.socket], source: int) -> None:
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), RuntimeError("closed")])
+async def test_items_that_cannot_be_read(
+    ends: tuple[socket.socket, socket.socket], source: int, error: Exception
+) -> None:
+    """Whatever the reason: the connection's other streams go on."""
+
     def fail() -> bool:
-        raise OSError(errno.EIO, "broken")
+        raise error
 
     for digest in (None, Digest()):
         items = FileItems(1, source, 0, 1, 100, digest=digest, is_same=fail)
         assert items.begin()
         assert items.send_some(ends[0])
-        assert isinstance(items.failure, OSError)
+        assert items.failure is error
         assert not items.sent
         items.end()
 
