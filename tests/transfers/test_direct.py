@@ -329,24 +329,43 @@ async def test_nothing_is_written_behind_what_could_not_be(
         await again.published()
 
 
-@pytest.mark.parametrize("digest", [None, "xxh3-128"])
-async def test_no_room_for_one_chunk_of_a_download(
-    server: FileServer, store: DirectoryStore, tmp_path: Path, digest: str | None, failing_disk: list[int]
-) -> None:
+async def first_chunk(peer: RawPeer, data: bytes, is_diverted: Callable[[], object]) -> int | None:
+    """Sends 1,000 bytes of a file that is asked for; the stream's id when the client diverts what follows.
+
+    Returns None if the client has gone.
+    """
+    info = {"name": "n", "size": len(data), "etag": "e", "modified": 0.0, "digest": None}
+    head = {**info, "offset": 0, "length": len(data), "range_digest": digest_of(data)}
+    while (got := await peer.receive()) is not None:
+        if got.kind == REQUEST_STREAM:
+            flag, body = payload(transfer_item(**head), data[:1000])
+            await peer.send(frame(got.stream_id, PAYLOAD, NEXT | flag, body))
+            await eventually(is_diverted)
+            return got.stream_id
+    return None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="splices")
+async def test_no_room_for_one_chunk_of_a_download(tmp_path: Path, failing_disk: list[int]) -> None:
     """What follows isn't written behind the hole."""
-    data = content(20 * CHUNK + 5)
-    await store.put("n", data)
-    async with connected(server.uri) as files:
-        failing_disk += [0] * 3 + [errno.ENOSPC]
-        download = files.download_to("n", tmp_path / "got", window=3, digest=digest)
-        if digest is None:
-            with pytest.raises(StorageFull):
-                await download
-            (part,) = parts(tmp_path)
-            there = (tmp_path / part).read_bytes()
-            assert there == data[: len(there)]
-        await download
-    assert (tmp_path / "got").read_bytes() == data
+    data = content(501_000)
+
+    async def serve_one(peer: RawPeer) -> None:
+        stream_id = await first_chunk(peer, data, lambda: diverted(files))
+        if stream_id is not None:
+            items = (plain(stream_id, data[at : at + 100_000]) for at in range(1000, len(data), 100_000))
+            await peer.send(*items, frame(stream_id, PAYLOAD, COMPLETE))
+        while await peer.receive() is not None:
+            pass
+
+    async with raw_server(serve_one) as uri, connected(uri) as files:
+        failing_disk += [0, errno.ENOSPC]
+        with pytest.raises(StorageFull):
+            await files.download_to("n", tmp_path / "got", digest=None)
+        (part,) = parts(tmp_path)
+        there = (tmp_path / part).read_bytes()
+        assert 0 < len(there) < len(data)
+        assert there == data[: len(there)]
 
 
 async def test_peers_that_drip_do_not_keep_the_threads(server: FileServer, store: DirectoryStore) -> None:
@@ -375,21 +394,17 @@ async def test_peers_that_drip_do_not_keep_the_threads(server: FileServer, store
 @pytest.mark.parametrize("digest", [None, "xxh3-128"])
 async def test_some_of_a_chunk_is_progress(tmp_path: Path, digest: str | None, used: Counter[str]) -> None:
     data = content(300_000)
-    info = {"name": "n", "size": len(data), "etag": "e", "modified": 0.0, "digest": None}
-    head = {**info, "offset": 0, "length": len(data), "range_digest": digest_of(data)}
 
     async def serve_slowly(peer: RawPeer) -> None:
-        while (got := await peer.receive()) is not None:
-            if got.kind != REQUEST_STREAM:
-                continue
-            flag, body = payload(transfer_item(**head), data[:1000])
-            await peer.send(frame(got.stream_id, PAYLOAD, NEXT | flag, body))
-            await eventually(lambda: diverted(files))
-            item = plain(got.stream_id, data[1000:])
+        stream_id = await first_chunk(peer, data, lambda: diverted(files))
+        if stream_id is not None:
+            item = plain(stream_id, data[1000:])
             for start in range(0, len(item), 30_000):
                 await peer.send(item[start : start + 30_000])
                 await asyncio.sleep(0.15)
-            await peer.send(frame(got.stream_id, PAYLOAD, COMPLETE))
+            await peer.send(frame(stream_id, PAYLOAD, COMPLETE))
+        while await peer.receive() is not None:
+            pass
 
     async with raw_server(serve_slowly) as uri, connected(uri, ConnectOptions(progress_timeout=0.5)) as files:
         await files.download_to("n", tmp_path / "got", digest=digest)
@@ -440,9 +455,9 @@ async def round_trips(uri: str, folder: Path, tls: ssl.SSLContext | None = None)
 
 async def test_round_trips(server: FileServer, tmp_path: Path, used: Counter[str]) -> None:
     await round_trips(server.uri, tmp_path)
-    assert used["send_some"] > 50
-    assert used["take"] > 50
-    assert used["take_from"] > 10 or sys.platform != "linux"
+    assert used["send_some"] > 30
+    assert used["take"] > 20
+    assert used["take_from"] > 3 or sys.platform != "linux"
 
 
 @pytest.mark.skipif(not HAS_UVLOOP, reason="uvloop isn't installed")
@@ -454,9 +469,9 @@ async def test_round_trips_on_uvloop(tmp_path: Path, used: Counter[str]) -> None
             await at_rest(server, store)
 
     await asyncio.to_thread(on_uvloop, scenario())
-    assert used["send_some"] > 50
-    assert used["take"] > 50
-    assert used["take_from"] > 10 or sys.platform != "linux"
+    assert used["send_some"] > 30
+    assert used["take"] > 20
+    assert used["take_from"] > 3 or sys.platform != "linux"
 
 
 async def test_round_trips_with_tls_go_the_slow_way(store: DirectoryStore, tmp_path: Path, used: Counter[str]) -> None:
