@@ -94,16 +94,20 @@ class ChunkRequest(Request):
         """
 
         def on_written(items: int, nbytes: int) -> None:
-            self._frames += items
+            self._frames += 1  # some of an item is progress, too
             self._demand.received(items)
             self.receiver.plain_items(nbytes)
             self._release(items)
             listener.on_written()
 
+        def on_failed(error: Exception) -> None:
+            self.cancel()  # what follows must not be written behind what is missing
+            listener.on_error(error)
+
         transport = self.transport
         assert transport is not None, "ask `may_divert` first"
         write_from = sink.write_from if sink.digest is None else None
-        self._diversion = Diversion(sink.write_through, on_written, listener.on_error, None, write_from)
+        self._diversion = Diversion(sink.write_through, on_written, on_failed, None, write_from)
         self._diversion.grant(self._demand.outstanding, self.receiver.left)
         transport.divert(self.id, self._diversion)
 

@@ -177,7 +177,6 @@ class PathSink:
 
     async def finish(self) -> None:
         await run_blocking(None, self._publish)
-        self._forget()
 
     async def suspend(self) -> None:
         await run_blocking(None, self._close)
@@ -280,6 +279,7 @@ class PathSink:
         self._file.close()
         os.replace(self._part, self._path)
         self._file = self._part = None
+        self._forget()  # here, since whoever waits for this may be cancelled meanwhile
         if os.name == "posix":
             folder = os.open(self._path.parent, os.O_RDONLY)
             try:

@@ -158,12 +158,14 @@ class PathSource:
     @asynccontextmanager
     async def open(self, offset: int) -> AsyncGenerator[OpenPath, None]:
         """The file, open; SourceExhausted if it doesn't reach to `offset`."""
-        opened = await run_blocking(None, lambda: OpenPath(self._path.open("rb", 0)))
+        opened: list[OpenPath] = []  # also if this is cancelled while a thread opens it
         try:
-            _check_reachable(offset, opened.size)
-            yield opened
+            await run_blocking(None, lambda: opened.append(OpenPath(self._path.open("rb", 0))))
+            _check_reachable(offset, opened[0].size)
+            yield opened[0]
         finally:
-            await run_blocking(None, opened.close)
+            for each in opened:
+                await run_blocking(None, each.close)
 
     async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
         async with self.open(offset) as opened, aclosing(opened.read(offset, chunk_bytes)) as chunks:

@@ -102,9 +102,8 @@ class ServerConnection(RSocketServer, LeanRSocket):
         self._session = ChatUserSession(data, work, self._window)
         self._session.peer = transport.peer
         self._session.sends_files = True
-        if transport.moves_files:
-            self._session.queue_items = self.send_frame
-            self._session.transport = transport
+        self._session.queue_items = self.send_frame
+        self._session.transport = transport
         transport.set_stream_counter(lambda: len(self._stream_control._streams))
         # Until somebody has said who they are, one small frame is all that they may send.
         stranger = ReassemblyLimits(limits.max_setup_bytes, limits.max_setup_bytes, limits.max_setup_bytes)

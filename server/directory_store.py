@@ -254,9 +254,16 @@ class _DirectoryPart(Part):
     async def write(self, chunks: Sequence[bytes]) -> None:
         await self._store.run(self.file.write, chunks)
 
-    def writer(self, room: int) -> FileWriter:
-        write_from = self.file.write_from if self.spec.algorithm is None else None
-        return FileWriter(lambda data: self.file.write([data]), room, self._store.executor, write_from)
+    def writer(self, room: int, check: Callable[[], None]) -> FileWriter:
+        def write(data: memoryview) -> None:
+            check()
+            self.file.write([data])
+
+        def write_from(pipe: int, nbytes: int) -> None:
+            check()
+            self.file.write_from(pipe, nbytes)
+
+        return FileWriter(write, room, self._store.executor, write_from if self.spec.algorithm is None else None)
 
     async def publish(self, *, overwrite: bool) -> FileInfo:
         is_published = False

@@ -70,8 +70,8 @@ class ChatUserSession:
         user: Who is asking; anybody, who may do everything, until somebody says otherwise.
         peer: Where they are, for the log.
         sends_files: Whether the connection can send a FilePayload.
-        queue_items: Puts FileItems into the connection's send queue; None if it can't send them.
-        transport: Whose items can be diverted; None if they can't.
+        queue_items: Puts FileItems into the send queue, where `transport` moves files.
+        transport: The connection; None if it isn't one of ours.
     """
 
     def __init__(
@@ -109,7 +109,10 @@ class ChatUserSession:
             name, request = get_file_name(composite_metadata), DownloadRequest.from_json(_said(composite_metadata))
             self.user.check(Right.READ, name)
             store = self._data.store
-            return self._stream(f"{Route.DOWNLOAD} {name!r}", lambda stream: read_range(store, name, request, stream))
+            moves_files = self.transport is not None and self.transport.moves_files
+            queue = self.queue_items if moves_files else None
+            what = f"{Route.DOWNLOAD} {name!r}"
+            return self._stream(what, lambda stream: read_range(store, name, request, stream), queue)
 
         @router.channel(Route.UPLOAD)
         async def upload_chunks(
@@ -239,8 +242,10 @@ class ChatUserSession:
         self.user.check(Right.DELETE, name)
         return Payload(b"", transfer_metadata(await self._data.store.delete(name, request.if_match)))
 
-    def _stream(self, what: str, make: Callable[[PullStream], Items]) -> PullStream:
-        return PullStream(make, self._window, self._work.begin(f"{self.peer} {what}"), self.queue_items)
+    def _stream(
+        self, what: str, make: Callable[[PullStream], Items], queue: Callable[[FileItems], None] | None = None
+    ) -> PullStream:
+        return PullStream(make, self._window, self._work.begin(f"{self.peer} {what}"), queue)
 
     def _answer(
         self, function: Callable[P, Coroutine[Any, Any, Payload]], *args: P.args, **kwargs: P.kwargs

@@ -36,7 +36,7 @@ class FileWriter:
     """The end of an unfinished upload, for a thread to write to past the event loop.
 
     Attributes:
-        write: Adds to the end and to the running digest. Blocks; may raise StorageFull.
+        write: Adds to the end and to the running digest. Blocks; may raise StorageFull, and Superseded as `append`.
         room: Bytes that may be added.
         executor: Whose threads are for it.
         write_from: Adds so many bytes that a pipe has; None where the bytes have to be seen. Blocks.

@@ -11,7 +11,7 @@ from reactivestreams.subscription import Subscription
 from rsocket.disposable import Disposable
 from rsocket.payload import Payload
 
-from shared.direct import Diversion
+from shared.direct import Diversion, finished
 from shared.errors import IntegrityError, InvalidRequest, Superseded, TransferError, to_protocol_error
 from shared.messages import Receipt, UploadEnd, UploadRequest, find_transfer, transfer_metadata
 from shared.transfer import DEFAULT_WINDOW, UploadReceiver
@@ -108,7 +108,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         self._is_given_up = False
         self._receipts = 0
         self._receipt: Receipt | None = None
-        self.stopped = asyncio.Event()
+        self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # What rsocket calls
 
@@ -175,7 +175,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         older = self._owners.claim(self)
         try:
             if older is not None:
-                await older.stopped.wait()
+                await finished(older.stopped)  # who comes after this one waits for this one alone
             if request.sent_all:
                 published = await self._store.published(request.upload_id, self.name)
                 if published is not None:
@@ -195,7 +195,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
                 await upload.suspend()
         finally:
             self._owners.release(self)
-            self.stopped.set()
+            self.stopped.set_result(None)
 
     async def _receive(self, upload: Upload) -> None:
         assert self._inbound is not None, "rsocket subscribes both halves before the task starts"

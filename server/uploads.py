@@ -6,7 +6,7 @@ Where the bytes are is a store's own matter: it gives a `Part`, and `PartUpload`
 import asyncio
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
@@ -71,8 +71,8 @@ class Part(ABC):
     async def write(self, chunks: Sequence[bytes]) -> None:
         """Adds to the end. However it ends, the digest is that of what is durable by then."""
 
-    def writer(self, room: int) -> FileWriter | None:
-        """See `server.store.FileUpload`; None if the content isn't in a file."""
+    def writer(self, room: int, check: Callable[[], None]) -> FileWriter | None:
+        """See `server.store.FileUpload`; None if the content isn't in a file. `check` is called before each write."""
         return None
 
     @abstractmethod
@@ -113,7 +113,7 @@ class PartUpload:
 
     def writer(self) -> FileWriter | None:
         limit = sys.maxsize if self._limit is None else self._limit
-        return self._part.writer(limit - self.offset) if self._part.owner is self else None
+        return self._part.writer(limit - self.offset, self._check_owned) if self._part.owner is self else None
 
     async def append(self, chunks: Sequence[bytes]) -> int:
         async with self._lock:

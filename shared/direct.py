@@ -234,7 +234,7 @@ class FileItems(FrameFragmentMixin):
             return False
         try:
             is_there = self._look() if _SPLICES and self._digest is None else self._fill()
-        except OSError as error:
+        except Exception as error:  # whatever a disk, or a store that was closed, raises
             self.failure, is_there = error, False
         if not is_there:
             self._is_cut = True
@@ -397,6 +397,8 @@ class Diversion:
         return self._failure is not None
 
     def _take(self, write: Callable[[], None], nbytes: int, is_whole: bool) -> None:
+        if self._failure is not None:
+            return  # the rest of what couldn't be written: there would be a hole
         try:
             if nbytes:
                 write()
@@ -457,7 +459,10 @@ def _split(length: int) -> tuple[int, int]:
 
 
 def _borrow(nbytes: int) -> bytearray:
-    buffer = _spares.pop() if _spares else None
+    try:
+        buffer = _spares.pop()
+    except IndexError:  # not looked at beforehand, as another thread may come between
+        buffer = None
     return buffer if buffer is not None and len(buffer) >= nbytes else bytearray(nbytes)
 
 

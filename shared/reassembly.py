@@ -395,6 +395,10 @@ class Reassembler:
         partial = self._partials.get(stream_id)
         return 0 if partial is None else partial.nbytes
 
+    def expects_whole(self, stream_id: int) -> bool:
+        """Whether a payload of this stream that isn't split is an item by itself, and wanted. From any thread."""
+        return stream_id not in self._partials and stream_id not in self._abandoned
+
     @property
     def pending(self) -> int:
         """How many payloads are incomplete."""

@@ -236,7 +236,10 @@ class FrameReceiver:
 
 def _borrow(nbytes: int) -> memoryview:
     """A buffer of at least `nbytes`."""
-    spare = _spares.pop() if _spares else None
+    try:
+        spare = _spares.pop()
+    except IndexError:  # not looked at beforehand, as another thread may come between
+        spare = None
     if spare is not None and len(spare) >= nbytes:
         return spare
     return memoryview(bytearray(-(-nbytes // _BUFFER_BYTES) * _BUFFER_BYTES))

@@ -245,8 +245,14 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     @property
     def moves_files(self) -> bool:
-        """Whether `FileItems` may be sent, and items diverted: see `shared.direct`."""
-        return MOVES_FILES and self._fd is not None
+        """Whether `FileItems` may be sent, and items diverted: see `shared.direct`.
+
+        It takes a descriptor if there is one; once it is True, it is until the connection has ended.
+        """
+        if MOVES_FILES and self._own is None and self._fd is not None:
+            with suppress(OSError):  # the process has no more; then frames go as they always can
+                self._own = socket.socket(fileno=os.dup(self._fd))
+        return self._own is not None and not self.is_lost
 
     def divert(self, stream_id: int, diversion: Diversion) -> None:
         """Lets the plain items of a stream go elsewhere than to rsocket, those that aren't granted excepted."""
@@ -261,13 +267,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         diversion = self._diversions.pop(stream_id, None)
         if diversion is None:
             return
-        while self._receiving is not None:
+        if self._receiving is not None:
             self._is_receiving_wanted = False
             _wake(self._reader)
-            await finished(self._receiving)
-        if self._spliced is not None and self._spliced[0] is diversion:
-            self._receiver.skip_next(self._spliced[1])
-            self._spliced = None
+            await finished(self._receiving)  # a later thread, for other streams, doesn't find this one any more
         diversion.tell()
 
     # asyncio's side
@@ -353,16 +356,11 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                 await asyncio.sleep(0)
             if self._is_exhausted():
                 raise StopAsyncIteration
-            if self._spliced is not None:
-                await self._receive_items(self._spliced[0])
-                continue
-            if not self._receiver.is_ready:
+            if self._spliced is None and not self._receiver.is_ready:
                 await self._wait_for_bytes()
                 continue
-            if self._diversions and (found := self._next_diverted()) is not None:
-                await self._receive_items(found[1])
-                if not self._receiver.is_in_item:
-                    continue  # else the rest of that item is slow to come: it counts as any other frame that arrives
+            if (self._diversions or self._spliced is not None) and await self._receive_diverted():
+                continue
             self._received_this_turn += 1
             try:
                 frame = self._receiver.take()
@@ -376,13 +374,31 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             if frame is not None:
                 return frame
 
+    async def _receive_diverted(self) -> bool:
+        """Deals with what comes next if it is diverted; whether it did."""
+        if self._spliced is not None:
+            diversion, left = self._spliced
+            if diversion in self._diversions.values():
+                await self._receive_items(diversion)
+            else:  # it was ended in the middle of an item
+                self._receiver.skip_next(left)
+                self._spliced = None
+            return True
+        found = None if self.is_lost else self._next_diverted()
+        if found is None:
+            return False
+        await self._receive_items(found[1])
+        # If the rest of an item is slow to come, it counts as any other frame that arrives.
+        return not self._receiver.is_in_item
+
     def _next_diverted(self) -> tuple[FrameHeader, Diversion] | None:
         """The next frame's header, and where it goes, if it is an item that is diverted."""
         item = self._receiver.next_item(self._diversions)
         diversion = self._diversions.get(item.stream_id) if item is not None else None
         if item is None or diversion is None or not diversion.may_take(item.payload_bytes):
             return None
-        return item, diversion
+        # It may be the last fragment of an item, or follow something that was refused.
+        return (item, diversion) if self._reassembler.expects_whole(item.stream_id) else None
 
     async def _receive_items(self, diversion: Diversion) -> None:
         """Receives diverted items in a thread until something else, or nothing, comes; asyncio doesn't read then."""
@@ -394,8 +410,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                 await run_blocking(diversion.executor, self._receive_some, connection)
                 if self._spliced is not None and self._is_receiving_wanted:
                     await self._until_something(connection)
-        except OSError:
-            self._spliced = None  # asyncio meets the same when it reads again
+        except OSError as error:
+            # The connection has ended, or has to: what follows in the middle of an item isn't the beginning of a frame.
+            self._write_error = error
+            self.abort()
         finally:
             for each in list(self._diversions.values()):
                 each.tell()
@@ -407,8 +425,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     def _receive_some(self, connection: socket.socket) -> None:
         """Blocks."""
         receiver, deadline = self._receiver, time.monotonic() + _RECEIVE_SECONDS
+        # An item that has begun may end, unless it drips.
+        late = deadline + _RECEIVE_SECONDS
         is_splicing = any(diversion.splices for diversion in list(self._diversions.values()))
-        while self._is_receiving_wanted and (time.monotonic() < deadline or receiver.is_in_item):
+        while self._is_receiving_wanted and time.monotonic() < (late if receiver.is_in_item else deadline):
             if self._spliced is not None:
                 if not self._splice(connection, *self._spliced):
                     return
@@ -416,7 +436,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             found = self._next_diverted()
             if found is not None:
                 item, diversion = found
-                if diversion.splices:
+                if diversion.splices and self._has_pipe():
                     here = receiver.begin_item(item)
                     nbytes = len(here)
                     diversion.take(here, is_whole=nbytes == item.payload_bytes)
@@ -454,8 +474,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     def _splice(self, connection: socket.socket, diversion: Diversion, left: int) -> bool:
         """Moves some of an item from the socket to where it goes; whether there may be more. Blocks."""
-        if self._pipe is None:
-            self._pipe = Pipe()
+        assert self._pipe is not None, "no item is begun without"
         try:
             nbytes = self._pipe.fill(connection, left)
         except (BlockingIOError, InterruptedError):
@@ -488,15 +507,19 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     @contextmanager
     def _lent_socket(self) -> Generator[socket.socket, None, None]:
         """The socket, for a thread; it stays open while this is entered."""
-        if self._own is None:
-            assert self._fd is not None, "ask `moves_files` first"
-            self._own = socket.socket(fileno=os.dup(self._fd))
+        assert self._own is not None, "ask `moves_files` first"
         self._threads += 1
         try:
             yield self._own
         finally:
             self._threads -= 1
             self._free_own()
+
+    def _has_pipe(self) -> bool:
+        if self._pipe is None:
+            with suppress(OSError):
+                self._pipe = Pipe()
+        return self._pipe is not None
 
     def _free_own(self) -> None:
         """Closes the threads' descriptor when the connection has ended and none uses it."""
@@ -619,8 +642,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                     await self._until_taken(connection)
         except OSError as error:
             self._write_error = error
-            if self._transport is not None:
-                self._transport.abort()
+            self.abort()
             raise RSocketTransportError(f"the connection has ended: {error}") from error
         finally:
             if self._items is not None:
@@ -628,8 +650,8 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                 self._items = None
             _wake(self._items_sent)
             items.end()
-            if not items.is_between_frames and self._transport is not None:
-                self._transport.abort()  # half a frame was sent, and the rest never will be
+            if not items.is_between_frames:
+                self.abort()  # half a frame was sent, and the rest never will be
             if self._failure is not None:
                 self._end_failed()
 
@@ -685,7 +707,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Ends the connection at once; the peer isn't told why."""
-        if self._transport is not None:
+        if self._transport is not None and not self.is_lost:  # which asyncio can't take twice
             self._transport.abort()
 
     async def close(self) -> None:
