@@ -10,9 +10,9 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import random
 import re
-import socket
 import ssl
 import statistics
 import struct
@@ -119,7 +119,7 @@ class Stage:
     async def peer(self, *first: bytes, set_up: bool = True, reads: bool = True) -> RawPeer:
         """A connection that stays until the attack ends, or the server ends it."""
         peer = await RawPeer.connect(self.uri.replace("tcps:", "tcp:"))
-        self.stack.callback(reset, peer)
+        self.stack.callback(_reset, peer)
         if reads:
             reading = asyncio.create_task(self._read(peer))
             self.stack.callback(reading.cancel)
@@ -177,7 +177,7 @@ async def in_turn(stage: Stage, each: Iterable[bytes], *, set_up: bool = True) -
             await stage.send(peer, *([stage.hello] if set_up else []), frames)
             await asyncio.wait([reading], timeout=0.02)
             reading.cancel()
-            reset(peer)
+            _reset(peer)
 
 
 def said(**what: object) -> bytes:
@@ -286,7 +286,7 @@ async def connections_in_turn(stage: Stage) -> None:
     while stage.goes_on:
         peer = await RawPeer.connect(stage.uri)
         await stage.send(peer, *random.choice([[], [stage.hello], [stage.hello, stat(1, b"missing")]]))
-        reset(peer)
+        _reset(peer)
 
 
 @attack
@@ -668,8 +668,14 @@ async def what_is_others(stage: Stage) -> None:
         await asyncio.sleep(0.05)
 
 
+def _reset(peer: RawPeer) -> None:
+    with contextlib.suppress(OSError):  # it is closed already
+        reset(peer)
+
+
 async def run_attack(name: str, uri: str, seconds: float, hello: bytes) -> None:
     """The attacker's process: what it was told, and how much it did, as JSON on standard output."""
+    logging.disable()  # asyncio says of each write that nobody takes it any more
     stage = Stage(uri, time.monotonic() + seconds, hello)
     async with stage.stack:
         with contextlib.suppress(ConnectionError):
@@ -791,17 +797,23 @@ class Target:
                 measured.slowest = what
             measured.latencies.append(took)
 
-        while time.monotonic() < until and len(measured.failures) < 3:
+        async def served() -> None:
             async with self._client() as files:
                 for _ in range(4):
                     await timed("upload", files.upload("honest-1", content[:1000], deadline=20))
                     await timed("download", files.download("honest-1", deadline=20))
-                    names = files.list_files(deadline=20).pipe(ops.count())
+                    names = files.list_files(prefix="small-1", deadline=20).pipe(ops.count())
                     await timed("list", names)
                     events = files.upload_from("honest-2", content, upload_id="honest-id", deadline=20)
                     await timed("upload of 2 MB", events)
                     chunked = files.download_chunks("honest-2", deadline=20).pipe(ops.map(lambda c: len(c.data)), ops.sum())
                     await timed("download of 2 MB", chunked)
+
+        while time.monotonic() < until and not measured.failures:
+            try:
+                await served()
+            except Exception as error:
+                measured.failures.append(f"{type(error).__name__}: {error}")
         return measured
 
     @asynccontextmanager
