@@ -199,7 +199,12 @@ class ServerConnection(RSocketServer):
         announced = frame.max_lifetime_milliseconds / 1000
         self._idle_seconds = max(limits.idle_seconds, min(announced, 10 * limits.idle_seconds))
         self._file_transport.set_limits(
-            ReassemblyLimits(limits.max_request_bytes, limits.max_connection_bytes, max_streams=limits.max_streams)
+            ReassemblyLimits(
+                limits.max_request_bytes,
+                limits.max_connection_bytes,
+                max_metadata_bytes=limits.max_metadata_bytes,
+                max_streams=limits.max_streams,
+            )
         )
         # Not before: a stranger must not write to the disk.
         self._file_transport.set_spooler(self._session.spool)

@@ -101,6 +101,49 @@ async def test_fragments_over_the_limit_are_refused_once_and_the_rest_is_skipped
         assert list(server.data.files) == ["b"]
 
 
+BOMB = item(b"route", b"") * 25_000
+"""Metadata that takes a second to parse, for each four megabytes."""
+BEGUN = request(1, REQUEST_RESPONSE, BOMB[:9000], flags=FOLLOWS)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param([request(1, REQUEST_RESPONSE, BOMB)], id="whole"),
+        pytest.param([BEGUN, request(1, PAYLOAD, BOMB)], id="split"),
+        pytest.param([BEGUN, *[request(1, PAYLOAD, BOMB[:8000], flags=FOLLOWS)] * 9], id="in pieces"),
+        pytest.param([request(1, REQUEST_STREAM, BOMB)], id="a stream's"),
+        pytest.param(
+            [channel(1, b"a", b'{"upload_id": "u"}'), request(1, PAYLOAD, BOMB, b"x", flags=NEXT)], id="an item's"
+        ),
+    ],
+)
+async def test_metadata_over_the_limit_is_refused_unparsed(sent: list[bytes], tmp_path: Path) -> None:
+    data = ChatData(DirectoryStore(tmp_path))
+    async with serve(data=data) as server, raw_peer(server.uri) as peer:
+        await peer.send(*sent)
+        while (answer := await receive(peer)).kind != ERROR:
+            pass
+        assert answer.error[1].startswith("too_large: metadata of at least ")
+        assert server._budget.used_bytes == 0
+        await peer.send(stat(3, b"missing"))
+        while (answer := await receive(peer)).kind != ERROR:
+            pass
+        assert answer.error[1].startswith("not_found: ")
+        assert server_stream_ids(server) == []
+
+
+async def test_a_large_keepalive_ends_the_connection() -> None:
+    """Echoes that nobody takes would wait here, 16 MB of each connection."""
+    async with serve() as server:
+        for nbytes in (20_000, 100_000, 16_000_000):
+            async with raw_peer(server.uri) as peer:
+                await peer.send(frame(0, KEEPALIVE, 0x80, bytes(nbytes)))
+                code, text = await refused(peer)
+                assert code == CONNECTION_ERROR
+                assert text.startswith("invalid_frame: a frame of ")
+
+
 async def test_what_one_connection_holds_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     limits = Limits(max_request_bytes=200_000, max_connection_bytes=500_000)
     async with serve(limits=limits) as server, raw_peer(server.uri) as peer:
