@@ -41,7 +41,7 @@ from shared.wire import FRAGMENT_SIZE_BYTES, parse_name
 from .data import ChatData
 from .handler import FileRequestHandler
 from .limits import Limits
-from .session import ChatUserSession
+from .session import SMALL_FILE_BYTES, ChatUserSession
 from .stream import SendWindow
 from .users import Users
 from .whole import FilePayload, UploadSpool, fragments
@@ -70,6 +70,9 @@ class ServerConnection(RSocketServer):
         limits: What the peer may make the server hold and do.
         users: Who may connect; None for anybody.
         on_set_up: Called when the SETUP was accepted.
+
+    Attributes:
+        answers: What small answers may have waiting in the send queue, beside the streams' window.
     """
 
     def __init__(
@@ -96,7 +99,8 @@ class ServerConnection(RSocketServer):
         self._has_refused_streams = False
         self._errors: deque[float] = deque()
         self._window = SendWindow(_SEND_WINDOW_BYTES)
-        self._session = ChatUserSession(data, work, self._window)
+        self.answers = SendWindow(_SEND_WINDOW_BYTES)
+        self._session = ChatUserSession(data, work, self._window, self.answers)
         self._session.peer = transport.peer
         self._session.sends_files = True
         if transport.moves_files:
@@ -315,6 +319,7 @@ class _Reply(StreamHandler, Disposable):
         self._future = future
         self._operation = operation
         self._outgoing: OutgoingFrame | None = None
+        self._waiting_bytes = 0
         self._sending: asyncio.Task[None] | None = None
         self._is_cancelled = False
 
@@ -331,6 +336,7 @@ class _Reply(StreamHandler, Disposable):
         self._future.cancel()
         if self._outgoing is not None:
             self._outgoing.withdraw()
+            self._settle()
         if self._sending is not None:
             self._sending.cancel()
         self._operation.end(asyncio.CancelledError())
@@ -354,6 +360,9 @@ class _Reply(StreamHandler, Disposable):
         else:
             frame = to_payload_frame(self._stream(), payload, complete=True, fragment_size_bytes=FRAGMENT_SIZE_BYTES)
             self._operation.nbytes += len(payload.data or b"")
+            # Of a larger one nothing is here that isn't in the memory store anyway.
+            self._waiting_bytes = min(len(payload.data or b""), SMALL_FILE_BYTES)
+            self._connection.answers.add(self._waiting_bytes)
             self._outgoing = OutgoingFrame(frame, SkippedFrame(), self._on_sent)
             self._connection.send_frame(self._outgoing)
 
@@ -366,8 +375,15 @@ class _Reply(StreamHandler, Disposable):
             self._on_sent()
 
     def _on_sent(self) -> None:
+        self._settle()
         self._operation.end(None)
         self._finish_stream()
+
+    def _settle(self) -> None:
+        """The answer waits no more in the send queue."""
+        nbytes, self._waiting_bytes = self._waiting_bytes, 0
+        if nbytes:
+            self._connection.answers.remove(nbytes)
 
     def _fail(self, error: BaseException) -> None:
         self._connection.send_error(self._stream(), error if isinstance(error, Exception) else ServerError(str(error)))

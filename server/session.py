@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, MutableMapping
 from dataclasses import replace
-from typing import Any, ParamSpec, cast
+from typing import Any, Final, ParamSpec, cast
 
 from reactivestreams.publisher import Publisher
 from reactivestreams.subscriber import Subscriber
@@ -43,7 +43,7 @@ from .users import ANYBODY, Right
 from .whole import FilePayload, UploadSpool
 from .work import Work
 
-__all__ = ["ChatUserSession"]
+__all__ = ["SMALL_FILE_BYTES", "ChatUserSession"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ P = ParamSpec("P")
 
 # Enough for a listing to fill the connection, little enough to forget.
 _DEFAULT_WINDOW_BYTES = 256 * 1024
-# A file up to this is read as a whole for its answer, which saves a task; `Limits.max_streams` of them may wait.
-_SMALL_FILE_BYTES = 64 * 1024
+SMALL_FILE_BYTES: Final = 64 * 1024
+"""A file up to this is read as a whole for its answer, which saves a task."""
 
 
 class ChatUserSession:
@@ -62,6 +62,7 @@ class ChatUserSession:
         data: What is served; the session's own, empty, if None.
         work: Counts the operations and owns their tasks; the session's own if None.
         window: The connection's send window; the session's own if None.
+        answers: The same, for small answers.
 
     Attributes:
         user: Who is asking; anybody, who may do everything, until somebody says otherwise.
@@ -72,7 +73,11 @@ class ChatUserSession:
     """
 
     def __init__(
-        self, data: ChatData | None = None, work: Work | None = None, window: SendWindow | None = None
+        self,
+        data: ChatData | None = None,
+        work: Work | None = None,
+        window: SendWindow | None = None,
+        answers: SendWindow | None = None,
     ) -> None:
         self.user = ANYBODY
         self.peer = "-"
@@ -82,6 +87,7 @@ class ChatUserSession:
         self._data = data if data is not None else ChatData()
         self._work = work if work is not None else Work()
         self._window = window if window is not None else SendWindow(_DEFAULT_WINDOW_BYTES)
+        self._answers = answers if answers is not None else SendWindow(_DEFAULT_WINDOW_BYTES)
 
     def router_factory(self) -> RequestRouter:
         """The routes of this session. Each answers at once with a task, so that none holds up its connection."""
@@ -168,13 +174,19 @@ class ChatUserSession:
     async def _download(self, composite_metadata: CompositeMetadata) -> Payload:
         name = get_file_name(composite_metadata)
         self.user.check(Right.READ, name)
-        reader = await self._data.store.open(name)
-        if self.sends_files and reader.info.size > _SMALL_FILE_BYTES and not self._is_in_memory:
-            return FilePayload(reader, name_metadata(name))
+        # Not opened before: somebody who asks for thousands and takes none has few of them here, and in the store's
+        # queue. The answer itself counts once it is made.
+        await self._answers.reserve(SMALL_FILE_BYTES)
         try:
-            return Payload(await reader.read(0, reader.info.size), name_metadata(name))
+            reader = await self._data.store.open(name)
+            if self.sends_files and reader.info.size > SMALL_FILE_BYTES and not self._is_in_memory:
+                return FilePayload(reader, name_metadata(name))
+            try:
+                return Payload(await reader.read(0, reader.info.size), name_metadata(name))
+            finally:
+                await reader.close()
         finally:
-            await reader.close()
+            self._answers.remove(SMALL_FILE_BYTES)
 
     async def _list(self, request: ListRequest) -> Items:
         # A snapshot: uploads go on meanwhile.

@@ -637,3 +637,21 @@ async def test_a_thousand_connections_in_turn_leave_nothing_behind(tmp_path: Pat
         assert server.rss - memory < 8 * MIB
         status, log = await server.stop()
         assert (status, log) == (0, "")
+
+
+async def test_small_files_that_nobody_takes_are_not_read(tmp_path: Path) -> None:
+    data = ChatData(DirectoryStore(tmp_path))
+    async with serve(data=data) as server:
+        await data.store.put("small", bytes(64 * 1024))
+        async with raw_peer(server.uri) as peer:
+            await peer.send(*(download(stream_id, b"small") for stream_id in range(1, 2001, 2)))
+            await eventually(lambda: server.work.started == 1000)
+            await serves(server.uri)
+            (connection, *_) = server._connections.values()
+            await eventually(lambda: connection._file_transport.write_blocked_since is not None)
+            waiting = connection._send_queue.qsize()
+            assert waiting * 64 * 1024 < 4 * MIB, f"{waiting} answers wait"
+            for _ in range(1000):
+                assert len((await receive(peer)).data) == 64 * 1024
+        await eventually(lambda: not server.work.active)
+        assert connection.answers._queued_bytes == 0
