@@ -559,10 +559,13 @@ class Reassembler:
         if partial is None:
             # This side may have cancelled the stream between the frame's header and its end.
             is_wanted = frame.stream_id not in self._abandoned or not isinstance(frame, PayloadFrame)
-            if not frame.flags_follows or not is_wanted:
+            is_spooled = self.spooler is not None and cost >= _SPOOL_BYTES and isinstance(frame, RequestResponseFrame)
+            if not is_wanted or not (frame.flags_follows or is_spooled):
                 self._grown_bytes += cost
                 self._give_back(cost)
                 return frame if is_wanted else None
+            # A large request is stored as a split one would be, though it came in one frame: nobody sends the next one
+            # before, and it counts meanwhile.
             partial = self._partials[frame.stream_id] = SplitPayload(frame)
             self._requests += partial.is_request
         self._grown_bytes += partial.add(frame, cost)

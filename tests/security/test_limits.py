@@ -655,3 +655,24 @@ async def test_small_files_that_nobody_takes_are_not_read(tmp_path: Path) -> Non
                 assert len((await receive(peer)).data) == 64 * 1024
         await eventually(lambda: not server.work.active)
         assert connection.answers._queued_bytes == 0
+
+
+async def test_whole_frames_wait_for_the_folder_one_by_one(tmp_path: Path) -> None:
+    data = ChatData(DirectoryStore(tmp_path))
+    async with serve(data=data) as server:
+        put, most = data.store.put, 0
+
+        async def noted(name: str, content: bytes) -> None:
+            nonlocal most
+            most = max(most, len(content))
+            await put(name, content)
+
+        data.store.put = noted  # type: ignore[method-assign]
+        async with raw_peer(server.uri) as peer:
+            for stream_id in range(1, 11, 2):
+                await peer.send(upload(stream_id, b"large", bytes([stream_id]) * 4_000_000))
+            for stream_id in range(1, 11, 2):
+                assert (await receive(peer)).stream_id == stream_id
+        assert most == 0, "it was held in memory until there was a thread for it"
+        assert (tmp_path / "large").read_bytes() == b"\x09" * 4_000_000
+        assert server._budget.used_bytes == 0
