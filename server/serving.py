@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from shared.errors import TransferError
-from shared.logs import quiet_rsocket
+from shared.logs import limit_repeats, quiet_rsocket
 from shared.reassembly import ReassemblyBudget
 from shared.transport import FrameTransport
 from shared.wire import DEFAULT_PORT
@@ -33,6 +33,8 @@ _GRACE_SECONDS: Final = 2.0
 _UPLOAD_EXPIRY_SECONDS: Final = 24 * 60 * 60.0
 _SWEEP_SECONDS: Final = 60 * 60.0
 _WATCH_SECONDS: Final = 0.5
+# Those who say something that a peer can cause again and again.
+_LOGGERS: Final = ("shared.transport", *(f"server.{name}" for name in ("connection", "handler", "session", "upload")))
 
 
 class FileServer:
@@ -88,6 +90,7 @@ class FileServer:
 
     async def __aenter__(self) -> Self:
         quiet_rsocket()
+        limit_repeats(*_LOGGERS)
         await self.data.store.start()
         listener = Listener(self._limits, self._tls, self._budget, self._connected, self._lost)
         try:

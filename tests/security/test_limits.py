@@ -676,3 +676,14 @@ async def test_whole_frames_wait_for_the_folder_one_by_one(tmp_path: Path) -> No
         assert most == 0, "it was held in memory until there was a thread for it"
         assert (tmp_path / "large").read_bytes() == b"\x09" * 4_000_000
         assert server._budget.used_bytes == 0
+
+
+async def test_who_comes_again_and_again_is_logged_ten_times(caplog: pytest.LogCaptureFixture) -> None:
+    async with serve(limits=Limits(max_request_bytes=1000, max_streams=1)) as server:
+        for _ in range(30):
+            async with raw_peer(server.uri) as peer:
+                await peer.send(upload(1, b"a", bytes(2000)))
+                assert (await receive(peer)).error[1].startswith("too_large: ")
+    said = warnings(caplog)
+    assert len(said) == 10
+    assert said[-1].endswith("more of this kind isn't logged for a minute")
