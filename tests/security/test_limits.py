@@ -3,6 +3,7 @@
 import asyncio
 import struct
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -687,3 +688,17 @@ async def test_who_comes_again_and_again_is_logged_ten_times(caplog: pytest.LogC
     said = warnings(caplog)
     assert len(said) == 10
     assert said[-1].endswith("more of this kind isn't logged for a minute")
+
+
+@needs_proc
+async def test_what_a_flood_took_is_given_back_to_the_system() -> None:
+    async with server_process() as server:
+        await serves(server.uri)
+        before = server.rss
+        async with AsyncExitStack() as stack:
+            for _ in range(4):
+                peer = await stack.enter_async_context(raw_peer(server.uri))
+                await peer.send(*fragments(1, b"a", 1_000_000, 80))
+            await eventually(lambda: server.rss - before > 250 * MIB, seconds=20)
+        await eventually(lambda: server.rss - before < 64 * MIB, seconds=20)
+        assert await server.stop() == (0, "")
