@@ -136,6 +136,9 @@ class ServerConnection(RSocketServer):
     def on_lost(self) -> None:
         """The connection has ended; says in one line what it was."""
         self._paid.set()
+        # Connections are freed by the garbage collector, which may take its time: not with all that wasn't sent.
+        while not self._send_queue.empty():
+            self._send_queue.get_nowait()
         _log.info(
             "connection from %s%s: %d requests in %.3f s%s",
             self._file_transport.peer,
@@ -155,6 +158,8 @@ class ServerConnection(RSocketServer):
     def send_frame(self, frame: Frame | FrameFragmentMixin) -> None:
         """As rsocket's, but what a peer can make us send without taking it is counted."""
         if isinstance(frame, KeepAliveFrame | ErrorFrame | CancelFrame):
+            if self._file_transport.is_lost:
+                return
             nbytes = len(frame.data or b"") + _FRAME_COST_BYTES
             self._owed_bytes += nbytes
             frame.sent_future = self._loop.create_future()
