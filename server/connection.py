@@ -42,7 +42,7 @@ from shared.wire import FRAGMENT_SIZE_BYTES, parse_name
 from .data import ChatData
 from .handler import FileRequestHandler
 from .limits import Limits
-from .session import ChatUserSession
+from .session import SMALL_FILE_BYTES, ChatUserSession
 from .stream import SendWindow
 from .users import Users
 from .whole import FilePayload, UploadSpool, fragments
@@ -73,6 +73,9 @@ class ServerConnection(RSocketServer, LeanRSocket):
         limits: What the peer may make the server hold and do.
         users: Who may connect; None for anybody.
         on_set_up: Called when the SETUP was accepted.
+
+    Attributes:
+        answers: What small answers may have waiting in the send queue, beside the streams' window.
     """
 
     def __init__(
@@ -99,7 +102,8 @@ class ServerConnection(RSocketServer, LeanRSocket):
         self._has_refused_streams = False
         self._errors: deque[float] = deque()
         self._window = SendWindow(_SEND_WINDOW_BYTES)
-        self._session = ChatUserSession(data, work, self._window)
+        self.answers = SendWindow(_SEND_WINDOW_BYTES)
+        self._session = ChatUserSession(data, work, self._window, self.answers)
         self._session.peer = transport.peer
         self._session.sends_files = True
         self._session.queue_items = self.send_frame
@@ -134,6 +138,9 @@ class ServerConnection(RSocketServer, LeanRSocket):
     def on_lost(self) -> None:
         """The connection has ended; says in one line what it was."""
         self._paid.set()
+        # Connections are freed by the garbage collector, which may take its time: not with all that wasn't sent.
+        while not self._send_queue.empty():
+            self._send_queue.get_nowait()
         _log.info(
             "connection from %s%s: %d requests in %.3f s%s",
             self._file_transport.peer,
@@ -153,6 +160,8 @@ class ServerConnection(RSocketServer, LeanRSocket):
     def send_frame(self, frame: Frame | FrameFragmentMixin) -> None:
         """As rsocket's, but what a peer can make us send without taking it is counted."""
         if type(frame) in _OWED_FRAMES and isinstance(frame, Frame):
+            if self._file_transport.is_lost:
+                return
             nbytes = len(frame.data or b"") + _FRAME_COST_BYTES
             self._owed_bytes += nbytes
             frame.sent_future = self._loop.create_future()
@@ -201,7 +210,12 @@ class ServerConnection(RSocketServer, LeanRSocket):
         announced = frame.max_lifetime_milliseconds / 1000
         self._idle_seconds = max(limits.idle_seconds, min(announced, 10 * limits.idle_seconds))
         self._file_transport.set_limits(
-            ReassemblyLimits(limits.max_request_bytes, limits.max_connection_bytes, max_streams=limits.max_streams)
+            ReassemblyLimits(
+                limits.max_request_bytes,
+                limits.max_connection_bytes,
+                max_metadata_bytes=limits.max_metadata_bytes,
+                max_streams=limits.max_streams,
+            )
         )
         # Not before: a stranger must not write to the disk.
         self._file_transport.set_spooler(self._session.spool)
@@ -337,6 +351,7 @@ class _Reply(StreamHandler, Disposable):
         self._future: asyncio.Future[Payload] | None = None
         self._operation = operation
         self._outgoing: OutgoingFrame | None = None
+        self._waiting_bytes = 0
         self._sending: asyncio.Task[None] | None = None
         self._is_cancelled = False
 
@@ -363,6 +378,9 @@ class _Reply(StreamHandler, Disposable):
         else:
             frame = to_payload_frame(self._stream(), payload, complete=True, fragment_size_bytes=FRAGMENT_SIZE_BYTES)
             self._operation.nbytes += len(payload.data or b"")
+            # Of a larger one nothing is here that isn't in the memory store anyway.
+            self._waiting_bytes = min(len(payload.data or b""), SMALL_FILE_BYTES)
+            self._connection.answers.add(self._waiting_bytes)
             self._outgoing = OutgoingFrame(frame, _SKIPPED, self._on_sent)
             self._connection.send_frame(self._outgoing)
 
@@ -379,6 +397,7 @@ class _Reply(StreamHandler, Disposable):
             self._future.cancel()
         if self._outgoing is not None:
             self._outgoing.withdraw()
+            self._settle()
         if self._sending is not None:
             self._sending.cancel()
         self._operation.end(asyncio.CancelledError())
@@ -416,8 +435,15 @@ class _Reply(StreamHandler, Disposable):
             self._on_sent()
 
     def _on_sent(self) -> None:
+        self._settle()
         self._operation.end(None)
         self._finish_stream()
+
+    def _settle(self) -> None:
+        """The answer waits no more in the send queue."""
+        nbytes, self._waiting_bytes = self._waiting_bytes, 0
+        if nbytes:
+            self._connection.answers.remove(nbytes)
 
     def _fail(self, error: BaseException) -> None:
         self._connection.send_error(self._stream(), error if isinstance(error, Exception) else ServerError(str(error)))

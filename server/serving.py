@@ -1,16 +1,19 @@
 """The listening server: accepts connections, and ends them in good order."""
 
 import asyncio
+import ctypes
 import logging
 import ssl
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from os import PathLike
 from types import TracebackType
 from typing import Final, Self
 
+from shared.blocking import run_blocking
 from shared.errors import TransferError
-from shared.logs import quiet_rsocket
+from shared.logs import limit_repeats, quiet_rsocket
 from shared.reassembly import ReassemblyBudget
 from shared.transport import FrameTransport
 from shared.wire import DEFAULT_PORT
@@ -34,6 +37,10 @@ _GRACE_SECONDS: Final = 2.0
 _UPLOAD_EXPIRY_SECONDS: Final = 24 * 60 * 60.0
 _SWEEP_SECONDS: Final = 60 * 60.0
 _WATCH_SECONDS: Final = 0.5
+# After so much was held for payloads that weren't whole, the system gets it back.
+_TRIM_BYTES: Final = 64 * 1024 * 1024
+# Those who say something that a peer can cause again and again.
+_LOGGERS: Final = ("shared.transport", *(f"server.{name}" for name in ("connection", "handler", "session", "upload")))
 
 
 class FileServer:
@@ -89,6 +96,7 @@ class FileServer:
 
     async def __aenter__(self) -> Self:
         quiet_rsocket()
+        limit_repeats(*_LOGGERS)
         await self.data.store.start()
         listener = Listener(self._limits, self._tls, self._budget, self._connected, self._lost)
         try:
@@ -137,6 +145,9 @@ class FileServer:
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             self._check_connections()
+            if self._budget.most_bytes > max(_TRIM_BYTES, 4 * self._budget.used_bytes):
+                self._budget.most_bytes = 0
+                await run_blocking(None, _trim)
 
     def _check_connections(self) -> None:
         # Not in the loop above, whose variable would keep the last connection, and all that waits in it, for ever.
@@ -152,6 +163,13 @@ class FileServer:
         connection = self._connections.pop(transport, None)
         if connection is not None:  # else it was refused
             connection.on_lost()
+
+
+def _trim() -> None:
+    """Gives back to the system what the C library keeps: it would be all that a flood has ever taken. Blocks."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than GNU's
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def serve(

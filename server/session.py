@@ -44,7 +44,7 @@ from .users import ANYBODY, Right
 from .whole import FilePayload, UploadSpool
 from .work import Work
 
-__all__ = ["ChatUserSession"]
+__all__ = ["SMALL_FILE_BYTES", "ChatUserSession"]
 
 _log = logging.getLogger(__name__)
 
@@ -52,10 +52,10 @@ P = ParamSpec("P")
 
 # Enough for a listing to fill the connection, little enough to forget.
 _DEFAULT_WINDOW_BYTES = 256 * 1024
-# A file up to this is read as a whole for its answer, which saves a task; `Limits.max_streams` of them may wait.
-_SMALL_FILE_BYTES = 64 * 1024
 # The routes that need no time for a file in memory, and the right that each one needs.
 _AT_ONCE: Final = {Route.UPLOAD: Right.WRITE, Route.DOWNLOAD: Right.READ, Route.STAT: Right.READ}
+SMALL_FILE_BYTES: Final = 64 * 1024
+"""A file up to this is read as a whole for its answer, which saves a task."""
 
 
 class ChatUserSession:
@@ -65,6 +65,7 @@ class ChatUserSession:
         data: What is served; the session's own, empty, if None.
         work: Counts the operations and owns their tasks; the session's own if None.
         window: The connection's send window; the session's own if None.
+        answers: The same, for small answers.
 
     Attributes:
         user: Who is asking; anybody, who may do everything, until somebody says otherwise.
@@ -75,7 +76,11 @@ class ChatUserSession:
     """
 
     def __init__(
-        self, data: ChatData | None = None, work: Work | None = None, window: SendWindow | None = None
+        self,
+        data: ChatData | None = None,
+        work: Work | None = None,
+        window: SendWindow | None = None,
+        answers: SendWindow | None = None,
     ) -> None:
         self.user = ANYBODY
         self.peer = "-"
@@ -85,6 +90,7 @@ class ChatUserSession:
         self._data = data if data is not None else ChatData()
         self._work = work if work is not None else Work()
         self._window = window if window is not None else SendWindow(_DEFAULT_WINDOW_BYTES)
+        self._answers = answers if answers is not None else SendWindow(_DEFAULT_WINDOW_BYTES)
 
     def router_factory(self) -> RequestRouter:
         """The routes of this session. Each answers at once with a task, so that none holds up its connection."""
@@ -210,13 +216,19 @@ class ChatUserSession:
     async def _download(self, composite_metadata: CompositeMetadata) -> Payload:
         name = get_file_name(composite_metadata)
         self.user.check(Right.READ, name)
-        reader = await self._data.store.open(name)
-        if self.sends_files and reader.info.size > _SMALL_FILE_BYTES and not self._is_in_memory:
-            return FilePayload(reader, name_metadata(name))
+        # Not opened before: somebody who asks for thousands and takes none has few of them here, and in the store's
+        # queue. The answer itself counts once it is made.
+        await self._answers.reserve(SMALL_FILE_BYTES)
         try:
-            return Payload(await reader.read(0, reader.info.size), name_metadata(name))
+            reader = await self._data.store.open(name)
+            if self.sends_files and reader.info.size > SMALL_FILE_BYTES and not self._is_in_memory:
+                return FilePayload(reader, name_metadata(name))
+            try:
+                return Payload(await reader.read(0, reader.info.size), name_metadata(name))
+            finally:
+                await reader.close()
         finally:
-            await reader.close()
+            self._answers.remove(SMALL_FILE_BYTES)
 
     async def _list(self, request: ListRequest) -> Items:
         # A snapshot: uploads go on meanwhile.

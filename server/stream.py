@@ -83,12 +83,18 @@ class SendWindow:
         await self._room()
         self._queued_bytes += _RESERVED_BYTES
 
+    async def reserve(self, nbytes: int) -> None:
+        """Returns when there is room for an answer, which is reserved until `remove`: it has to be read first."""
+        await self._wait()
+        self._queued_bytes += nbytes
+
     async def _room(self) -> None:
         if self._queued_bytes < self._limit_bytes:
             # A turn for the loop: a stream whose items cost nothing to make must not hold the connection.
             await asyncio.sleep(0)
-            if self._queued_bytes < self._limit_bytes:
-                return
+        await self._wait()
+
+    async def _wait(self) -> None:
         while self._queued_bytes >= self._limit_bytes:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)

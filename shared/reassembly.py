@@ -89,6 +89,8 @@ class ReassemblyLimits:
         max_connection_bytes: All payloads of the connection that aren't whole yet. The one that goes beyond it is
             refused with `server_full`.
         max_frame_bytes: One frame. A longer one ends the connection.
+        max_metadata_bytes: One payload's metadata, whole or split; beyond it its stream is refused with `too_large`.
+            Also one frame that is no payload or request; a longer one ends the connection.
         max_streams: Requests that aren't whole yet, and streams, together. One more request is refused with
             `too_many_streams`; so is one more item that isn't whole, if there are as many of those.
     """
@@ -96,6 +98,7 @@ class ReassemblyLimits:
     max_payload_bytes: int | None = None
     max_connection_bytes: int | None = None
     max_frame_bytes: int = MAX_FRAME_BYTES
+    max_metadata_bytes: int | None = None
     max_streams: int | None = None
 
 
@@ -108,12 +111,16 @@ class ReassemblyBudget:
     Args:
         max_bytes: The most; None is no limit.
         clock: Tells the time in seconds.
+
+    Attributes:
+        most_bytes: The most that was held, since somebody set it to 0.
     """
 
     def __init__(self, max_bytes: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock: Final = clock
         self._max_bytes = math.inf if max_bytes is None else max_bytes
         self._used_bytes = 0
+        self.most_bytes = 0
         self._holders: set[Reassembler] = set()
         self._ranked_at = -math.inf
         self._largest: Reassembler | None = None
@@ -136,6 +143,7 @@ class ReassemblyBudget:
         if self._missing(nbytes) > 0 and (holder is None or not self._make_room(nbytes, holder)):
             return False
         self._used_bytes += nbytes
+        self.most_bytes = max(self.most_bytes, self._used_bytes)
         if holder is not None:
             self._holders.add(holder)
         return True
@@ -236,6 +244,7 @@ class SplitPayload:
 
     Attributes:
         nbytes: Its data and metadata so far.
+        metadata_bytes: Its metadata so far.
         spool: Where its data goes; None for memory.
         cost: What of it counts in the limits, but for what is being joined or stored.
         data_cost: What of that is data.
@@ -252,6 +261,7 @@ class SplitPayload:
         "data_cost",
         "first",
         "is_placed",
+        "metadata_bytes",
         "nbytes",
         "seen_bytes",
         "spool",
@@ -260,6 +270,7 @@ class SplitPayload:
     def __init__(self, first: FragmentableFrame) -> None:
         self.first = first
         self.nbytes = 0
+        self.metadata_bytes = 0
         self.cost = 0
         self.data_cost = 0
         self.busy_cost = 0
@@ -285,6 +296,7 @@ class SplitPayload:
         metadata_bytes, nbytes = len(fragment.metadata or b""), len(fragment.data or b"")
         self.cost += cost
         self.nbytes += nbytes + metadata_bytes
+        self.metadata_bytes += metadata_bytes
         if fragment.metadata:
             self._metadata.append(bytes(fragment.metadata))  # as it is, where it is bytes already
         if fragment.data:
@@ -388,7 +400,8 @@ class Reassembler:
         """Replaces the limits, for what arrives from now on."""
         self._limits = limits
         # Most frames are this small and whole, of streams that nothing is known of here: those need no second look.
-        self._small_bytes = min(_UNCOUNTED_BYTES, limits.max_frame_bytes, limits.max_payload_bytes or MAX_FRAME_BYTES)
+        known = (limits.max_frame_bytes, limits.max_payload_bytes, limits.max_metadata_bytes)
+        self._small_bytes = min(_UNCOUNTED_BYTES, *(limit for limit in known if limit is not None))
 
     def received_of(self, stream_id: int) -> int:
         """Bytes that have arrived of a payload of this stream that isn't whole yet."""
@@ -447,6 +460,9 @@ class Reassembler:
         if header.may_be_ignored:
             return False
         if not header.is_fragmentable:
+            maximum = self._limits.max_metadata_bytes
+            if maximum is not None and header.length > maximum:
+                raise FrameError(f"a frame of {header.length} bytes; at most {maximum} are taken of its kind")
             if not self._take(header, header.length if header.length > _UNCOUNTED_BYTES else 0):
                 raise FrameError(f"no room for a frame of {header.length} bytes")
             return True
@@ -463,6 +479,9 @@ class Reassembler:
             The frame, if it stands for itself; the payload that it completes, or one whose data is due at its spool,
             which is to be given to `release` once it was joined, or its data stored; None if it is kept, or concerns
             nobody.
+
+        Raises:
+            PayloadRefused: It has too much metadata; nothing of the payload is kept.
         """
         cost = self._end_incoming()
         stream_id = frame.stream_id
@@ -577,13 +596,18 @@ class Reassembler:
 
     def _feed_payload(self, frame: FragmentableFrame, cost: int) -> Frame | SplitPayload | None:
         partial = self._partials.get(frame.stream_id)
+        if frame.metadata:
+            self._check_metadata(frame, partial, cost)
         if partial is None:
             # This side may have cancelled the stream between the frame's header and its end.
             is_wanted = frame.stream_id not in self._abandoned or not isinstance(frame, PayloadFrame)
-            if not frame.flags_follows or not is_wanted:
+            is_spooled = self.spooler is not None and cost >= _SPOOL_BYTES and isinstance(frame, RequestResponseFrame)
+            if not is_wanted or not (frame.flags_follows or is_spooled):
                 self._grown_bytes += cost
                 self._give_back(cost)
                 return frame if is_wanted else None
+            # A large request is stored as a split one would be, though it came in one frame: nobody sends the next one
+            # before, and it counts meanwhile.
             partial = self._partials[frame.stream_id] = SplitPayload(frame)
             self._requests += partial.is_request
         self._grown_bytes += partial.add(frame, cost)
@@ -629,6 +653,17 @@ class Reassembler:
         if maximum is not None and count >= maximum:
             error = TooManyStreams(f"a connection may have {maximum} requests under way, whole or not")
             self._refuse(header, None, error)
+
+    def _check_metadata(self, frame: FragmentableFrame, partial: SplitPayload | None, cost: int) -> None:
+        """Raises PayloadRefused if the metadata is more than anybody wants to parse."""
+        maximum = self._limits.max_metadata_bytes
+        nbytes = len(frame.metadata or b"") + (0 if partial is None else partial.metadata_bytes)
+        if maximum is not None and nbytes > maximum:
+            self._give_back(cost)
+            self.abandon(frame.stream_id)
+            kind = (frame if partial is None else partial.first).frame_type
+            error = TooLarge(f"metadata of at least {nbytes} bytes; at most {maximum} are taken")
+            raise PayloadRefused(frame.stream_id, kind, error)
 
     def _refuse(self, header: FrameHeader, partial: SplitPayload | None, error: TransferError) -> NoReturn:
         kind = header.kind if partial is None else int(partial.first.frame_type)

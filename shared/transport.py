@@ -19,9 +19,11 @@ import socket
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Final, Self, cast
+from weakref import WeakKeyDictionary
 
 from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketTransportError
@@ -67,6 +69,8 @@ _UNSENT_BYTES: Final = 128 * 1024
 # After so many frames or bytes the loop gets a turn. Handling a small frame takes 20 to 50 µs, writing 256 KiB 100 µs.
 _FRAMES_PER_TURN: Final = 16
 _SENT_BYTES_PER_TURN: Final = 256 * 1024
+# How many of the connections that have more than that go on in one turn of the loop.
+_BUSY_PER_TURN: Final = 4
 # How long a thread may receive for one connection before another one's turn comes.
 _RECEIVE_SECONDS: Final = 0.05
 # How long a peer has to take what was already sent before the connection is cut.
@@ -77,6 +81,31 @@ _Bytes = bytes | bytearray | memoryview
 
 class SkippedFrame(CancelFrame):
     """Stands in rsocket's send queue for a frame that was withdrawn; never written."""
+
+
+class _Turns:
+    """Lets few of the busy connections of a loop go on at a time, so that a turn is short however many there are."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def turn(self) -> None:
+        """Returns when it is the caller's turn: in the loop's next one, or later."""
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        self._waiting.append(waiter)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._next)
+        await waiter
+
+    def _next(self) -> None:
+        for _ in range(min(_BUSY_PER_TURN, len(self._waiting))):
+            _wake(self._waiting.popleft())
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._next)
+
+
+_turns: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns]] = WeakKeyDictionary()
 
 
 class FrameTransport(Transport, asyncio.BufferedProtocol):
@@ -113,6 +142,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._is_reading_paused = False
         self._reader: asyncio.Future[None] | None = None
         self._received_this_turn = 0
+        self._turns = _turns.setdefault(self._loop, _Turns())
         self._received_at = self._loop.time()
         self._has_refused = False
 
@@ -353,7 +383,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         while True:
             if self._received_this_turn >= _FRAMES_PER_TURN:
                 self._received_this_turn = 0
-                await asyncio.sleep(0)
+                await self._turns.turn()
             if self._is_exhausted():
                 raise StopAsyncIteration
             if self._spliced is None and not self._receiver.is_ready:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import IO
 
 import pytest
 from argon2 import PasswordHasher
@@ -138,12 +139,14 @@ class ServerProcess:
 
 
 @asynccontextmanager
-async def server_process(*arguments: str, max_fds: int | None = None) -> AsyncGenerator[ServerProcess, None]:
+async def server_process(
+    *arguments: str, max_fds: int | None = None, stderr: int | IO[bytes] = asyncio.subprocess.PIPE
+) -> AsyncGenerator[ServerProcess, None]:
     """`python -m server`, which may have so many files and sockets open."""
     limited = () if max_fds is None else ("sh", "-c", f'ulimit -n {max_fds} && exec "$@"', "sh")
     process = await asyncio.create_subprocess_exec(
         *limited, sys.executable, "-m", "server", "--port", "0", *arguments,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE, stderr=stderr,
     )  # fmt: skip
     assert process.stdout is not None
     try:

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,8 @@ async def test_dribblers_lose_their_room_to_who_needs_it() -> None:
 
 
 async def test_half_a_frame_is_half_a_payload() -> None:
-    async with serve(limits=LIMITS) as server, peers(server, 4) as silent:
+    limits = replace(LIMITS, max_metadata_bytes=1_000_000)  # else a keepalive of that size isn't waited for
+    async with serve(limits=limits) as server, peers(server, 4) as silent:
         for peer in silent[:2]:
             await peer.send(large(half(1, 10_000), 900_000))
         await silent[2].send(large(upload(1, b"whole", b""), 900_000))
@@ -216,7 +218,8 @@ async def test_what_grows_no_more_is_refused_and_the_connection_lives(
 
 
 async def test_a_control_frame_that_never_arrives_ends_its_connection() -> None:
-    async with serve(limits=Limits(payload_seconds=0.3)) as server, raw_peer(server.uri) as peer:
+    limits = Limits(payload_seconds=0.3, max_metadata_bytes=1_000_000)  # else it isn't waited for
+    async with serve(limits=limits) as server, raw_peer(server.uri) as peer:
         await peer.send(large(frame(0, KEEPALIVE, 0, bytes(8)), 500_000))
         assert (await refused(peer))[1].startswith("invalid_frame: ")
 

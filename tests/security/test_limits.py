@@ -3,6 +3,7 @@
 import asyncio
 import struct
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,49 @@ async def test_fragments_over_the_limit_are_refused_once_and_the_rest_is_skipped
         assert (await receive(peer)).stream_id == 3
         assert server._budget.used_bytes == 0
         assert list(server.data.files) == ["b"]
+
+
+BOMB = item(b"route", b"") * 25_000
+"""Metadata that takes a second to parse, for each four megabytes."""
+BEGUN = request(1, REQUEST_RESPONSE, BOMB[:9000], flags=FOLLOWS)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param([request(1, REQUEST_RESPONSE, BOMB)], id="whole"),
+        pytest.param([BEGUN, request(1, PAYLOAD, BOMB)], id="split"),
+        pytest.param([BEGUN, *[request(1, PAYLOAD, BOMB[:8000], flags=FOLLOWS)] * 9], id="in pieces"),
+        pytest.param([request(1, REQUEST_STREAM, BOMB)], id="a stream's"),
+        pytest.param(
+            [channel(1, b"a", b'{"upload_id": "u"}'), request(1, PAYLOAD, BOMB, b"x", flags=NEXT)], id="an item's"
+        ),
+    ],
+)
+async def test_metadata_over_the_limit_is_refused_unparsed(sent: list[bytes], tmp_path: Path) -> None:
+    data = ChatData(DirectoryStore(tmp_path))
+    async with serve(data=data) as server, raw_peer(server.uri) as peer:
+        await peer.send(*sent)
+        while (answer := await receive(peer)).kind != ERROR:
+            pass
+        assert answer.error[1].startswith("too_large: metadata of at least ")
+        assert server._budget.used_bytes == 0
+        await peer.send(stat(3, b"missing"))
+        while (answer := await receive(peer)).kind != ERROR:
+            pass
+        assert answer.error[1].startswith("not_found: ")
+        assert server_stream_ids(server) == []
+
+
+async def test_a_large_keepalive_ends_the_connection() -> None:
+    """Echoes that nobody takes would wait here, 16 MB of each connection."""
+    async with serve() as server:
+        for nbytes in (20_000, 100_000, 16_000_000):
+            async with raw_peer(server.uri) as peer:
+                await peer.send(frame(0, KEEPALIVE, 0x80, bytes(nbytes)))
+                code, text = await refused(peer)
+                assert code == CONNECTION_ERROR
+                assert text.startswith("invalid_frame: a frame of ")
 
 
 async def test_what_one_connection_holds_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
@@ -594,3 +638,67 @@ async def test_a_thousand_connections_in_turn_leave_nothing_behind(tmp_path: Pat
         assert server.rss - memory < 8 * MIB
         status, log = await server.stop()
         assert (status, log) == (0, "")
+
+
+async def test_small_files_that_nobody_takes_are_not_read(tmp_path: Path) -> None:
+    data = ChatData(DirectoryStore(tmp_path))
+    async with serve(data=data) as server:
+        await data.store.put("small", bytes(64 * 1024))
+        async with raw_peer(server.uri) as peer:
+            await peer.send(*(download(stream_id, b"small") for stream_id in range(1, 2001, 2)))
+            await eventually(lambda: server.work.started == 1000)
+            await serves(server.uri)
+            (connection, *_) = server._connections.values()
+            await eventually(lambda: connection._file_transport.write_blocked_since is not None)
+            waiting = connection._send_queue.qsize()
+            assert waiting * 64 * 1024 < 4 * MIB, f"{waiting} answers wait"
+            for _ in range(1000):
+                assert len((await receive(peer)).data) == 64 * 1024
+        await eventually(lambda: not server.work.active)
+        assert connection.answers._queued_bytes == 0
+
+
+async def test_whole_frames_wait_for_the_folder_one_by_one(tmp_path: Path) -> None:
+    data = ChatData(DirectoryStore(tmp_path))
+    async with serve(data=data) as server:
+        put, most = data.store.put, 0
+
+        async def noted(name: str, content: bytes) -> None:
+            nonlocal most
+            most = max(most, len(content))
+            await put(name, content)
+
+        data.store.put = noted  # type: ignore[method-assign]
+        async with raw_peer(server.uri) as peer:
+            for stream_id in range(1, 11, 2):
+                await peer.send(upload(stream_id, b"large", bytes([stream_id]) * 4_000_000))
+            for stream_id in range(1, 11, 2):
+                assert (await receive(peer)).stream_id == stream_id
+        assert most == 0, "it was held in memory until there was a thread for it"
+        assert (tmp_path / "large").read_bytes() == b"\x09" * 4_000_000
+        assert server._budget.used_bytes == 0
+
+
+async def test_who_comes_again_and_again_is_logged_ten_times(caplog: pytest.LogCaptureFixture) -> None:
+    async with serve(limits=Limits(max_request_bytes=1000, max_streams=1)) as server:
+        for _ in range(30):
+            async with raw_peer(server.uri) as peer:
+                await peer.send(upload(1, b"a", bytes(2000)))
+                assert (await receive(peer)).error[1].startswith("too_large: ")
+    said = warnings(caplog)
+    assert len(said) == 10
+    assert said[-1].endswith("more of this kind isn't logged for a minute")
+
+
+@needs_proc
+async def test_what_a_flood_took_is_given_back_to_the_system() -> None:
+    async with server_process() as server:
+        await serves(server.uri)
+        before = server.rss
+        async with AsyncExitStack() as stack:
+            for _ in range(4):
+                peer = await stack.enter_async_context(raw_peer(server.uri))
+                await peer.send(*fragments(1, b"a", 1_000_000, 80))
+            await eventually(lambda: server.rss - before > 250 * MIB, seconds=20)
+        await eventually(lambda: server.rss - before < 64 * MIB, seconds=20)
+        assert await server.stop() == (0, "")

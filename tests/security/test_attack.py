@@ -1,0 +1,19 @@
+"""A short run of some attacks; `python -m tests.security.attack` does all of them, for longer."""
+
+import pytest
+
+from tests.security import attack
+from tests.security.support import needs_proc
+
+SOME = {
+    "memory": ["no proper setup", "metadata of many items", "errors"],
+    "folder": ["broken frames", "json of every kind", "names of every kind"],
+    "users": ["what is others"],
+}
+
+
+@needs_proc
+@pytest.mark.parametrize("mode", SOME)
+async def test_honest_clients_are_served_meanwhile(mode: str) -> None:
+    # Ten seconds, since the machine may be busy with other things.
+    assert await attack.run(mode, SOME[mode], 0.5, files=20, honest_seconds=10, is_quiet=True) == []
