@@ -166,6 +166,7 @@ class _WatchedUpload:
     async def commit(self, digest: str | None) -> FileInfo:
         await self._store.before_commit()
         info = await self._upload.commit(digest)
+        self._end()
         await self._store.after_commit()
         return info
 
