@@ -110,9 +110,10 @@ class FrameReceiver:
             return None
         self._header = None
         frame = parse_frame(header, view[begin : self._start + total], is_borrowed=self._reassembler.copies(header))
-        fed = self._reassembler.feed(frame) if frame is not None else None
-        self._advance(total)
-        return fed
+        try:
+            return self._reassembler.feed(frame) if frame is not None else None
+        finally:
+            self._advance(total)  # only now: what was borrowed is copied, or refused
 
     @property
     def arrived_bytes(self) -> int:

@@ -650,7 +650,20 @@ async def test_the_disk_is_touched_in_threads_only(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(module, name, call)
 
     for name in [
-        *("open", "close", "read", "write", "pread", "pwrite", "readv", "writev", "lseek", "fsync", "truncate"),
+        *(
+            "open",
+            "close",
+            "read",
+            "write",
+            "pread",
+            "pwrite",
+            "pwritev",
+            "readv",
+            "writev",
+            "lseek",
+            "fsync",
+            "truncate",
+        ),
         *("stat", "lstat", "fstat", "scandir", "listdir", "mkdir", "makedirs", "rename", "replace", "link", "unlink"),
         *("remove", "rmdir", "utime", "readlink", "access"),
     ]:
@@ -680,7 +693,7 @@ async def test_the_disk_is_touched_in_threads_only(tmp_path: Path, monkeypatch: 
     monkeypatch.undo()
 
     assert not in_loop
-    assert {"open", "writev", "pread", "fsync", "lstat", "scandir", "replace", "link", "unlink", "close"} <= called
+    assert {"open", "pwritev", "pread", "fsync", "lstat", "scandir", "replace", "link", "unlink", "close"} <= called
 
 
 async def test_a_thread_that_hangs_holds_up_its_caller_only(
