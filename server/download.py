@@ -1,10 +1,12 @@
 """A range of a file, as the items of a stream."""
 
+import asyncio
 from dataclasses import replace
 from typing import Final
 
 from rsocket.payload import Payload
 
+from shared.blocking import run_blocking
 from shared.digest import Digest
 from shared.errors import Changed, InvalidRequest
 from shared.messages import CHUNK_BYTES, ChunkHead, DownloadRequest, transfer_metadata
@@ -43,7 +45,7 @@ async def read_range(store: Store, name: str, request: DownloadRequest, stream: 
         if is_whole and info.digest is not None and info.digest.startswith(f"{request.digest}:"):
             running, head = None, replace(head, range_digest=info.digest)  # the store knows it
         else:
-            running = await _running_digest(reader, request, digest_from)
+            running = await _running_digest(reader, request, digest_from, stream.digesting)
 
         file = reader.file() if stream.sends_files and isinstance(reader, FileReader) else None
         offset, block, at, item_bytes = request.offset, b"", 0, request.item_bytes
@@ -83,7 +85,9 @@ async def _send_past(
     return offset + count * item_bytes
 
 
-async def _running_digest(reader: Reader, request: DownloadRequest, digest_from: int) -> Digest | None:
+async def _running_digest(
+    reader: Reader, request: DownloadRequest, digest_from: int, turn: asyncio.Lock
+) -> Digest | None:
     """The digest that the range's bytes are to be added to; None if none was asked for."""
     if digest_from > request.offset:
         raise InvalidRequest(f"the digest can't start at {digest_from}, behind the range's start {request.offset}")
@@ -91,6 +95,11 @@ async def _running_digest(reader: Reader, request: DownloadRequest, digest_from:
         return None
     digest = Digest(request.digest)
     # Read again for somebody who goes on with a file that this store didn't receive itself, and knows no digest of.
-    while (before := digest_from + digest.length) < request.offset:
-        digest.update(await reader.read(before, min(_READ_BYTES, request.offset - before)))
+    # In a thread: a megabyte may take milliseconds, and where the content is in memory nothing else gives others a
+    # turn.
+    if digest_from < request.offset:
+        async with turn:
+            while (before := digest_from + digest.length) < request.offset:
+                block = await reader.read(before, min(_READ_BYTES, request.offset - before))
+                await run_blocking(None, digest.update, block)
     return digest

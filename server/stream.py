@@ -39,9 +39,13 @@ class SendWindow:
 
     Args:
         limit_bytes: Above this nobody may add; an item is added whole, so the queue can be one item longer.
+
+    Attributes:
+        digesting: Held by the stream that reads again what its peer has, so that a connection does that once at a time.
     """
 
     def __init__(self, limit_bytes: int) -> None:
+        self.digesting: Final = asyncio.Lock()
         self._limit_bytes = limit_bytes
         self._queued_bytes = 0
         self._streams = 0
@@ -147,6 +151,11 @@ class PullStream(Publisher, Subscription, Disposable):
     def is_crowded(self) -> bool:
         """Whether there are so many streams that what each of them reads ahead would add up."""
         return self._window.is_crowded
+
+    @property
+    def digesting(self) -> asyncio.Lock:
+        """See `SendWindow`."""
+        return self._window.digesting
 
     async def send_items(self, file: OpenFile, offset: int, count: int, item_bytes: int, digest: Digest | None) -> int:
         """Sends items of a file, past the generator; how many could be sent.

@@ -702,3 +702,18 @@ async def test_what_a_flood_took_is_given_back_to_the_system() -> None:
             await eventually(lambda: server.rss - before > 250 * MIB, seconds=20)
         await eventually(lambda: server.rss - before < 64 * MIB, seconds=20)
         assert await server.stop() == (0, "")
+
+
+@needs_proc
+async def test_digests_of_what_peers_have_already_hold_up_nobody() -> None:
+    async with server_process() as server:
+        async with FileClient.connect(server.uri) as files:
+            await files.upload_from("large", bytes(64 * MIB))
+        said = b'{"offset": 67108863, "digest_from": 0, "digest": "sha-256"}'
+        metadata = route_item("file.download") + name_item(b"large") + item(b"chat/file-transfer", said)
+        async with raw_peer(server.uri) as peer, raw_peer(server.uri) as other:
+            for each in (peer, other):
+                await each.send(*(request(stream_id, REQUEST_STREAM, metadata) for stream_id in range(1, 2001, 2)))
+            assert (await receive(peer)).kind == PAYLOAD
+            async with asyncio.timeout(5):  # all of it takes the server much longer
+                await serves(server.uri)
