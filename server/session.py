@@ -38,7 +38,9 @@ from shared.wire import Route, encode_name, name_metadata, parse_name
 from .data import ChatData, get_file_name
 from .download import read_range
 from .memory_store import MemoryStore
+from .store import Store
 from .stream import Items, PullStream, SendWindow
+from .turns import StoreInTurns
 from .upload import UploadChannel
 from .users import ANYBODY, Right
 from .whole import FilePayload, UploadSpool
@@ -88,6 +90,7 @@ class ChatUserSession:
         self.queue_items: Callable[[FileItems], None] | None = None
         self.transport: FrameTransport | None = None
         self._data = data if data is not None else ChatData()
+        self._store: Store = self._data.store if self._is_in_memory else StoreInTurns(self._data.store)
         self._work = work if work is not None else Work()
         self._window = window if window is not None else SendWindow(_DEFAULT_WINDOW_BYTES)
         self._answers = answers if answers is not None else SendWindow(_DEFAULT_WINDOW_BYTES)
@@ -114,7 +117,7 @@ class ChatUserSession:
         async def download_chunks(composite_metadata: CompositeMetadata) -> Publisher:
             name, request = get_file_name(composite_metadata), DownloadRequest.from_json(_said(composite_metadata))
             self.user.check(Right.READ, name)
-            store = self._data.store
+            store = self._store
             moves_files = self.transport is not None and self.transport.moves_files
             queue = self.queue_items if moves_files else None
             what = f"{Route.DOWNLOAD} {name!r}"
@@ -129,7 +132,9 @@ class ChatUserSession:
             request = replace(request, upload_id=self.user.scoped(request.upload_id))
             first = bytes(payload.data or b"")
             operation = self._work.begin(f"{self.peer} {Route.UPLOAD} {name!r} {request.upload_id}")
-            channel = UploadChannel(self._data, name, request, first, self._work, operation, self.transport)
+            channel = UploadChannel(
+                self._data, self._store, name, request, first, self._work, operation, self.transport
+            )
             return channel, channel
 
         @router.response(Route.UPLOAD_STATUS)
@@ -160,7 +165,7 @@ class ChatUserSession:
             self.user.check(Right.WRITE, name)
         except TransferError:
             return None
-        return UploadSpool(self._data.store, name, self._work)
+        return UploadSpool(self._store, name, self._work)
 
     def answer_at_once(self, request: Payload) -> Payload | Callable[[], Payload | None] | None:
         """The answer to a request-response that takes neither time nor a task: one about a file in memory.
@@ -210,7 +215,7 @@ class ChatUserSession:
             await content.commit()
         else:
             # A copy of its own: what rsocket hands over may be a buffer that somebody still writes to.
-            await self._data.store.put(name, bytes(content or b""))
+            await self._store.put(name, bytes(content or b""))
         return Payload(b"", name_metadata(name))
 
     async def _download(self, composite_metadata: CompositeMetadata) -> Payload:
@@ -220,7 +225,7 @@ class ChatUserSession:
         # queue. The answer itself counts once it is made.
         await self._answers.reserve(SMALL_FILE_BYTES)
         try:
-            reader = await self._data.store.open(name)
+            reader = await self._store.open(name)
             if self.sends_files and reader.info.size > SMALL_FILE_BYTES and not self._is_in_memory:
                 return FilePayload(reader, name_metadata(name))
             try:
@@ -232,7 +237,7 @@ class ChatUserSession:
 
     async def _list(self, request: ListRequest) -> Items:
         # A snapshot: uploads go on meanwhile.
-        found = await self._data.store.list(request.prefix)
+        found = await self._store.list(request.prefix)
         infos = [info for info in found if self.user.may(Right.READ, info.name)]
         for index, info in enumerate(infos, 1):
             metadata = transfer_metadata(info) if request.details else None
@@ -242,17 +247,17 @@ class ChatUserSession:
         name, request = get_file_name(composite_metadata), FileRequest.from_json(_said(composite_metadata))
         self.user.check(Right.WRITE, name)
         upload_id = self.user.scoped(check_upload_id(request.upload_id or ""))
-        return Payload(b"", transfer_metadata(Receipt(await self._data.store.uploaded(upload_id, name))))
+        return Payload(b"", transfer_metadata(Receipt(await self._store.uploaded(upload_id, name))))
 
     async def _stat(self, composite_metadata: CompositeMetadata) -> Payload:
         name = get_file_name(composite_metadata)
         self.user.check(Right.READ, name)
-        return Payload(b"", transfer_metadata(await self._data.store.stat(name)))
+        return Payload(b"", transfer_metadata(await self._store.stat(name)))
 
     async def _delete(self, composite_metadata: CompositeMetadata) -> Payload:
         name, request = get_file_name(composite_metadata), FileRequest.from_json(_said(composite_metadata))
         self.user.check(Right.DELETE, name)
-        return Payload(b"", transfer_metadata(await self._data.store.delete(name, request.if_match)))
+        return Payload(b"", transfer_metadata(await self._store.delete(name, request.if_match)))
 
     def _stream(
         self, what: str, make: Callable[[PullStream], Items], queue: Callable[[FileItems], None] | None = None

@@ -17,7 +17,7 @@ from shared.messages import Receipt, UploadEnd, UploadRequest, find_transfer, tr
 from shared.transfer import DEFAULT_WINDOW, UploadReceiver
 from shared.transport import FrameTransport
 
-from .store import FileUpload, Upload
+from .store import FileUpload, Store, Upload
 from .work import Operation, Work
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
     client's failure as `on_error`. What is durable by then is kept for the next channel with the same `upload_id`.
 
     Args:
-        data: Where the file goes, and who has which upload.
+        data: Who has which upload.
+        store: Where the file goes.
         name: The file's name.
         request: What the client asked for.
         first: Bytes that came with the request itself.
@@ -79,6 +80,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
     def __init__(
         self,
         data: "ChatData",
+        store: Store,
         name: str,
         request: UploadRequest,
         first: bytes,
@@ -88,7 +90,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
     ) -> None:
         self.name = name
         self.request_made = request
-        self._store = data.store
+        self._store = store
         self._owners = data.uploads
         self._first = first
         self._work = work

@@ -330,10 +330,10 @@ async def test_an_upload_to_a_folder_that_loses_its_room_leaves_nothing(tmp_path
         folder(tmp_path, max_request_bytes=MIB, max_reassembly_bytes=1_700_000) as (server, parts),
         peers(server, 2) as (loser, keeper),
     ):
-        for peer in (keeper, loser):
+        for count, peer in enumerate((keeper, loser), 1):
             await peer.send(half(1, 200_000), more(1, bytes(MIB)))
-            await eventually(parts)
-        await eventually(lambda: len(parts()) == 2)
+            # All of it is stored before the next one sends: there is no room for both.
+            await eventually(lambda count=count: len(parts()) == count and server._budget.used_bytes < 10_000)
         await loser.send(more(1, bytes(500_000)))
         await keeper.send(more(1, bytes(300_000)))
         await eventually(lambda: server._budget.used_bytes > 800_000)
