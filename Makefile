@@ -30,7 +30,7 @@ demo: $(READY)
 	$(BIN)/python -m rx_client.examples parallel
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-all:
 	@.ci/test-all
