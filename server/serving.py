@@ -38,7 +38,7 @@ _UPLOAD_EXPIRY_SECONDS: Final = 24 * 60 * 60.0
 _SWEEP_SECONDS: Final = 60 * 60.0
 _WATCH_SECONDS: Final = 0.5
 # After so much was held for payloads that weren't whole, the system gets it back.
-_TRIM_BYTES: Final = 64 * 1024 * 1024
+_TRIM_BYTES: Final = 16 * 1024 * 1024
 # Those who say something that a peer can cause again and again.
 _LOGGERS: Final = ("shared.transport", *(f"server.{name}" for name in ("connection", "handler", "session", "upload")))
 
