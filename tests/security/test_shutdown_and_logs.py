@@ -240,4 +240,5 @@ async def test_a_client_is_quiet_about_what_is_normal(caplog: pytest.LogCaptureF
         server.process.kill()
         await asyncio.gather(pending, return_exceptions=True)
         await eventually(lambda: files._connector.current() is None)
-    assert warnings(caplog) == []
+    # asyncio's own word about the child that this test has killed isn't the client's.
+    assert [said for said in warnings(caplog) if not said.startswith("Unknown child process")] == []
