@@ -429,8 +429,9 @@ class _ClientHandler(BaseRequestHandler):
         if self.ended is None:
             self.ended = (code, text)
             self.first_sign.set()
-            if self.on_end is not None:
-                self.on_end(code, text)
+            on_end, self.on_end = self.on_end, None  # which leads back here, in a circle
+            if on_end is not None:
+                on_end(code, text)
 
 
 def _connection_failure(uri: str, ended: tuple[ErrorCode, str]) -> TransferError:

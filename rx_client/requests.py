@@ -194,6 +194,7 @@ class _ColdObservable(LoopObservable[T_co]):
             return (yield from last.future)
         finally:
             request.cancel()
+            del request, last  # which lead to an exception that leads to this frame
 
 
 class _Last(abc.ObserverBase[T]):

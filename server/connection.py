@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
+from functools import partial
 from typing import cast
 
 from rsocket.disposable import Disposable
@@ -114,7 +115,7 @@ class ServerConnection(RSocketServer, LeanRSocket):
         transport.set_limits(stranger)
         super().__init__(
             transport,
-            handler_factory=lambda: FileRequestHandler(self._session.router_factory()),
+            handler_factory=partial(_make_handler, self._session),
             metadata_encoding=WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA,
             fragment_size_bytes=FRAGMENT_SIZE_BYTES,
         )
@@ -138,7 +139,8 @@ class ServerConnection(RSocketServer, LeanRSocket):
     def on_lost(self) -> None:
         """The connection has ended; says in one line what it was."""
         self._paid.set()
-        # Connections are freed by the garbage collector, which may take its time: not with all that wasn't sent.
+        # What refers to this in a circle would stay until the collector comes, and with it all that wasn't sent.
+        self._session.queue_items = None
         while not self._send_queue.empty():
             self._send_queue.get_nowait()
         _log.info(
@@ -339,6 +341,10 @@ class ServerConnection(RSocketServer, LeanRSocket):
         frame = to_payload_frame(stream_id, payload, complete, is_next, FRAGMENT_SIZE_BYTES)
         self._window.add(nbytes)
         self.send_frame(OutgoingFrame(frame, _SKIPPED, lambda: self._window.remove(nbytes)))
+
+
+def _make_handler(session: ChatUserSession) -> FileRequestHandler:
+    return FileRequestHandler(session.router_factory())
 
 
 class _Reply(StreamHandler, Disposable):

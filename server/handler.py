@@ -49,7 +49,8 @@ class FileRequestHandler(BaseRequestHandler):
             return await self._route(FrameType.REQUEST_RESPONSE, payload)
         except RSocketProtocolError as error:
             failed: asyncio.Future[Payload] = asyncio.get_running_loop().create_future()
-            failed.set_exception(error)
+            # Without its traceback, which leads to this frame, and so to the future, in a circle.
+            failed.set_exception(error.with_traceback(None))
             return failed
 
     async def request_stream(self, payload: Payload) -> Publisher:
@@ -62,7 +63,7 @@ class FileRequestHandler(BaseRequestHandler):
         try:
             return await self._route(FrameType.REQUEST_CHANNEL, payload)
         except RSocketProtocolError as error:
-            refused = _RefusedChannel(error)
+            refused = _RefusedChannel(error.with_traceback(None))
             return refused, refused
 
     async def request_fire_and_forget(self, payload: Payload) -> None:
@@ -111,16 +112,17 @@ class _RefusedChannel(Publisher, Subscriber, Subscription):
         subscriber.on_subscribe(self)
 
     def request(self, n: int) -> None:
-        outbound, self._outbound = self._outbound, None
+        outbound, inbound = self._outbound, self._inbound
+        self.cancel()
         if outbound is None:
             return
         outbound.on_error(self._error)
         # An rsocket-py client goes on sending after an ERROR; the CANCEL stops it, and frees the stream here.
-        if self._inbound is not None:
-            self._inbound.cancel()
+        if inbound is not None:
+            inbound.cancel()
 
     def cancel(self) -> None:
-        self._outbound = None
+        self._outbound = self._inbound = None
 
     def on_next(self, value: Payload, is_complete: bool = False) -> None:
         """Dropped: the channel has failed."""

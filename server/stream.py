@@ -266,6 +266,7 @@ class PullStream(Publisher, Subscription, Disposable):
     def _finish(self, task: asyncio.Task[None], subscriber: Subscriber) -> None:
         # Here rather than in `_run`, which doesn't run at all if it is cancelled before its first turn.
         self._window.leave()
+        self._task = None  # whose exception leads back here, in a circle
         outcome = asyncio.CancelledError() if task.cancelled() else task.exception()
         error = self._refusal or outcome
         if error is not None and not isinstance(error, asyncio.CancelledError):

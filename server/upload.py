@@ -131,19 +131,21 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
     def cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
+        else:
+            self._leave()
 
     def dispose(self) -> None:
         self.cancel()
 
     def on_next(self, value: Payload, is_complete: bool = False) -> None:
-        if self._failure is not None:
+        if self._failure is not None or self._task is None:
             return
         if self._diversion is not None:
             self._diversion.close()  # the task stores this one, and nothing may overtake it
         try:
             self._take(bytes(value.data or b""), bytes(value.metadata or b""))
         except TransferError as error:
-            self._failure = error
+            self._failure = error.with_traceback(None)  # which leads back here
         self._is_complete = self._is_complete or is_complete
         self._wake.set()
 
@@ -288,6 +290,8 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         self._outbound.on_next(Payload(b"", transfer_metadata(receipt)))
         if receipt.info is not None:
             self._outbound.on_complete()
+        if self._task is None:
+            self._leave()
 
     def _finish(self, receipt: Receipt) -> None:
         self._acknowledge(receipt)
@@ -295,6 +299,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
             self._inbound.cancel()  # a client that doesn't complete its half would keep the stream open
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._task = None
         outcome = asyncio.CancelledError() if task.cancelled() else task.exception()
         error = self._failure or outcome
         if error is not None and not isinstance(error, asyncio.CancelledError):
@@ -309,3 +314,11 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
             if self._is_given_up and self._outbound is not None:
                 self._outbound.on_complete()  # frees the stream here; the client has forgotten it
         self._operation.end(error)
+        if error is not None or self._receipt is None:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Nothing more is to be said: breaks the circles that lead back here."""
+        self._inbound = self._outbound = self._receipt = self._upload = self._diversion = None
+        if self._failure is not None:
+            self._failure.__traceback__ = None

@@ -33,3 +33,5 @@ async def run_blocking(executor: Executor | None, function: Callable[P, T], *arg
         if not call.cancelled():
             call.exception()  # seen; the caller didn't wait for it
         raise
+    finally:
+        del call  # whose exception leads to this frame, in a circle

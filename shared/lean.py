@@ -11,9 +11,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketTransportError
 from rsocket.frame import CONNECTION_STREAM_ID, Frame, FrameFragmentMixin, initiate_request_frame_types
+from rsocket.handlers.request_cahnnel_responder import RequestChannelResponder
 from rsocket.rsocket_base import RSocketBase
+from rsocket.streams.stream_handler import StreamHandler
 
 from .direct import ItemsTurn
 
@@ -36,7 +39,14 @@ class LeanRSocket(RSocketBase):
 
     def finish_stream(self, stream_id: int) -> None:
         """As rsocket's, whose cache of fragments is empty here."""
-        self._stream_control._streams.pop(stream_id, None)
+        _untie(self._stream_control._streams.pop(stream_id, None))
+
+    def stop_all_streams(self, error_code: ErrorCode = ErrorCode.CONNECTION_ERROR, data: bytes = b"") -> None:
+        """As rsocket's."""
+        streams = list(self._stream_control._streams.values())
+        super().stop_all_streams(error_code, data)
+        for stream in streams:
+            _untie(stream)
 
     async def _handle_next_frame(self, frame: Frame, async_frame_handler_by_type: FrameHandlers) -> None:
         stream_id = frame.stream_id
@@ -73,6 +83,12 @@ class LeanRSocket(RSocketBase):
             raise
         finally:
             await self._finally_sender()
+
+
+def _untie(stream: StreamHandler | None) -> None:
+    """A channel that has ended and its subscriber refer to each other: they would keep the whole connection."""
+    if type(stream) is RequestChannelResponder:
+        stream.subscriber = None
 
 
 def _fragment(source: FrameFragmentMixin) -> Frame:

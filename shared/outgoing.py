@@ -48,6 +48,7 @@ class OutgoingFrame(FrameFragmentMixin):
         if self._sent:
             return False
         self._withdrawn = True
+        self._fragments = self._on_sent = None  # which may hold this, in a circle
         return True
 
     def get_next_fragment(self, requires_length_header: bool = True) -> Frame | None:
@@ -61,7 +62,7 @@ class OutgoingFrame(FrameFragmentMixin):
         self._handed += 1
         if not fragment.flags_follows:
             self._sent = True
-            on_sent, self._on_sent = self._on_sent, None  # which may hold this, in a circle
+            on_sent, self._on_sent = self._on_sent, None
             if on_sent is not None:
                 on_sent()
         return fragment

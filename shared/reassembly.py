@@ -376,8 +376,8 @@ class Reassembler:
     def __init__(self, limits: ReassemblyLimits | None = None, budget: ReassemblyBudget | None = None) -> None:
         self.spooler: Spooler | None = None
         self.source: FrameSource | None = None
-        self.count_streams: Callable[[], int] = lambda: 0
-        self.on_refused: Callable[[], None] = lambda: None
+        self.count_streams: Callable[[], int] = _nothing_is_open
+        self.on_refused: Callable[[], None] = _nobody_hears
         self.refusals: deque[PayloadRefused | FrameError] = deque()
         self._budget = budget if budget is not None else ReassemblyBudget()
         self.set_limits(limits if limits is not None else ReassemblyLimits())
@@ -522,6 +522,9 @@ class Reassembler:
         self._give_back(self._end_incoming())
         self.refusals.clear()
         self._is_closed = True
+        # They refer to whoever refers to this.
+        self.spooler = self.source = None
+        self.count_streams, self.on_refused = _nothing_is_open, _nobody_hears
 
     def abandon(self, stream_id: int) -> None:
         """Drops what has arrived of a payload of this stream, and what still will."""
@@ -747,3 +750,11 @@ class Reassembler:
 
 def _no_room() -> ServerFull:
     return ServerFull("no room just now for a payload of this size; try again later")
+
+
+def _nothing_is_open() -> int:
+    return 0
+
+
+def _nobody_hears() -> None:
+    """What was refused is found in `refusals` all the same."""

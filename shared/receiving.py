@@ -188,6 +188,11 @@ class FrameReceiver:
         self._start = self._end = self._to_skip = 0
         self._needed = LENGTH_BYTES
 
+    def close(self) -> None:
+        """Forgets what was received, and gives up all buffers: nothing may be received any more."""
+        self.discard()
+        self._view = self._small = memoryview(b"")
+
     def _limit(self) -> int:
         """Where receiving ends: a large buffer may be larger than its frame."""
         return len(self._small) if self._view is self._small else self._needed + _TAIL_BYTES

@@ -359,8 +359,12 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._gathered.clear()
         _wake(self._reader)
         _wake(self._writer)
-        if self._on_lost is not None:
-            self._on_lost(exc if exc is not None else self._write_error)
+        self._free_buffer()
+        # No circles: what a flood of connections took must not wait for the garbage collector.
+        self._transport = self._encrypted = self._socket = None
+        on_lost, self._on_lost, self._on_connected = self._on_lost, None, None
+        if on_lost is not None:
+            on_lost(exc if exc is not None else self._write_error)
 
     def pause_writing(self) -> None:
         if self._writer is None:
@@ -374,7 +378,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     async def next_frame_generator(self) -> Self | None:
         """This transport, which iterates over the frames that arrive; None when there will be no more."""
-        return None if self._is_exhausted() else self
+        if not self._is_exhausted():
+            return self
+        self._free_buffer()
+        return None
 
     def __aiter__(self) -> Self:
         return self
@@ -559,6 +566,11 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             if self._pipe is not None:
                 self._pipe.close()
                 self._pipe = None
+
+    def _free_buffer(self) -> None:
+        """Frees the receive buffer if nothing is received any more, and nobody looks at what was."""
+        if self.is_lost and self._is_exhausted() and self._receiving is None:
+            self._receiver.close()
 
     def _pause_reading(self) -> None:
         if self._transport is not None and not self._is_reading_paused:

@@ -1,0 +1,155 @@
+"""What a connection took is free when it has ended, without the garbage collector: that may come much later."""
+
+import asyncio
+import gc
+import ssl
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+from reactivex import operators as ops
+
+from rx_client import FileClient
+from server import ChatData, DirectoryStore, FileServer, serve, server_tls
+from shared.errors import NotFound
+from tests.security.support import channel, chunks, download, reset, stat, upload
+from tests.security.test_tls import pem_files
+from tests.support import (
+    FOLLOWS,
+    METADATA_PUSH,
+    NEXT,
+    PAYLOAD,
+    REQUEST_RESPONSE,
+    RawPeer,
+    eventually,
+    frame,
+    request,
+    route_item,
+    setup,
+    transfer_item,
+)
+
+LARGE = 3_000_000
+OURS = ("server.", "shared.", "rsocket.")
+# Where there is a client: RxPY's observers are circles themselves, and lead to what it asked for, and to the client.
+OF_CLIENTS = ("server.", "shared.transport.FrameTransport", "shared.receiving.")
+
+HALF = b"".join(upload(stream_id, b"half", b"x" * 10_000, flags=FOLLOWS) for stream_id in range(1, 41, 2))
+SENT: dict[str, list[bytes]] = {
+    "nothing": [],
+    "a setup": [setup()],
+    "no setup": [stat(1, b"large")],
+    "no frames": [setup(), b"\0\0\1\0"],
+    "answers": [setup(), *(stat(stream_id, b"large") for stream_id in range(1, 41, 2))],
+    "errors": [setup(), *(stat(stream_id, b"missing") for stream_id in range(1, 41, 2))],
+    "unknown routes": [setup(), *(request(id_, REQUEST_RESPONSE, route_item("nowhere")) for id_ in range(1, 41, 2))],
+    "halves of uploads": [setup(), HALF],
+    "halves, then nonsense": [setup(), HALF, frame(1, METADATA_PUSH)],
+    "whole files": [setup(), *(download(stream_id, b"large") for stream_id in range(1, 41, 2))],
+    "chunks": [setup(), *(chunks(stream_id, b"large", n=2) for stream_id in range(1, 41, 2))],
+    "listings": [setup(), *(request(id_, 0x06, route_item("files"), n=1) for id_ in range(1, 41, 2))],
+    "uploads in chunks": [
+        setup(),
+        *(channel(id_, b"c%d" % id_, b'{"upload_id": "u%d"}' % id_) for id_ in range(1, 41, 2)),
+        *(frame(id_, PAYLOAD, NEXT, b"x" * 10_000) for id_ in range(1, 41, 2)),
+    ],
+    "uploads that are refused": [setup(), *(channel(id_, b"a", b"[]") for id_ in range(1, 41, 2))],
+    "uploads of too much": [
+        setup(),
+        channel(1, b"c", b'{"upload_id": "u", "size": 1}'),
+        *(frame(1, PAYLOAD, NEXT, transfer_item()) for _ in range(20)),
+    ],
+}
+
+
+def objects(of: tuple[str, ...]) -> Counter[str]:
+    """How many objects of these modules' types there are, by type."""
+    kinds = (type(each) for each in gc.get_objects())
+    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+    return Counter(name for name in names if name.startswith(of))
+
+
+@asynccontextmanager
+async def the_same_objects(what: str, server: FileServer, of: tuple[str, ...] = OURS) -> AsyncGenerator[None, None]:
+    """After the block there are no more objects than before, though nobody has collected garbage."""
+    gc.disable()
+    try:
+        before = objects(of)
+        yield
+        await eventually(lambda: not server.connections and not server.work.active)
+        try:
+            await eventually(lambda: not objects(of) - before)
+        except AssertionError:
+            raise AssertionError(f"{what} left behind: {objects(of) - before}") from None
+    finally:
+        gc.enable()
+
+
+@asynccontextmanager
+async def a_server(folder: Path | None, tls: ssl.SSLContext | None = None) -> AsyncGenerator[FileServer, None]:
+    data = ChatData() if folder is None else ChatData(files=DirectoryStore(folder))
+    async with serve(data=data, tls=tls) as server:
+        await data.store.put("large", bytes(LARGE))
+        yield server
+
+
+async def one(server: FileServer, sent: list[bytes]) -> None:
+    peer = await RawPeer.connect(server.uri)
+    await eventually(lambda: server.connections)
+    await peer.send(*sent)
+    await asyncio.sleep(0.05)
+    reset(peer)
+    await eventually(lambda: not server.connections and not server.work.active)
+
+
+@pytest.mark.parametrize("store", ["memory", "folder"])
+async def test_a_peer_that_vanishes_leaves_nothing(store: str, tmp_path: Path) -> None:
+    async with a_server(tmp_path if store == "folder" else None) as server:
+        for sent in SENT.values():
+            await one(server, sent)  # whatever is made once, and kept
+        gc.collect()
+        for what, sent in SENT.items():
+            async with the_same_objects(what, server):
+                await one(server, sent)
+
+
+async def use(files: FileClient, folder: Path) -> None:
+    """Everything that a client can do, and some of it not to its end."""
+    content = bytes(LARGE)
+    await files.upload("a", content)
+    await files.download("a")
+    await files.upload_from("b", content)
+    await files.download_chunks("b").pipe(ops.map(lambda chunk: len(chunk.data)), ops.sum())
+    await files.download_chunks("b").pipe(ops.take(2), ops.last())
+    await files.download_to("b", folder / "b")
+    await files.upload_from("c", folder / "b")
+    await files.list_files().pipe(ops.count())
+    await files.stat("c")
+    await files.delete("c")
+    for call in (files.stat("missing"), files.download("missing"), files.download_to("missing", folder / "d")):
+        with pytest.raises(NotFound):
+            await call
+
+
+@pytest.mark.parametrize("store", ["memory", "folder"])
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_a_client_leaves_nothing_on_either_side(store: str, encrypted: bool, tmp_path: Path) -> None:
+    ca = trustme.CA()
+    tls, trusting = None, None
+    if encrypted:
+        tls = server_tls(*pem_files(ca.issue_cert("127.0.0.1"), tmp_path))
+        trusting = ssl.create_default_context()
+        ca.configure_trust(trusting)
+    async with a_server(tmp_path / "store" if store == "folder" else None, tls) as server:
+
+        async def session() -> None:
+            async with FileClient.connect(server.uri, tls=trusting) as files:
+                await use(files, tmp_path)
+
+        await session()
+        gc.collect()
+        async with the_same_objects("a client", server, OF_CLIENTS):
+            await session()
