@@ -139,6 +139,8 @@ class ServerConnection(RSocketServer, LeanRSocket):
     def on_lost(self) -> None:
         """The connection has ended; says in one line what it was."""
         self._paid.set()
+        # Nobody waits for the answers: a flood that has ended would keep the server busy for a minute.
+        self._file_transport.forget_rest()
         # What refers to this in a circle would stay until the collector comes, and with it all that wasn't sent.
         self._session.queue_items = None
         while not self._send_queue.empty():

@@ -214,8 +214,11 @@ class Listener:
             guest.arriving = None
             if not task.cancelled() and (error := task.exception()) is not None:
                 _log.debug("no connection with %s: %s", address, error)
+                error.__traceback__ = None  # leads to all that the attempt had, and back to the error
             if guest.transport is None:
                 accepted.close()  # the task was cancelled before it began
+            elif not guest.is_connected:
+                guest.transport.connection_lost(None)  # nobody else tells it
             if not guest.is_connected:
                 self._forget(guest)
 

@@ -1,10 +1,8 @@
 """The listening server: accepts connections, and ends them in good order."""
 
 import asyncio
-import ctypes
 import logging
 import ssl
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from os import PathLike
@@ -22,6 +20,7 @@ from .connection import ServerConnection
 from .data import ChatData
 from .limits import Limits
 from .listening import Listener
+from .memory import FreeMemory
 from .memory_store import MemoryStore
 from .users import Users
 from .work import Work
@@ -37,8 +36,6 @@ _GRACE_SECONDS: Final = 2.0
 _UPLOAD_EXPIRY_SECONDS: Final = 24 * 60 * 60.0
 _SWEEP_SECONDS: Final = 60 * 60.0
 _WATCH_SECONDS: Final = 0.5
-# After so much was held for payloads that weren't whole, the system gets it back.
-_TRIM_BYTES: Final = 16 * 1024 * 1024
 # Those who say something that a peer can cause again and again.
 _LOGGERS: Final = ("shared.transport", *(f"server.{name}" for name in ("connection", "handler", "session", "upload")))
 
@@ -142,12 +139,12 @@ class FileServer:
 
     async def _watch(self) -> None:
         """Closes connections that are silent, or take nothing, for too long."""
+        memory = FreeMemory()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             self._check_connections()
-            if self._budget.most_bytes > max(_TRIM_BYTES, 4 * self._budget.used_bytes):
-                self._budget.most_bytes = 0
-                await run_blocking(None, _trim)
+            if memory.is_due():
+                await run_blocking(None, memory.give_back)
 
     def _check_connections(self) -> None:
         # Not in the loop above, whose variable would keep the last connection, and all that waits in it, for ever.
@@ -163,13 +160,6 @@ class FileServer:
         connection = self._connections.pop(transport, None)
         if connection is not None:  # else it was refused
             connection.on_lost()
-
-
-def _trim() -> None:
-    """Gives back to the system what the C library keeps: it would be all that a flood has ever taken. Blocks."""
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # another C library than GNU's
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def serve(

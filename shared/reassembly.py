@@ -111,16 +111,12 @@ class ReassemblyBudget:
     Args:
         max_bytes: The most; None is no limit.
         clock: Tells the time in seconds.
-
-    Attributes:
-        most_bytes: The most that was held, since somebody set it to 0.
     """
 
     def __init__(self, max_bytes: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock: Final = clock
         self._max_bytes = math.inf if max_bytes is None else max_bytes
         self._used_bytes = 0
-        self.most_bytes = 0
         self._holders: set[Reassembler] = set()
         self._ranked_at = -math.inf
         self._largest: Reassembler | None = None
@@ -143,7 +139,6 @@ class ReassemblyBudget:
         if self._missing(nbytes) > 0 and (holder is None or not self._make_room(nbytes, holder)):
             return False
         self._used_bytes += nbytes
-        self.most_bytes = max(self.most_bytes, self._used_bytes)
         if holder is not None:
             self._holders.add(holder)
         return True

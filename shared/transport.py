@@ -145,6 +145,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._turns = _turns.setdefault(self._loop, _Turns())
         self._received_at = self._loop.time()
         self._has_refused = False
+        self._is_rest_wanted = True
 
         # The socket, while frames may be written past asyncio.
         self._fd: int | None = None
@@ -203,6 +204,12 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     def received_of(self, stream_id: int) -> int:
         """Bytes that have arrived of a payload of this stream that isn't whole yet."""
         return self._reassembler.received_of(stream_id) + self._receiver.received_of(stream_id)
+
+    def forget_rest(self) -> None:
+        """Drops what was received and is still to be looked at, now that the connection has ended."""
+        self._is_rest_wanted = False
+        _wake(self._reader)
+        self._free_buffer()
 
     def set_spooler(self, spooler: Spooler) -> None:
         """Sets who decides which split requests' data don't go to memory."""
@@ -582,7 +589,8 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         _wake(self._reader)
 
     def _is_exhausted(self) -> bool:
-        return self._failure is not None or (self.is_lost and not self._receiver.is_ready)
+        is_over = not self._is_rest_wanted or not self._receiver.is_ready
+        return self._failure is not None or (self.is_lost and is_over)
 
     async def _wait_for_bytes(self) -> None:
         if self._is_reading_paused and self._transport is not None and not self._transport.is_closing():
@@ -708,7 +716,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     def fail(self, error_code: ErrorCode, reason: str) -> None:
         """Ends the connection, and tells the peer why: nothing that arrives any more is looked at."""
-        if self._failure is not None or self._transport is None:
+        if self._failure is not None or (self._transport is None and not self.is_lost):
             return
         _log.info("closing the connection from %s: %s", self.peer, reason)
         self._farewell.error_code = error_code

@@ -6,7 +6,7 @@ from tests.security import attack
 from tests.security.support import needs_proc
 
 SOME = {
-    "memory": ["no proper setup", "broken frames", "odd demands"],
+    "memory": ["no proper setup", "errors", "odd demands", "metadata of many items"],
     "folder": ["broken frames", "json of every kind", "names of every kind"],
     "users": ["what is others"],
 }

@@ -153,3 +153,35 @@ async def test_a_client_leaves_nothing_on_either_side(store: str, encrypted: boo
         gc.collect()
         async with the_same_objects("a client", server, OF_CLIENTS):
             await session()
+
+
+async def test_strangers_in_the_handshake_leave_nothing(tmp_path: Path) -> None:
+    tls = server_tls(*pem_files(trustme.CA().issue_cert("127.0.0.1"), tmp_path))
+    async with a_server(None, tls) as server:
+
+        async def stranger(*sent: bytes) -> None:
+            peer = await RawPeer.connect(server.uri.replace("tcps:", "tcp:"))
+            await peer.send(*sent)
+            await asyncio.sleep(0.05)
+            reset(peer)
+
+        begun, nonsense = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/1.1\r\n\r\n"
+        await stranger(begun)
+        gc.collect()
+        for sent in (b"", begun, nonsense):
+            async with the_same_objects(f"{sent!r}", server):
+                await stranger(sent)
+
+
+async def test_what_was_asked_before_a_connection_was_lost_costs_nothing_after_it() -> None:
+    asked = b"".join(request(id_, REQUEST_RESPONSE, route_item("nowhere")) for id_ in range(1, 1800, 2))
+    async with serve() as server:
+        peers = [await RawPeer.connect(server.uri) for _ in range(50)]
+        for peer in peers:
+            await peer.send(setup(), asked)
+        for peer in peers:
+            reset(peer)
+        await eventually(lambda: not server.connections, 20)
+        started = server.work.started
+        await asyncio.sleep(0.2)
+        assert server.work.started == started
