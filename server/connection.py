@@ -32,7 +32,7 @@ from rsocket.payload import Payload
 from rsocket.rsocket_server import RSocketServer
 from rsocket.streams.stream_handler import StreamHandler
 
-from shared.errors import InvalidRequest, ServerError, TooManyStreams, TransferError, to_protocol_error
+from shared.errors import InvalidRequest, ServerError, ServerFull, TooManyStreams, TransferError, to_protocol_error
 from shared.lean import FrameHandlers, LeanRSocket
 from shared.metadata import parse_metadata, parse_routing
 from shared.outgoing import OutgoingFrame
@@ -58,6 +58,8 @@ _SEND_WINDOW_BYTES = FRAGMENT_SIZE_BYTES
 # What a peer may be owed of frames that aren't items of a stream, before nothing more is taken from it.
 _MAX_OWED_BYTES = 1024 * 1024
 _FRAME_COST_BYTES = 512
+# Requests that a connection may have under way, whatever the others have.
+_OWN_REQUESTS = 16
 _SKIPPED = SkippedFrame()
 # Nobody tells a sender that has stopped; `flush` looks.
 _LOOK_SECONDS = 0.05
@@ -191,8 +193,14 @@ class ServerConnection(RSocketServer, LeanRSocket):
                 reason = f"invalid_frame: a request can't have the stream id {frame.stream_id}"
                 self._file_transport.fail(ErrorCode.CONNECTION_ERROR, reason)
                 return
-            if len(streams) + self._file_transport.pending_requests >= self._limits.max_streams:
-                self._refuse_stream(frame)
+            count, limits = len(streams) + self._file_transport.pending_requests, self._limits
+            if count >= limits.max_streams:
+                error = TooManyStreams(f"a connection may have {limits.max_streams} requests under way")
+                self._refuse_stream(frame, error)
+                return
+            if count >= _OWN_REQUESTS and self._work.active >= limits.max_requests:
+                error = ServerFull(f"{limits.max_requests} requests are under way; try again later, with fewer at once")
+                self._refuse_stream(frame, error)
                 return
         await super()._handle_frame_by_type(frame, async_frame_handler_by_type)
 
@@ -304,14 +312,13 @@ class ServerConnection(RSocketServer, LeanRSocket):
                 if frame.flags_complete:
                     await asyncio.wait([frame.sent])  # not the future itself: rsocket needs it uncancelled
 
-    def _refuse_stream(self, frame: Frame) -> None:
+    def _refuse_stream(self, frame: Frame, error: TransferError) -> None:
         _abandon(frame)
         if isinstance(frame, RequestFireAndForgetFrame):
             return
         if not self._has_refused_streams:
             self._has_refused_streams = True
-            _log.warning("%s has %d streams; more aren't served", self._file_transport.peer, self._limits.max_streams)
-        error = TooManyStreams(f"a connection may have {self._limits.max_streams} requests under way")
+            _log.warning("refused a request from %s: %s", self._file_transport.peer, error.message)
         self.send_error(frame.stream_id, error)
 
     async def handle_request_response(self, frame: RequestResponseFrame) -> None:

@@ -137,7 +137,7 @@ class Folder:
 
     def list(self, prefix: str) -> Sequence[FileInfo]:
         """The files whose name starts with `prefix`, by name."""
-        found = {name: status for name, status in self._files() if name.startswith(prefix)}
+        found = dict(self._files(prefix))
         return [self._info(name, found[name]) for name in sorted(found)]
 
     def delete(self, name: str, if_match: str | None) -> FileInfo:
@@ -316,15 +316,19 @@ class Folder:
         """Whether the entry found under `name` is called so, not only alike."""
         return self._tells_apart or any(entry.name == name for entry in _entries(self._root))
 
-    def _files(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Every file; if a name comes twice, the later one counts."""
+    def _files(self, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
+        """Every file whose name starts with `prefix`; if a name comes twice, the later one counts."""
         for entry in _entries(self._root):
-            if self._may_be_plain(entry.name) and (status := disk.regular_file(entry.path)) is not None:
+            # Whatever isn't wanted isn't asked for: where others are busy, a system call may wait for the interpreter.
+            is_wanted = entry.name.startswith(prefix) and self._may_be_plain(entry.name)
+            if is_wanted and (status := disk.regular_file(entry.path)) is not None:
                 yield entry.name, status
         for entry in _entries(self._names):
             key = names.fingerprint_in(entry.name)
             name = names.decode(entry.name) if key is None else self._name_in_record(key)
-            if name is not None and (status := disk.regular_file(entry.path)) is not None:
+            if name is None or not name.startswith(prefix):
+                continue
+            if (status := disk.regular_file(entry.path)) is not None:
                 yield name, status
 
     def _probe(self) -> bool:

@@ -26,6 +26,8 @@ class Limits:
             content, its name, and 1,024 bytes.
         max_file_bytes: One file: `too_large`.
         max_streams: Requests under way on one connection, those that aren't whole yet included: `too_many_streams`.
+        max_requests: Requests under way on all connections together: `server_full`. A connection may have 16 all the
+            same.
         max_connections: Connections in all, TLS handshakes among them. For one more the connection without an accepted
             SETUP that has waited longest is closed; if there is none, the new one is rejected with `server_full`.
         max_connections_per_address: The same for one address; None for no limit, since a proxy is one address.
@@ -46,6 +48,7 @@ class Limits:
     max_store_bytes: int = 2048 * _MIB
     max_file_bytes: int = 1024 * 1024 * _MIB
     max_streams: int = 1024
+    max_requests: int = 16 * 1024
     max_connections: int = 1024
     max_connections_per_address: int | None = None
     setup_seconds: float = 10.0

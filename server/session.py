@@ -281,8 +281,7 @@ async def _typed(call: Callable[[], Coroutine[Any, Any, Payload]]) -> Payload:
     try:
         return await call()
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if _is_cancelled():
             raise  # the client cancelled; nobody waits for an answer
         _log.exception("a route was cancelled from within")
         raise to_protocol_error(error) from None
@@ -291,3 +290,9 @@ async def _typed(call: Callable[[], Coroutine[Any, Any, Payload]]) -> Payload:
     except Exception as error:
         _log.exception("a route failed")
         raise to_protocol_error(error) from None
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody has cancelled this task. A variable with the task would make its exception lead back to it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -15,6 +15,8 @@ __all__ = ["ReservedBuffer"]
 # Address space alone, until it is written to. What is larger still is moved when it grows, in steps of an eighth; Linux
 # doesn't copy it even then.
 _RESERVED_BYTES: Final = 256 * 1024 * 1024
+# Up to here pages are small: of many buffers that aren't large yet, each would take a page of 2 MiB more than it has.
+_SMALL_BYTES: Final = 16 * 1024 * 1024
 
 
 class ReservedBuffer:
@@ -44,7 +46,7 @@ if sys.platform == "linux":
     def _ask_for_large_pages(buffer: BytesIO) -> None:
         with buffer.getbuffer() as view:
             begin = ctypes.addressof(ctypes.c_char.from_buffer(view))
-            first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+            first = -(-(begin + _SMALL_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
             if _madvise is not None:  # that it fails, on a system without them, changes nothing
                 nbytes = ctypes.c_size_t(begin + len(view) - first)
                 _madvise(ctypes.c_void_p(first), nbytes, ctypes.c_int(mmap.MADV_HUGEPAGE))

@@ -32,7 +32,7 @@ from tests.support import (
     transfer_item,
 )
 
-LARGE = 3_000_000
+LARGE, SMALL = 3_000_000, 60_000
 OURS = ("server.", "shared.", "rsocket.")
 # Where there is a client: RxPY's observers are circles themselves, and lead to what it asked for, and to the client.
 OF_CLIENTS = ("server.", "shared.transport.FrameTransport", "shared.receiving.")
@@ -48,6 +48,7 @@ SENT: dict[str, list[bytes]] = {
     "unknown routes": [setup(), *(request(id_, REQUEST_RESPONSE, route_item("nowhere")) for id_ in range(1, 41, 2))],
     "halves of uploads": [setup(), HALF],
     "halves, then nonsense": [setup(), HALF, frame(1, METADATA_PUSH)],
+    "small files": [setup(), *(download(stream_id, b"small") for stream_id in range(1, 1001, 2))],
     "whole files": [setup(), *(download(stream_id, b"large") for stream_id in range(1, 41, 2))],
     "chunks": [setup(), *(chunks(stream_id, b"large", n=2) for stream_id in range(1, 41, 2))],
     "listings": [setup(), *(request(id_, 0x06, route_item("files"), n=1) for id_ in range(1, 41, 2))],
@@ -93,6 +94,7 @@ async def a_server(folder: Path | None, tls: ssl.SSLContext | None = None) -> As
     data = ChatData() if folder is None else ChatData(files=DirectoryStore(folder))
     async with serve(data=data, tls=tls) as server:
         await data.store.put("large", bytes(LARGE))
+        await data.store.put("small", bytes(SMALL))
         yield server
 
 

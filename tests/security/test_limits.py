@@ -207,6 +207,26 @@ async def test_a_request_too_many_is_refused_once_in_the_log_and_the_connection_
     assert len(warnings(caplog)) == 1
 
 
+async def test_who_asks_for_very_much_leaves_the_others_their_share(caplog: pytest.LogCaptureFixture) -> None:
+    def listings(count: int) -> list[bytes]:
+        return [request(id_, REQUEST_STREAM, route_item("files"), n=1) for id_ in range(1, 2 * count, 2)]
+
+    two = ChatData({"a": b"x" * 1000, "b": b""})
+    async with serve(limits=Limits(max_requests=40), data=two) as server:
+        async with raw_peer(server.uri) as greedy, raw_peer(server.uri) as other:
+            await greedy.send(*listings(50))
+            answers = [await receive(greedy) for _ in range(50)]
+            refused = [answer for answer in answers if answer.kind == ERROR]
+            assert [answer.stream_id for answer in refused] == list(range(81, 101, 2))
+            assert all(answer.error[1].startswith("server_full: ") for answer in refused)
+            await other.send(*listings(17))
+            answers = [await receive(other) for _ in range(17)]
+            assert [answer.stream_id for answer in answers if answer.kind == ERROR] == [33]
+            await serves(server.uri)
+        await eventually(lambda: not server.work.active)
+    assert len(warnings(caplog)) == 2, "one for each connection"
+
+
 async def test_a_peer_that_causes_error_after_error_is_closed(caplog: pytest.LogCaptureFixture) -> None:
     async with serve(limits=Limits(max_errors_per_minute=20)) as server, raw_peer(server.uri) as peer:
         await peer.send(*[stat(i, b"missing") for i in range(1, 401, 2)])
