@@ -205,11 +205,16 @@ class DirectoryStore:
 
     def forget(self, part: "_DirectoryPart", *, keep: bool) -> None:
         """Notes that a part is closed, and whether its digest may be wanted again."""
-        del self._open[part.key]
+        self._open.pop(part.key, None)
+        self._suspended.pop(part.key, None)
         if keep:
             self._suspended[part.key] = part.file
             if len(self._suspended) > _MAX_SUSPENDED:
                 self._suspended.popitem(last=False)
+
+    def is_open_again(self, part: "_DirectoryPart") -> bool:
+        """Whether somebody else goes on with a part that was closed."""
+        return self._open.get(part.key, part) is not part
 
     def forget_reader(self, reader: "_DirectoryReader") -> None:
         """Notes that a reader is closed."""
@@ -283,6 +288,8 @@ class _DirectoryPart(Part):
             self._store.forget(self, keep=True)
 
     async def drop(self) -> None:
+        if self._store.is_open_again(self):
+            return
         try:
             await self._store.run(self.file.drop)
         finally:

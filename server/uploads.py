@@ -105,6 +105,7 @@ class PartUpload:
         limits = [limit for limit in (part.spec.size, max_bytes) if limit is not None]
         self._limit = min(limits) if limits else None
         self._is_closed = False
+        self._is_unpublished = False
         part.owner = self
 
     @property
@@ -140,7 +141,10 @@ class PartUpload:
             except IntegrityError:
                 await self._part.drop()
                 raise
-            return await self._part.publish(overwrite=self._overwrite)
+            self._is_unpublished = True
+            info = await self._part.publish(overwrite=self._overwrite)
+            self._is_unpublished = False
+            return info
 
     async def suspend(self) -> None:
         async with self._lock:
@@ -149,7 +153,9 @@ class PartUpload:
 
     async def abort(self) -> None:
         async with self._lock:
-            if self._release():
+            # One whose publishing failed, or was cancelled, was kept like a suspended one; somebody may have come back.
+            is_kept, self._is_unpublished = self._is_unpublished and self._part.owner is None, False
+            if self._release() or is_kept:
                 await self._part.drop()
 
     def _check_owned(self) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from tests.security.support import needs_proc
 
-# In a process of its own, whose memory nobody else uses. The last of the small pieces lies above all the others: until it
-# is freed, the C library keeps what is below.
+# In a process of its own, whose memory nobody else uses. The last of the small pieces lies above all the others: until
+# it is freed, the C library keeps what is below.
 SCRIPT = """
 from server.memory import FreeMemory
 

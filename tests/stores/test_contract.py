@@ -145,6 +145,40 @@ async def test_after_abort_nothing_is_left(store: Store) -> None:
     await again.abort()
 
 
+async def test_after_abort_nothing_is_left_of_a_commit_that_was_cancelled(store: Store) -> None:
+    for turns in range(12):
+        upload = await begin(store, "a")
+        await upload.append([b"content"])
+        committing = asyncio.create_task(upload.commit(None))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        committing.cancel()
+        await asyncio.wait([committing])
+        is_there = not committing.cancelled()
+        await upload.abort()
+        with pytest.raises(NotFound):
+            await store.uploaded("u1", "a")
+        assert [info.name for info in await store.list()] == ["a"] * is_there
+        if is_there:
+            await store.delete("a")
+
+
+async def test_an_abort_after_a_failed_commit_takes_nothing_from_who_goes_on(store: Store) -> None:
+    older = await begin(store, "a")
+    await older.append([b"content"])
+    committing = asyncio.create_task(older.commit(None))
+    await asyncio.sleep(0)
+    committing.cancel()
+    await asyncio.wait([committing])
+    if not committing.cancelled():
+        return  # this store publishes at once
+    newer = await begin(store, "a")
+    await older.abort()
+    assert newer.offset == len(b"content")
+    await newer.commit(None)
+    assert (await store.stat("a")).size == len(b"content")
+
+
 async def test_suspend_and_abort_are_fine_after_the_end(store: Store) -> None:
     upload = await begin(store, "a")
     await upload.commit(None)
