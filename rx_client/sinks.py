@@ -13,6 +13,7 @@ import xxhash
 
 from shared.blocking import run_blocking
 from shared.digest import Digest
+from shared.direct import move_from
 from shared.errors import Changed, IntegrityError, StorageFull
 from shared.wire import FileInfo
 
@@ -192,10 +193,13 @@ class PathSink:
         assert self._file is not None, "`begin` comes first"
         assert self.digest is None, "the digest must see the bytes"
         with self._no_room_is_typed():
-            while nbytes:
-                moved = os.splice(pipe, self._file.fileno(), nbytes)
-                self.offset += moved
-                nbytes -= moved
+            try:
+                while nbytes:
+                    moved = move_from(pipe, self._file.fileno(), nbytes, self.offset)
+                    self.offset += moved
+                    nbytes -= moved
+            finally:
+                self._file.seek(self.offset)
 
     def _part_of(self, info: FileInfo) -> Path:
         identity = xxhash.xxh3_64_hexdigest(f"{self._name}\0{info.etag}\0{info.size}".encode())

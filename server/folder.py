@@ -37,6 +37,7 @@ from itertools import count
 from typing import Final, cast
 
 from shared.digest import Count, Digest
+from shared.direct import move_from
 from shared.errors import Changed, IntegrityError, NotFound
 from shared.wire import FileInfo
 
@@ -467,7 +468,7 @@ class PartFile:
         assert isinstance(self.digest, Count), "the digest must see the bytes"
         fd = self._open_fd()
         while nbytes:
-            moved = os.splice(pipe, fd, nbytes, offset_dst=self.digest.length)
+            moved = move_from(pipe, fd, nbytes, self.digest.length)
             self.digest.add(moved)
             nbytes -= moved
 

@@ -16,6 +16,7 @@ of all frames. Needs a plain socket of a POSIX system; with TLS, and elsewhere, 
 """
 
 import asyncio
+import errno
 import os
 import select
 import socket
@@ -35,12 +36,24 @@ try:
 except ImportError:  # not on Windows, where none of this is used
     fcntl = None
 
-__all__ = ["MOVES_FILES", "Diversion", "FileItems", "ItemsTurn", "Pipe", "finished", "wait_for_socket"]
+__all__ = [
+    "MOVES_FILES",
+    "Diversion",
+    "FileItems",
+    "ItemsTurn",
+    "Pipe",
+    "finished",
+    "is_impossible",
+    "move_from",
+    "wait_for_socket",
+]
 
 MOVES_FILES: Final = hasattr(os, "writev") and hasattr(os, "preadv") and hasattr(select, "poll")
 """Whether this system has what is needed here."""
 
 _SPLICES: Final = sys.platform == "linux" and hasattr(os, "splice")
+# What a file system, or a sandbox, says that can't do it.
+_IMPOSSIBLE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 # What a pipe between a socket and a file holds: more than an item.
 _PIPE_BYTES: Final = 1024 * 1024
 _F_SETPIPE_SZ: Final = 1031
@@ -117,6 +130,8 @@ class FileItems(FrameFragmentMixin):
         self._buffer: bytearray | None = None
         self._parts: list[bytes | memoryview] = []
         self._unread = 0
+        # Whether the bytes come into the process.
+        self._reads = not _SPLICES or digest is not None
         self._is_queued = False
         self._has_turn = False
         self._is_cut = False  # short, failed or withdrawn: nothing more is to be sent
@@ -222,10 +237,19 @@ class FileItems(FrameFragmentMixin):
         return True
 
     def _send_file(self, connection: socket.socket) -> None:
-        moved = os.sendfile(connection.fileno(), self._source, self._offset, self._unread)
+        try:
+            moved = os.sendfile(connection.fileno(), self._source, self._offset, self._unread)
+        except OSError as error:
+            if not is_impossible(error):
+                raise
+            self._reads = True
+            view = self._read_here(self._unread)
+            moved = len(view) if len(view) == self._unread else 0
+            self._parts = [view]
+        else:
+            self._offset += moved
         if not moved:
             raise OSError("a file was cut short while it was sent")
-        self._offset += moved
         self._unread -= moved
 
     def _read(self, sent: int, waiting: Callable[[], int]) -> bool:
@@ -233,7 +257,7 @@ class FileItems(FrameFragmentMixin):
         if self._is_cut or self.sent == self.granted or sent * waiting() >= _TURN_ITEMS:
             return False
         try:
-            is_there = self._look() if _SPLICES and self._digest is None else self._fill()
+            is_there = self._fill() if self._reads else self._look()
         except Exception as error:  # whatever a disk, or a store that was closed, raises
             self.failure, is_there = error, False
         if not is_there:
@@ -246,19 +270,24 @@ class FileItems(FrameFragmentMixin):
 
     def _fill(self) -> bool:
         """Reads an item; whether it is whole."""
-        if self._buffer is None:
-            self._buffer = _borrow(self._item_bytes)
-        view = memoryview(self._buffer)[: self._item_bytes]
-        filled = 0
-        while filled < len(view) and (nbytes := os.preadv(self._source, [view[filled:]], self._offset + filled)):
-            filled += nbytes
-        if filled < len(view) or (self._is_same is not None and not self._is_same()):
+        view = self._read_here(self._item_bytes)
+        if len(view) < self._item_bytes or (self._is_same is not None and not self._is_same()):
             return False
         if self._digest is not None:
             self._digest.update(view)
-        self._offset += filled
         self._parts = [self._header, view]
         return True
+
+    def _read_here(self, nbytes: int) -> memoryview:
+        """The file's next bytes, fewer at its end; good until the next ones are read."""
+        if self._buffer is None:
+            self._buffer = _borrow(self._item_bytes)
+        view = memoryview(self._buffer)[:nbytes]
+        filled = 0
+        while filled < nbytes and (more := os.preadv(self._source, [view[filled:]], self._offset)):
+            filled += more
+            self._offset += more
+        return view[:filled]
 
     def _look(self) -> bool:
         """As `_fill`, for an item whose bytes stay in the system."""
@@ -299,17 +328,25 @@ class Pipe:
 
     def __init__(self) -> None:
         self.end, self._begin = os.pipe()
+        self._nbytes = 4096  # it has that at the least
         if fcntl is not None:
             with suppress(OSError):  # over a quota; then it takes more steps
                 fcntl.fcntl(self._begin, _F_SETPIPE_SZ, _PIPE_BYTES)
+                self._nbytes = _PIPE_BYTES
 
     def fill(self, connection: socket.socket, nbytes: int) -> int:
-        """Moves up to so many bytes in; how many, 0 at the connection's end.
+        """Moves up to so many bytes in, once all that it had is taken out; how many, 0 at the connection's end.
 
         Raises:
             BlockingIOError: There are none just now.
         """
-        return os.splice(connection.fileno(), self._begin, nbytes, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+        try:
+            return os.splice(connection.fileno(), self._begin, nbytes, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+        except OSError as error:
+            if not is_impossible(error):
+                raise
+        # It is empty, so that this doesn't block: what was put in before was taken out.
+        return os.write(self._begin, connection.recv(min(nbytes, self._nbytes)))
 
     def close(self) -> None:
         """Closes both ends."""
@@ -428,6 +465,25 @@ class Diversion:
         if failure is not None:
             self._on_failed = _ignore
             on_failed(failure)
+
+
+def is_impossible(error: OSError) -> bool:
+    """Whether this is a system's way to say that it can't move bytes by itself between these two."""
+    return error.errno in _IMPOSSIBLE
+
+
+def move_from(pipe: int, file: int, nbytes: int, offset: int) -> int:
+    """Moves up to so many bytes from a pipe to a file, in any case all that are taken out; how many. Blocks."""
+    try:
+        return os.splice(pipe, file, nbytes, offset_dst=offset)
+    except OSError as error:
+        if not is_impossible(error):
+            raise
+    view = memoryview(os.read(pipe, nbytes))
+    written = 0
+    while written < len(view):
+        written += os.pwrite(file, view[written:], offset + written)
+    return written
 
 
 def wait_for_socket(connection: socket.socket, event: int) -> bool:

@@ -211,6 +211,40 @@ async def test_no_descriptor_for_a_thread(
         assert bool(used["take"]) == (dup is not exhausted)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody else would")
+@pytest.mark.parametrize("cannot", ["sendfile", "splice from the socket", "splice into the file"])
+async def test_a_system_that_cannot_move_bytes_by_itself(
+    server: FileServer, tmp_path: Path, cannot: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems, and sandboxes, can't; one learns it from the call itself."""
+    data, refused = content(3_000_000), 0
+    splice = os.splice
+
+    def impossible(*_: object) -> int:
+        nonlocal refused
+        refused += 1
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    def some_splice(source: int, target: int, nbytes: int, **how: Any) -> int:
+        is_from_socket = stats.S_ISSOCK(os.fstat(source).st_mode)
+        if is_from_socket == (cannot == "splice from the socket"):
+            return impossible()
+        return splice(source, target, nbytes, **how)
+
+    if cannot == "sendfile":
+        monkeypatch.setattr(os, "sendfile", impossible)
+    else:
+        monkeypatch.setattr(os, "splice", some_splice)
+    source = tmp_path / "source"
+    source.write_bytes(data)
+    async with connected(server.uri) as files:
+        await files.upload_from("n", source, digest=None)
+        await files.download_to("n", tmp_path / "got", digest=None)
+    assert (tmp_path / "store" / "n").read_bytes() == data
+    assert (tmp_path / "got").read_bytes() == data
+    assert refused
+
+
 async def test_a_stream_ends_while_another_ones_item_is_stuck(server: FileServer, store: DirectoryStore) -> None:
     async with raw_peer(server.uri) as peer, raw_peer(server.uri) as other:
         await Sending.begin(peer, "ends", 1)
