@@ -16,7 +16,6 @@ from rsocket.exceptions import RSocketTransportError
 from rsocket.frame import CONNECTION_STREAM_ID, Frame, FrameFragmentMixin, initiate_request_frame_types
 from rsocket.handlers.request_cahnnel_responder import RequestChannelResponder
 from rsocket.rsocket_base import RSocketBase
-from rsocket.streams.stream_handler import StreamHandler
 
 from .direct import ItemsTurn
 
@@ -39,14 +38,17 @@ class LeanRSocket(RSocketBase):
 
     def finish_stream(self, stream_id: int) -> None:
         """As rsocket's, whose cache of fragments is empty here."""
-        _untie(self._stream_control._streams.pop(stream_id, None))
+        stream = self._stream_control._streams.pop(stream_id, None)
+        if type(stream) is RequestChannelResponder:
+            _untie(stream)
 
     def stop_all_streams(self, error_code: ErrorCode = ErrorCode.CONNECTION_ERROR, data: bytes = b"") -> None:
         """As rsocket's."""
         streams = list(self._stream_control._streams.values())
         super().stop_all_streams(error_code, data)
         for stream in streams:
-            _untie(stream)
+            if type(stream) is RequestChannelResponder:
+                _untie(stream)
 
     async def _handle_next_frame(self, frame: Frame, async_frame_handler_by_type: FrameHandlers) -> None:
         stream_id = frame.stream_id
@@ -85,10 +87,9 @@ class LeanRSocket(RSocketBase):
             await self._finally_sender()
 
 
-def _untie(stream: StreamHandler | None) -> None:
+def _untie(channel: RequestChannelResponder) -> None:
     """A channel that has ended and its subscriber refer to each other: they would keep the whole connection."""
-    if type(stream) is RequestChannelResponder:
-        stream.subscriber = None
+    channel.subscriber = None
 
 
 def _fragment(source: FrameFragmentMixin) -> Frame:

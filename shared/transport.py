@@ -69,6 +69,7 @@ _UNSENT_BYTES: Final = 128 * 1024
 # After so many frames or bytes, or so long, the loop gets a turn. Handling a small frame takes 20 to 50 µs, that of an
 # upload's begin 300; writing 256 KiB 100.
 _FRAMES_PER_TURN: Final = 16
+_FRAMES_PER_LOOK: Final = 4  # at the clock
 _TURN_SECONDS: Final = 0.0005
 _SENT_BYTES_PER_TURN: Final = 256 * 1024
 # How many of the connections that have more than that go on in one turn of the loop.
@@ -144,7 +145,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._is_reading_paused = False
         self._reader: asyncio.Future[None] | None = None
         self._received_this_turn = 0
-        self._turn_began = 0.0
+        self._looked_at = 0.0
         self._turns = _turns.setdefault(self._loop, _Turns())
         self._received_at = self._loop.time()
         self._has_refused = False
@@ -398,7 +399,8 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     async def __anext__(self) -> Frame:
         while True:
-            if self._received_this_turn and self._is_turn_over():
+            count = self._received_this_turn
+            if count and not count % _FRAMES_PER_LOOK and self._is_turn_over(count):
                 self._received_this_turn = 0
                 await self._turns.turn()
             if self._is_exhausted():
@@ -408,8 +410,6 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                 continue
             if (self._diversions or self._spliced is not None) and await self._receive_diverted():
                 continue
-            if not self._received_this_turn:
-                self._turn_began = time.monotonic()
             self._received_this_turn += 1
             try:
                 frame = self._receiver.take()
@@ -593,9 +593,13 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         """Payloads were refused between two frames: whoever waits for the next one tells the peer."""
         _wake(self._reader)
 
-    def _is_turn_over(self) -> bool:
-        many = self._received_this_turn >= _FRAMES_PER_TURN
-        return many or time.monotonic() - self._turn_began > _TURN_SECONDS
+    def _is_turn_over(self, count: int) -> bool:
+        """Whether it is the others' turn, after so many frames or so long."""
+        if count >= _FRAMES_PER_TURN:
+            return True
+        now, then = time.monotonic(), self._looked_at
+        self._looked_at = now
+        return count > _FRAMES_PER_LOOK and now - then > _TURN_SECONDS
 
     def _is_exhausted(self) -> bool:
         is_over = not self._is_rest_wanted or not self._receiver.is_ready

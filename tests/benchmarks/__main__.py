@@ -178,6 +178,8 @@ class Bench:
     async def _turns(self) -> None:
         for system in (OURS, OURS_NO_DIGEST, OURS_TLS, OURS_MEMORY):
             async with Pair(system, self.folder, [*self.options, "--watch"]) as pair:
+                await pair.transfer("down", ["small"])
+                await pair.turns()  # of a connection's beginning: TLS takes its time to make a key, once
                 for direction in ("down", "up"):
                     if system == OURS_MEMORY:
                         await pair.do("whole", direction=direction, nbytes=self.size.whole_bytes)
