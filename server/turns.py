@@ -19,9 +19,11 @@ _CALLS: Final = 16
 
 
 class StoreInTurns:
-    """A `server.store.Store` that passes on what it is asked, `_CALLS` at a time; made for each connection.
+    """A `server.store.Store` that passes on what it is asked: `_CALLS` at a time, listings one by one.
 
     Reading an open file and adding to an upload aren't held up: streams have their own windows.
+
+    One is made for each connection.
 
     Args:
         store: Who does it.
@@ -30,6 +32,8 @@ class StoreInTurns:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._turns = asyncio.Semaphore(_CALLS)
+        # One at a time: it looks at every file there is.
+        self._listing = asyncio.Lock()
 
     async def start(self) -> None:
         await self._store.start()
@@ -42,7 +46,7 @@ class StoreInTurns:
             return await self._store.stat(name)
 
     async def list(self, prefix: str = "") -> Sequence[FileInfo]:
-        async with self._turns:
+        async with self._listing, self._turns:
             return await self._store.list(prefix)
 
     async def open(self, name: str) -> Reader:
