@@ -67,6 +67,8 @@ _TELLINGS: Final = 2
 _PATIENCE_MS: Final = 10
 # Items that may be sent in a turn while another one waits; while two wait, half of them, and so on.
 _TURN_ITEMS: Final = 4
+# Streams whose items may share a turn.
+_MAX_SHARING: Final = 64
 # Buffers that nobody sends from just now; each transfer that is sending has one.
 _MAX_SPARES: Final = 4
 _spares: list[bytearray] = []
@@ -187,23 +189,31 @@ class FileItems(FrameFragmentMixin):
 
     def get_next_fragment(self, requires_length_header: bool = True) -> "ItemsTurn":
         """The next turn; the last one if nothing may be sent. Called by rsocket's sender."""
-        self._is_queued = not self.finished.done() and self.sent < self.granted
+        self._is_queued = self.has_next
         return ItemsTurn(self, is_last=not self._is_queued)
 
     # For the transport
 
+    @property
+    def has_next(self) -> bool:
+        """Whether one more may be sent."""
+        return not self._is_cut and self.sent < self.granted
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more will be sent than the one that is on its way."""
+        return self._is_cut or self.sent == self._count
+
     def begin(self) -> bool:
         """A turn begins; False if there is nothing to do in it."""
-        self._has_turn = not self.finished.done() and self.sent < self.granted
+        self._has_turn = self.has_next
         return self._has_turn
 
     def end(self) -> None:
         """The turn is over: no thread has anything to do with them until the next one."""
         self._has_turn = False
-        if self._buffer is not None and len(_spares) < _MAX_SPARES:
-            _spares.append(self._buffer)
-        self._buffer = None
-        if self._is_cut or self.sent == self._count:
+        self._give_back_buffer()
+        if self.is_over:
             self._finish()
 
     def send_some(self, connection: socket.socket, waiting: Callable[[], int]) -> bool:
@@ -234,7 +244,13 @@ class FileItems(FrameFragmentMixin):
                 taken -= len(self._parts.pop(0))
             if self._parts and taken:
                 self._parts[0] = memoryview(self._parts[0])[taken:]
+        self._give_back_buffer()
         return True
+
+    def _give_back_buffer(self) -> None:
+        if self._buffer is not None and len(_spares) < _MAX_SPARES:
+            _spares.append(self._buffer)
+        self._buffer = None
 
     def _send_file(self, connection: socket.socket) -> None:
         try:
@@ -304,20 +320,88 @@ class FileItems(FrameFragmentMixin):
 
 
 class ItemsTurn(Frame):
-    """A turn of `FileItems` in the send queue, as rsocket's sender sees it.
+    """A turn of `FileItems` in the send queue, as rsocket's sender sees it; others' may share it.
 
     Attributes:
-        items: Whose turn it is.
+        executor: Whose threads do it.
         waiting: How many others wait for theirs; told by a sender that knows.
     """
 
     def __init__(self, items: FileItems, *, is_last: bool) -> None:
         super().__init__(FrameType.PAYLOAD)
-        self.items = items
+        self.executor: Final = items.executor
         self.waiting: Callable[[], int] = _somebody
         self.stream_id = items.stream_id
         self.flags_next = True
         self.flags_follows = not is_last
+        self._all = [items]
+        self._at = 0
+        self._sent = 0
+
+    def share(self, items: FileItems) -> bool:
+        """Lets other items have the same turn, one after another with those that have it; False if that can't be."""
+        if items in self._all or items.executor is not self.executor or len(self._all) == _MAX_SHARING:
+            return False
+        self._all.append(items)
+        return True
+
+    def begin(self) -> bool:
+        """It begins; False if there is nothing to do in it."""
+        self._all = [items for items in self._all if items.begin()]
+        self._sent = self._count_sent()
+        return bool(self._all)
+
+    def end(self) -> None:
+        """It is over: no thread has anything to do with the items until their next one."""
+        for items in self._all:
+            items.end()
+
+    def withdraw(self) -> None:
+        """Sends no more than the item that is on its way."""
+        for items in self._all:
+            items.withdraw()
+
+    @property
+    def handed_bytes(self) -> int:
+        """See `FileItems`; of all of them together."""
+        return sum(items.handed_bytes for items in self._all)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """See `FileItems`."""
+        return self._all[self._at].waiting_bytes
+
+    @property
+    def is_between_frames(self) -> bool:
+        """See `FileItems`."""
+        return self._all[self._at].is_between_frames
+
+    def send_some(self, connection: socket.socket) -> bool:
+        """Sends what is granted and the socket takes; False if that has to wait for the socket. Blocks.
+
+        Where several share the turn each sends an item and is followed by the next. It is over for all of them when one
+        has no more to send, so that whoever waits for that hears of it.
+
+        Raises:
+            OSError: See `FileItems`.
+        """
+        if len(self._all) == 1:
+            return self._all[0].send_some(connection, self.waiting)
+        while self._all[self._at].send_some(connection, _one_by_one):
+            if any(items.is_over for items in self._all):
+                return True
+            if (self._count_sent() - self._sent) * self.waiting() >= _TURN_ITEMS:
+                return True
+            order = range(self._at + 1, self._at + 1 + len(self._all))
+            following = (at % len(self._all) for at in order)
+            at = next((at for at in following if self._all[at].has_next), None)
+            if at is None:
+                return True
+            self._at = at
+        return False
+
+    def _count_sent(self) -> int:
+        return sum(items.sent for items in self._all)
 
     def parse(self, buffer: bytes | bytearray, offset: int) -> None:
         """Never called: these are only sent."""
@@ -508,6 +592,11 @@ async def finished(future: "asyncio.Future[None]") -> None:
 def _somebody() -> int:
     """For a sender that doesn't know how many wait."""
     return 1
+
+
+def _one_by_one() -> int:
+    """As many wait as let a stream send one item."""
+    return _TURN_ITEMS
 
 
 def _split(length: int) -> tuple[int, int]:

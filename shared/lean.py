@@ -17,7 +17,7 @@ from rsocket.frame import CONNECTION_STREAM_ID, Frame, FrameFragmentMixin, initi
 from rsocket.handlers.request_cahnnel_responder import RequestChannelResponder
 from rsocket.rsocket_base import RSocketBase
 
-from .direct import ItemsTurn
+from .direct import FileItems, ItemsTurn
 
 __all__ = ["FrameHandlers", "LeanRSocket"]
 
@@ -72,7 +72,7 @@ class LeanRSocket(RSocketBase):
                 if frame is not source and frame.flags_follows:
                     queue.put_nowait(source)  # after a fragment it is the others' turn
                 if isinstance(frame, ItemsTurn):
-                    frame.waiting = lambda: queue.qsize() - 1  # it is in the queue itself, for its next turn
+                    queue.share(frame)
                 await transport.send_frame(frame)
                 if frame.sent_future is not None:
                     frame.sent_future.set_result(None)
@@ -120,6 +120,16 @@ class _SendQueue:
 
     def get_nowait(self) -> Frame | FrameFragmentMixin:
         return self._items.popleft()
+
+    def share(self, turn: ItemsTurn) -> None:
+        """Lets the items of files that are next have that turn, too: one hop to a thread is enough for all of them."""
+        staying = int(turn.flags_follows)  # those that are here for their next turn, too, don't wait for this one
+        while self._items and isinstance(items := self._items[0], FileItems) and turn.share(items):
+            self._items.popleft()
+            if items.get_next_fragment().flags_follows:
+                self._items.append(items)
+                staying += 1
+        turn.waiting = lambda: len(self._items) - staying
 
     async def wait(self) -> None:
         """Returns when there is an item."""

@@ -38,7 +38,7 @@ from rsocket.frame_builders import to_cancel_frame
 from rsocket.transports.transport import Transport
 
 from .blocking import run_blocking
-from .direct import MOVES_FILES, Diversion, FileItems, ItemsTurn, Pipe, finished, wait_for_socket
+from .direct import MOVES_FILES, Diversion, ItemsTurn, Pipe, finished, wait_for_socket
 from .errors import ServerError, TransferError, to_protocol_error
 from .frames import MAX_FRAME_BYTES, FrameError, FrameHeader, serialize_prefix
 from .reassembly import (
@@ -168,7 +168,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         # Threads: a descriptor of their own, which asyncio doesn't close while they use it.
         self._own: socket.socket | None = None
         self._threads = 0
-        self._items: FileItems | None = None
+        self._items: ItemsTurn | None = None
         self._items_sent: asyncio.Future[None] | None = None
         self._diversions: dict[int, Diversion] = {}
         self._receiving: asyncio.Future[None] | None = None
@@ -691,17 +691,16 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             await self._flush()
 
     async def _send_items(self, turn: ItemsTurn) -> None:
-        items = turn.items
-        if not items.begin():
+        if not turn.begin():
             return
         try:
             self._check_open()
             self._write_gathered()
             await self._writable()
-            self._items, self._items_sent = items, self._loop.create_future()
-            self._handed_bytes -= items.handed_bytes  # it is counted as long as this is `_items`
+            self._items, self._items_sent = turn, self._loop.create_future()
+            self._handed_bytes -= turn.handed_bytes  # it is counted as long as this is `_items`
             with self._lent_socket() as connection:
-                while not await run_blocking(items.executor, items.send_some, connection, turn.waiting):
+                while not await run_blocking(turn.executor, turn.send_some, connection):
                     await self._until_taken(connection)
         except OSError as error:
             self._write_error = error
@@ -709,11 +708,11 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             raise RSocketTransportError(f"the connection has ended: {error}") from error
         finally:
             if self._items is not None:
-                self._handed_bytes += items.handed_bytes
+                self._handed_bytes += turn.handed_bytes
                 self._items = None
             _wake(self._items_sent)
-            items.end()
-            if not items.is_between_frames:
+            turn.end()
+            if not turn.is_between_frames:
                 self.abort()  # half a frame was sent, and the rest never will be
             if self._failure is not None:
                 self._end_failed()

@@ -184,6 +184,17 @@ async def test_the_system_is_asked_a_few_times_for_each_mib(transfer: Transfer, 
     assert counted["hop"] / mib < 3
 
 
+async def several_at_once(files: FileClient, folder: Path) -> None:
+    await asyncio.gather(*(_await(files.upload_from(f"up {n}", folder / "content")) for n in range(4)))
+    await asyncio.gather(*(_await(files.download_to("content", folder / f"down {n}", window=4)) for n in range(4)))
+
+
+async def test_transfers_at_once_share_their_hops_to_threads(paths: tuple[Path, Path]) -> None:
+    """If each of them had its own, an item would be a hop."""
+    counted = await _measure(several_at_once, paths, calls)
+    assert counted["hop"] / (8 * len(CONTENT) / MIB) < 2
+
+
 async def test_small_requests_share_system_calls() -> None:
     async with serve(data=ChatData({"small": bytes(4096)})) as running, FileClient.connect(running.uri) as files:
         await files.download("small")

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,44 @@ async def test_items_are_sent_as_they_are_granted_and_let_others_have_their_turn
     assert turn(0) == 8
     assert items.is_sent
     assert not items.get_next_fragment().flags_follows
+
+
+async def test_items_of_several_streams_share_a_turn(ends: tuple[socket.socket, socket.socket], source: int) -> None:
+    def queued(stream_id: int, count: int, granted: int) -> FileItems:
+        items = FileItems(stream_id, source, 0, count, 1000, queue=queue.append, digest=Digest())
+        items.grant(granted)
+        return items
+
+    def turn(first: FileItems, *others: FileItems, waiting: int = 0) -> list[int]:
+        """A turn that all of them share; whose items were sent, in order."""
+        its_turn = first.get_next_fragment()
+        for other in others:
+            other.get_next_fragment()
+            assert its_turn.share(other)
+        assert not its_turn.share(first), "it has that turn already"
+        its_turn.waiting = lambda: waiting
+        before = sum(items.sent for items in (first, *others))
+        assert its_turn.begin()
+        assert its_turn.send_some(ends[0])
+        assert its_turn.is_between_frames
+        its_turn.end()
+        count = sum(items.sent for items in (first, *others)) - before
+        received = _all(ends[1], count * 1009)
+        return [int.from_bytes(received[at + 3 : at + 7], "big") for at in range(0, len(received), 1009)]
+
+    queue: list[FileItems] = []
+    a, b, c = queued(1, 10, 3), queued(3, 10, 2), queued(5, 2, 1)
+    assert turn(a, b, c, waiting=1) == [1, 3, 5, 1]
+    assert turn(b, a, c) == [3, 1], "it goes on while something is granted"
+    for items, granted in ((a, 7), (b, 8), (c, 1)):
+        items.grant(granted)
+    assert turn(a, b, c) == [1, 3, 5], "whoever waits for the end of one hears of it"
+    assert (a.is_sent, b.is_sent, c.is_sent) == (False, False, True)
+    b.withdraw()
+    assert b.is_sent
+    assert turn(a, b) == [1] * 6
+    other = FileItems(7, source, 0, 1, 1000, queue=queue.append, executor=ThreadPoolExecutor(1))
+    assert not a.get_next_fragment().share(other), "each has the threads of its own store"
 
 
 class _Written:
