@@ -58,6 +58,8 @@ _SEND_WINDOW_BYTES = FRAGMENT_SIZE_BYTES
 # What a peer may be owed of frames that aren't items of a stream, before nothing more is taken from it.
 _MAX_OWED_BYTES = 1024 * 1024
 _FRAME_COST_BYTES = 512
+# So many connections may have all that isn't stored yet.
+_CONNECTIONS_UNSTORED = 8
 # Requests that a connection may have under way, whatever the others have.
 _OWN_REQUESTS = 16
 _SKIPPED = SkippedFrame()
@@ -101,6 +103,7 @@ class ServerConnection(RSocketServer, LeanRSocket):
         self._is_set_up = False
         self._requests = 0
         self._owed_bytes = 0
+        self._unstored_bytes = 0
         self._paid = asyncio.Event()
         self._has_refused_streams = False
         self._errors: deque[float] = deque()
@@ -111,6 +114,7 @@ class ServerConnection(RSocketServer, LeanRSocket):
         self._session.sends_files = True
         self._session.queue_items = self.send_frame
         self._session.transport = transport
+        self._session.on_unstored = self._count_unstored
         transport.set_stream_counter(lambda: len(self._stream_control._streams))
         # Until somebody has said who they are, one small frame is all that they may send.
         stranger = ReassemblyLimits(limits.max_setup_bytes, limits.max_setup_bytes, limits.max_setup_bytes)
@@ -145,6 +149,7 @@ class ServerConnection(RSocketServer, LeanRSocket):
         self._file_transport.forget_rest()
         # What refers to this in a circle would stay until the collector comes, and with it all that wasn't sent.
         self._session.queue_items = None
+        self._session.on_unstored = lambda _: None
         while not self._send_queue.empty():
             self._send_queue.get_nowait()
         _log.info(
@@ -157,8 +162,11 @@ class ServerConnection(RSocketServer, LeanRSocket):
         )
 
     async def _handle_next_frame(self, frame: Frame, async_frame_handler_by_type: FrameHandlers) -> None:
-        """Takes no more from a peer that doesn't take what it is owed: its echoes and errors would pile up here."""
-        while self._owed_bytes > _MAX_OWED_BYTES and not self._file_transport.is_lost:
+        """Takes no more from a peer that doesn't take what it is owed, or whose uploads wait for the disk.
+
+        What it sends, and its echoes and errors, would pile up here.
+        """
+        while (self._owed_bytes > _MAX_OWED_BYTES or self._has_unstored()) and not self._file_transport.is_lost:
             self._paid.clear()
             await self._paid.wait()
         await super()._handle_next_frame(frame, async_frame_handler_by_type)
@@ -173,6 +181,18 @@ class ServerConnection(RSocketServer, LeanRSocket):
             frame.sent_future = self._loop.create_future()
             frame.sent_future.add_done_callback(lambda _: self._pay(nbytes))
         super().send_frame(frame)
+
+    def _has_unstored(self) -> bool:
+        """Whether this connection has to wait until less of its uploads isn't stored yet."""
+        maximum = self._limits.max_unstored_bytes
+        is_too_much = self._unstored_bytes > maximum / _CONNECTIONS_UNSTORED
+        return self._unstored_bytes > 0 and (is_too_much or self._work.unstored_bytes > maximum)
+
+    def _count_unstored(self, nbytes: int) -> None:
+        self._unstored_bytes += nbytes
+        self._work.unstored_bytes += nbytes
+        if nbytes < 0:
+            self._paid.set()
 
     def _pay(self, nbytes: int) -> None:
         self._owed_bytes -= nbytes

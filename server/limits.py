@@ -19,6 +19,8 @@ class Limits:
         max_connection_bytes: What one connection's payloads hold while they aren't whole: `server_full`.
         max_reassembly_bytes: The same for all connections together: `server_full`. It is those that stall, or hold far
             more than others, who are refused then.
+        max_unstored_bytes: What has arrived of uploads in chunks, and isn't stored yet, of all connections together. A
+            connection that has some isn't read from until there is less; nor is one that has an eighth of it.
         max_metadata_bytes: One payload's metadata: `too_large`. A larger frame without a payload, such as a keepalive,
             ends the connection.
         max_setup_bytes: A SETUP frame. A larger one ends the connection.
@@ -43,6 +45,7 @@ class Limits:
     max_request_bytes: int = 208 * _MIB
     max_connection_bytes: int = 208 * _MIB
     max_reassembly_bytes: int = 416 * _MIB
+    max_unstored_bytes: int = 256 * _MIB
     max_metadata_bytes: int = 16 * 1024
     max_setup_bytes: int = 16 * 1024
     max_store_bytes: int = 2048 * _MIB

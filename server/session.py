@@ -75,6 +75,7 @@ class ChatUserSession:
         sends_files: Whether the connection can send a FilePayload.
         queue_items: Puts FileItems into the send queue, where `transport` moves files.
         transport: The connection; None if it isn't one of ours.
+        on_unstored: Told of each item of an upload that has arrived, and, with a minus, that was stored or dropped.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class ChatUserSession:
         self.sends_files = False
         self.queue_items: Callable[[FileItems], None] | None = None
         self.transport: FrameTransport | None = None
+        self.on_unstored: Callable[[int], None] = _count_nothing
         self._data = data if data is not None else ChatData()
         self._store: Store = self._data.store if self._is_in_memory else StoreInTurns(self._data.store)
         self._work = work if work is not None else Work()
@@ -133,7 +135,15 @@ class ChatUserSession:
             first = bytes(payload.data or b"")
             operation = self._work.begin(f"{self.peer} {Route.UPLOAD} {name!r} {request.upload_id}")
             channel = UploadChannel(
-                self._data, self._store, name, request, first, self._work, operation, self.transport
+                self._data,
+                self._store,
+                name,
+                request,
+                first,
+                self._work,
+                operation,
+                self.transport,
+                self.on_unstored,
             )
             return channel, channel
 
@@ -296,3 +306,7 @@ def _is_cancelled() -> bool:
     """Whether somebody has cancelled this task. A variable with the task would make its exception lead back to it."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _count_nothing(_: int) -> None:
+    """For a session without a connection that could be read from later."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from reactivestreams.publisher import Publisher
@@ -75,6 +76,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         work: Owns the task.
         operation: Is ended with the channel.
         transport: The connection, whose items can be diverted to a file; None if they can't.
+        on_unstored: Told of the bytes of each item that has arrived, and, with a minus, that was stored or dropped.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         work: Work,
         operation: Operation,
         transport: FrameTransport | None,
+        on_unstored: Callable[[int], None],
     ) -> None:
         self.name = name
         self.request_made = request
@@ -96,6 +99,8 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         self._work = work
         self._operation = operation
         self._transport = transport
+        self._on_unstored = on_unstored
+        self._unstored_bytes = 0
         self._stream_id: int | None = None
         self._diversion: Diversion | None = None
         self._upload: Upload | None = None
@@ -111,6 +116,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         self._receipts = 0
         self._receipt: Receipt | None = None
         self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._count_unstored(len(first))
 
     # What rsocket calls
 
@@ -173,6 +179,11 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
             raise InvalidRequest("an item came before the server asked for any", name=self.name)
         self._receiver.item(data, end)
         self._items.append((data, end))
+        self._count_unstored(len(data))
+
+    def _count_unstored(self, nbytes: int) -> None:
+        self._unstored_bytes += nbytes
+        self._on_unstored(nbytes)
 
     async def _run(self) -> None:
         request = self.request_made
@@ -212,6 +223,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         if self._first:
             receiver.item(self._first, None)
             self._acknowledge(Receipt(await upload.append([self._first])))
+            self._count_unstored(-len(self._first))
             self._first = b""  # it may be large, and the channel may live for long
             granted += receiver.stored(1) - 1
         self._divert(upload, receiver)
@@ -223,7 +235,9 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
             self._items.clear()
             if items:
                 self._acknowledge(Receipt(await upload.append(items)))
-                self._operation.nbytes += sum(map(len, items))
+                nbytes = sum(map(len, items))
+                self._operation.nbytes += nbytes
+                self._count_unstored(-nbytes)
             if self._failure is not None:
                 if isinstance(self._failure, IntegrityError):
                     await upload.abort()  # what is wrong must not be gone on with
@@ -300,6 +314,9 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._task = None
+        self._items.clear()
+        self._first = b""
+        self._count_unstored(-self._unstored_bytes)
         outcome = asyncio.CancelledError() if task.cancelled() else task.exception()
         error = self._failure or outcome
         if error is not None and not isinstance(error, asyncio.CancelledError):

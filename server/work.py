@@ -27,6 +27,7 @@ class Work:
         completed: Those whose answer was handed to the connection as a whole.
         failed: Those that ended with an error.
         cancelled: Those that the client cancelled, or whose connection ended, before that.
+        unstored_bytes: What has arrived of uploads in chunks and isn't stored yet.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,7 @@ class Work:
         self.completed = 0
         self.failed = 0
         self.cancelled = 0
+        self.unstored_bytes = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
         self._idle.set()

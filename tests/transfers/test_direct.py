@@ -27,7 +27,7 @@ from rx_client.connection import ConnectOptions
 from rx_client.operators import retry_backoff
 from server import ChatData, DirectoryStore, FileServer, Limits, serve
 from shared.direct import Diversion, FileItems
-from shared.errors import ConnectionLost, IntegrityError, SourceExhausted, StorageFull, Superseded
+from shared.errors import ConnectionLost, IntegrityError, NotFound, SourceExhausted, StorageFull, Superseded
 from shared.transfer import DEFAULT_WINDOW
 from tests.faults import fault_proxy
 from tests.security.support import channel, chunks, stat
@@ -243,6 +243,37 @@ async def test_a_system_that_cannot_move_bytes_by_itself(
     assert (tmp_path / "store" / "n").read_bytes() == data
     assert (tmp_path / "got").read_bytes() == data
     assert refused
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+async def test_what_waits_for_a_slow_disk_is_bounded(
+    tmp_path: Path, vanishes: bool, blocked_disk: threading.Event
+) -> None:
+    """Items with metadata don't go past the loop; they would pile up there, all that were asked for on each stream."""
+    store, limits = DirectoryStore(tmp_path / "store"), Limits(max_unstored_bytes=8_000_000)
+    data = content(200_000)
+    flag, body = payload(item(b"some/thing", b""), data)
+    async with serve(data=ChatData(store), limits=limits) as server, raw_peer(server.uri) as peer:
+        uploads = [await Sending.begin(peer, f"n{stream_id}", stream_id) for stream_id in (1, 3, 5)]
+        blocked_disk.clear()
+        for _ in range(DEFAULT_WINDOW):
+            peer.writer.writelines(frame(upload.stream_id, PAYLOAD, NEXT | flag, body) for upload in uploads)
+        await eventually(lambda: server.work.unstored_bytes > 1_000_000)
+        async with connected(server.uri) as files:
+            with pytest.raises(NotFound):
+                await files.stat("missing")
+        assert server.work.unstored_bytes < 1_300_000, "an eighth, and one item"
+        if vanishes:
+            peer.writer.transport.abort()
+        blocked_disk.set()
+        while not vanishes and any(upload.receipts[-1]["committed"] < DEFAULT_WINDOW * len(data) for upload in uploads):
+            got = await peer.receive(10)
+            assert got is not None
+            if got.kind == PAYLOAD:
+                uploads[got.stream_id // 2].receipts.append(json.loads(got.metadata[got.metadata.index(b'{"') :]))
+        await peer.close()
+        await at_rest(server, store)
+        assert not server.work.unstored_bytes
 
 
 async def test_a_stream_ends_while_another_ones_item_is_stuck(server: FileServer, store: DirectoryStore) -> None:
