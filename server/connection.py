@@ -389,7 +389,7 @@ class _Reply(StreamHandler, Disposable):
             self._fail(ServerError("the server failed to serve this request; its log says why"))
         elif isinstance(payload, FilePayload):
             self._sending = self._connection.send_file(payload, self._stream(), self._operation)
-            self._sending.add_done_callback(self._on_file_sent)
+            self._sending.add_done_callback(partial(self._on_file_sent, payload))
         else:
             frame = to_payload_frame(self._stream(), payload, complete=True, fragment_size_bytes=FRAGMENT_SIZE_BYTES)
             self._operation.nbytes += len(payload.data or b"")
@@ -441,7 +441,7 @@ class _Reply(StreamHandler, Disposable):
         else:
             self.answer(answer)
 
-    def _on_file_sent(self, sending: asyncio.Task[None]) -> None:
+    def _on_file_sent(self, payload: FilePayload, sending: asyncio.Task[None]) -> None:
         if sending.cancelled():
             return
         if (error := sending.exception()) is not None:
@@ -450,6 +450,7 @@ class _Reply(StreamHandler, Disposable):
             self._on_sent()
 
     def _on_sent(self) -> None:
+            self._connection.discard(payload)  # a task that is cancelled before its first turn closes nothing
         self._settle()
         self._operation.end(None)
         self._finish_stream()
