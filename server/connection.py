@@ -299,7 +299,7 @@ class ServerConnection(RSocketServer, LeanRSocket):
     def discard(self, payload: Payload) -> None:
         """Frees what an answer holds that nobody waits for any more."""
         if isinstance(payload, FilePayload):
-            self._work.spawn(payload.reader.close)
+            self._work.clean_up(payload.reader.close)
 
     async def _send_file(self, payload: FilePayload, stream_id: int, operation: Operation) -> None:
         async with aclosing(fragments(payload, stream_id, self._window)) as frames:

@@ -29,6 +29,7 @@ from tests.security.support import (
 from tests.support import (
     CANCEL,
     FOLLOWS,
+    NEXT,
     PAYLOAD,
     REQUEST_STREAM,
     RawPeer,
@@ -107,6 +108,17 @@ async def test_what_does_not_end_by_itself_is_ended(tmp_path: Path) -> None:
 
 async def test_the_durable_part_of_an_upload_survives_the_end(tmp_path: Path) -> None:
     content = bytes(range(256)) * (4 * MIB // 256)
+async def test_the_half_of_a_request_is_gone_at_the_end(tmp_path: Path) -> None:
+    """Nobody can go on with it, also if the end comes while some of it is being written."""
+    parts = tmp_path / ".rxfiles" / "parts"
+    async with server_process("--store", str(tmp_path)) as server, raw_peer(server.uri) as peer:
+        more = frame(1, PAYLOAD, FOLLOWS | NEXT, b"x" * 900_000)
+        peer.writer.write(upload(1, b"a", b"x" * 900_000, flags=FOLLOWS) + more * 30)
+        await eventually(lambda: list(parts.iterdir()))
+        assert await server.stop() == (0, "")
+    assert not list(parts.iterdir())
+
+
     async with server_process("--store", str(tmp_path)) as server, FileClient.connect(server.uri) as files:
         held = asyncio.Event()
 
