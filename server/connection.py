@@ -482,7 +482,8 @@ def _describe(frame: Frame) -> str:
     """The route and the file that a request is about, as far as it says so."""
     try:
         items = parse_metadata(frame.metadata or b"")
-        return f"{parse_routing(items)} {parse_name(items)!r}"
+        route = parse_routing(items)
+        return f"{route if route.isprintable() else ascii(route)} {parse_name(items)!r}"
     except TransferError as error:
         return f"({error.code})"
 

@@ -31,10 +31,12 @@ from tests.support import (
     FOLLOWS,
     NEXT,
     PAYLOAD,
+    REQUEST_RESPONSE,
     REQUEST_STREAM,
     RawPeer,
     eventually,
     frame,
+    name_item,
     raw_peer,
     request,
     route_item,
@@ -208,6 +210,8 @@ async def test_a_name_can_not_break_a_line(caplog: pytest.LogCaptureFixture) -> 
             await peer.send(stat(2 * stream_id + 1, name.encode()))
             await receive(peer)
         await peer.send(request(101, REQUEST_STREAM, route_item("files\nforged"), n=1))
+        await receive(peer)
+        await peer.send(request(103, REQUEST_RESPONSE, route_item("file.stat\nforged\x1b[2J") + name_item(b"a")))
         await receive(peer)
     for record in caplog.records:
         assert record.getMessage().isprintable(), record
