@@ -111,6 +111,7 @@ BEGUN = request(1, REQUEST_RESPONSE, BOMB[:9000], flags=FOLLOWS)
     "sent",
     [
         pytest.param([request(1, REQUEST_RESPONSE, BOMB)], id="whole"),
+        pytest.param([request(1, REQUEST_RESPONSE, BOMB[:20_000])], id="whole, in a small frame"),
         pytest.param([BEGUN, request(1, PAYLOAD, BOMB)], id="split"),
         pytest.param([BEGUN, *[request(1, PAYLOAD, BOMB[:8000], flags=FOLLOWS)] * 9], id="in pieces"),
         pytest.param([request(1, REQUEST_STREAM, BOMB)], id="a stream's"),
