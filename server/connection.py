@@ -213,6 +213,8 @@ class ServerConnection(RSocketServer, LeanRSocket):
                 address = self._file_transport.address
                 self._session.user = await self._users.authenticate(items, self._is_gone, address)
         except RSocketProtocolError as error:
+                if self._is_gone():
+                    return  # what refers to this in a circle was dropped, and mustn't come again
             self._file_transport.fail(error.error_code, error.data or "")
             return
         except TransferError as error:
