@@ -112,6 +112,7 @@ class ServerConnection(RSocketServer, LeanRSocket):
         self._session.queue_items = self.send_frame
         self._session.transport = transport
         transport.set_stream_counter(lambda: len(self._stream_control._streams))
+        transport.set_refusal_counter(self._count_error)
         # Until somebody has said who they are, one small frame is all that they may send.
         stranger = ReassemblyLimits(limits.max_setup_bytes, limits.max_setup_bytes, limits.max_setup_bytes)
         transport.set_limits(stranger)
@@ -212,9 +213,9 @@ class ServerConnection(RSocketServer, LeanRSocket):
                 items = parse_metadata(frame.metadata or b"")
                 address = self._file_transport.address
                 self._session.user = await self._users.authenticate(items, self._is_gone, address)
-        except RSocketProtocolError as error:
                 if self._is_gone():
                     return  # what refers to this in a circle was dropped, and mustn't come again
+        except RSocketProtocolError as error:
             self._file_transport.fail(error.error_code, error.data or "")
             return
         except TransferError as error:
@@ -275,6 +276,12 @@ class ServerConnection(RSocketServer, LeanRSocket):
         if stream_id == CONNECTION_STREAM_ID:
             self._file_transport.fail(ErrorCode.CONNECTION_ERROR, error.data or "connection_error")
             return
+        self._count_error()
+        if self._file_transport.failure is None:
+            super().send_error(stream_id, error)
+
+    def _count_error(self) -> None:
+        """Ends the connection of a peer that causes too many."""
         now = self._loop.time()
         self._errors.append(now)
         while self._errors[0] < now - 60:
@@ -283,8 +290,6 @@ class ServerConnection(RSocketServer, LeanRSocket):
             self._file_transport.fail(
                 ErrorCode.CONNECTION_ERROR, "too_many_errors: slow down, or ask for what there is"
             )
-            return
-        super().send_error(stream_id, error)
 
     def send_file(self, payload: FilePayload, stream_id: int, operation: Operation) -> asyncio.Task[None]:
         """Answers with a file, a fragment at a time, each read when the send window has room for it."""
@@ -445,6 +450,7 @@ class _Reply(StreamHandler, Disposable):
 
     def _on_file_sent(self, payload: FilePayload, sending: asyncio.Task[None]) -> None:
         if sending.cancelled():
+            self._connection.discard(payload)  # a task that is cancelled before its first turn closes nothing
             return
         if (error := sending.exception()) is not None:
             self._fail(error)
@@ -452,7 +458,6 @@ class _Reply(StreamHandler, Disposable):
             self._on_sent()
 
     def _on_sent(self) -> None:
-            self._connection.discard(payload)  # a task that is cancelled before its first turn closes nothing
         self._settle()
         self._operation.end(None)
         self._finish_stream()

@@ -108,8 +108,6 @@ async def test_what_does_not_end_by_itself_is_ended(tmp_path: Path) -> None:
             assert await server.stop() == (0, "")
 
 
-async def test_the_durable_part_of_an_upload_survives_the_end(tmp_path: Path) -> None:
-    content = bytes(range(256)) * (4 * MIB // 256)
 async def test_the_half_of_a_request_is_gone_at_the_end(tmp_path: Path) -> None:
     """Nobody can go on with it, also if the end comes while some of it is being written."""
     parts = tmp_path / ".rxfiles" / "parts"
@@ -121,6 +119,8 @@ async def test_the_half_of_a_request_is_gone_at_the_end(tmp_path: Path) -> None:
     assert not list(parts.iterdir())
 
 
+async def test_the_durable_part_of_an_upload_survives_the_end(tmp_path: Path) -> None:
+    content = bytes(range(256)) * (4 * MIB // 256)
     async with server_process("--store", str(tmp_path)) as server, FileClient.connect(server.uri) as files:
         held = asyncio.Event()
 
