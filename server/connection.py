@@ -63,6 +63,7 @@ _OWN_REQUESTS = 16
 _SKIPPED = SkippedFrame()
 # Nobody tells a sender that has stopped; `flush` looks.
 _LOOK_SECONDS = 0.05
+_MOST_RECEIVING_SECONDS = 1.0
 _OWED_FRAMES = frozenset([KeepAliveFrame, ErrorFrame, CancelFrame])
 
 
@@ -236,6 +237,15 @@ class ServerConnection(RSocketServer, LeanRSocket):
         self._file_transport.set_spooler(self._session.spool)
         self._is_set_up = True
         self._on_set_up()
+
+    async def received(self) -> None:
+        """Returns when nothing of what the connection has received is being looked at; to be called when it has ended.
+
+        It takes as long as a write to the store, a second at the most.
+        """
+        receiver = self._receiver_task
+        if receiver is not None:
+            await asyncio.wait([receiver], timeout=_MOST_RECEIVING_SECONDS)
 
     async def flush(self) -> None:
         """Returns when all that waits to be sent is in the socket, or the connection has ended."""

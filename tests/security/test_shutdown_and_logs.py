@@ -108,13 +108,23 @@ async def test_what_does_not_end_by_itself_is_ended(tmp_path: Path) -> None:
             assert await server.stop() == (0, "")
 
 
-async def test_the_half_of_a_request_is_gone_at_the_end(tmp_path: Path) -> None:
+MORE = frame(1, PAYLOAD, FOLLOWS | NEXT, b"x" * 900_000)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param([upload(1, b"a", b"x" * 900_000, flags=FOLLOWS), *[MORE] * 30], id="fragments"),
+        pytest.param([upload(id_, b"%d" % id_, b"x" * 900_000) for id_ in range(1, 201, 2)], id="large frames"),
+    ],
+)
+async def test_the_half_of_a_request_is_gone_at_the_end(sent: list[bytes], tmp_path: Path) -> None:
     """Nobody can go on with it, also if the end comes while some of it is being written."""
     parts = tmp_path / ".rxfiles" / "parts"
     async with server_process("--store", str(tmp_path)) as server, raw_peer(server.uri) as peer:
-        more = frame(1, PAYLOAD, FOLLOWS | NEXT, b"x" * 900_000)
-        peer.writer.write(upload(1, b"a", b"x" * 900_000, flags=FOLLOWS) + more * 30)
+        peer.writer.write(b"".join(sent))
         await eventually(lambda: list(parts.iterdir()))
+        await asyncio.sleep(0.07)  # somewhere in the middle of it
         assert await server.stop() == (0, "")
     assert not list(parts.iterdir())
 
