@@ -65,6 +65,7 @@ _OWN_REQUESTS = 16
 _SKIPPED = SkippedFrame()
 # Nobody tells a sender that has stopped; `flush` looks.
 _LOOK_SECONDS = 0.05
+_MOST_RECEIVING_SECONDS = 1.0
 _OWED_FRAMES = frozenset([KeepAliveFrame, ErrorFrame, CancelFrame])
 
 
@@ -116,6 +117,7 @@ class ServerConnection(RSocketServer, LeanRSocket):
         self._session.transport = transport
         self._session.on_unstored = self._count_unstored
         transport.set_stream_counter(lambda: len(self._stream_control._streams))
+        transport.set_refusal_counter(self._count_error)
         # Until somebody has said who they are, one small frame is all that they may send.
         stranger = ReassemblyLimits(limits.max_setup_bytes, limits.max_setup_bytes, limits.max_setup_bytes)
         transport.set_limits(stranger)
@@ -232,6 +234,8 @@ class ServerConnection(RSocketServer, LeanRSocket):
                 items = parse_metadata(frame.metadata or b"")
                 address = self._file_transport.address
                 self._session.user = await self._users.authenticate(items, self._is_gone, address)
+                if self._is_gone():
+                    return  # what refers to this in a circle was dropped, and mustn't come again
         except RSocketProtocolError as error:
             self._file_transport.fail(error.error_code, error.data or "")
             return
@@ -253,6 +257,15 @@ class ServerConnection(RSocketServer, LeanRSocket):
         self._file_transport.set_spooler(self._session.spool)
         self._is_set_up = True
         self._on_set_up()
+
+    async def received(self) -> None:
+        """Returns when nothing of what the connection has received is being looked at; to be called when it has ended.
+
+        It takes as long as a write to the store, a second at the most.
+        """
+        receiver = self._receiver_task
+        if receiver is not None:
+            await asyncio.wait([receiver], timeout=_MOST_RECEIVING_SECONDS)
 
     async def flush(self) -> None:
         """Returns when all that waits to be sent is in the socket, or the connection has ended."""
@@ -293,6 +306,12 @@ class ServerConnection(RSocketServer, LeanRSocket):
         if stream_id == CONNECTION_STREAM_ID:
             self._file_transport.fail(ErrorCode.CONNECTION_ERROR, error.data or "connection_error")
             return
+        self._count_error()
+        if self._file_transport.failure is None:
+            super().send_error(stream_id, error)
+
+    def _count_error(self) -> None:
+        """Ends the connection of a peer that causes too many."""
         now = self._loop.time()
         self._errors.append(now)
         while self._errors[0] < now - 60:
@@ -301,8 +320,6 @@ class ServerConnection(RSocketServer, LeanRSocket):
             self._file_transport.fail(
                 ErrorCode.CONNECTION_ERROR, "too_many_errors: slow down, or ask for what there is"
             )
-            return
-        super().send_error(stream_id, error)
 
     def send_file(self, payload: FilePayload, stream_id: int, operation: Operation) -> asyncio.Task[None]:
         """Answers with a file, a fragment at a time, each read when the send window has room for it."""
@@ -319,7 +336,7 @@ class ServerConnection(RSocketServer, LeanRSocket):
     def discard(self, payload: Payload) -> None:
         """Frees what an answer holds that nobody waits for any more."""
         if isinstance(payload, FilePayload):
-            self._work.spawn(payload.reader.close)
+            self._work.clean_up(payload.reader.close)
 
     async def _send_file(self, payload: FilePayload, stream_id: int, operation: Operation) -> None:
         async with aclosing(fragments(payload, stream_id, self._window)) as frames:
@@ -409,7 +426,7 @@ class _Reply(StreamHandler, Disposable):
             self._fail(ServerError("the server failed to serve this request; its log says why"))
         elif isinstance(payload, FilePayload):
             self._sending = self._connection.send_file(payload, self._stream(), self._operation)
-            self._sending.add_done_callback(self._on_file_sent)
+            self._sending.add_done_callback(partial(self._on_file_sent, payload))
         else:
             frame = to_payload_frame(self._stream(), payload, complete=True, fragment_size_bytes=FRAGMENT_SIZE_BYTES)
             self._operation.nbytes += len(payload.data or b"")
@@ -461,8 +478,9 @@ class _Reply(StreamHandler, Disposable):
         else:
             self.answer(answer)
 
-    def _on_file_sent(self, sending: asyncio.Task[None]) -> None:
+    def _on_file_sent(self, payload: FilePayload, sending: asyncio.Task[None]) -> None:
         if sending.cancelled():
+            self._connection.discard(payload)  # a task that is cancelled before its first turn closes nothing
             return
         if (error := sending.exception()) is not None:
             self._fail(error)
@@ -501,7 +519,8 @@ def _describe(frame: Frame) -> str:
     """The route and the file that a request is about, as far as it says so."""
     try:
         items = parse_metadata(frame.metadata or b"")
-        return f"{parse_routing(items)} {parse_name(items)!r}"
+        route = parse_routing(items)
+        return f"{route if route.isprintable() else ascii(route)} {parse_name(items)!r}"
     except TransferError as error:
         return f"({error.code})"
 

@@ -122,7 +122,10 @@ class FileServer:
                 await self.work.drain(grace_seconds)
                 # An operation has ended when its last answer is queued.
                 await asyncio.gather(*(connection.flush() for connection in list(self._connections.values())))
+        connections = list(self._connections.values())
         await listener.close()
+        # One may be storing what it has received: it is dropped, or taken on and cancelled, only behind that.
+        await asyncio.gather(*(connection.received() for connection in connections))
         await self.work.settle()
         await self.data.store.close()
 

@@ -68,7 +68,7 @@ class UploadSpool:
         if not self._is_over:
             self._is_over = True
             if self._upload is not None:
-                self._work.spawn(self._upload.abort)
+                self._work.clean_up(self._upload.abort)
 
     async def _begun(self) -> Upload:
         if self._upload is None:

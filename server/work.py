@@ -37,6 +37,7 @@ class Work:
         self.cancelled = 0
         self.unstored_bytes = 0
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._cleaning: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -60,6 +61,12 @@ class Work:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def clean_up(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Runs `function()` in a task that `settle` doesn't cancel: it frees what nobody else would."""
+        task = asyncio.get_running_loop().create_task(function())
+        self._cleaning.add(task)
+        task.add_done_callback(self._cleaning.discard)
+
     def check_idle(self) -> None:
         """Wakes `drain` if nothing is under way."""
         if not self.active:
@@ -72,12 +79,11 @@ class Work:
                 await self._idle.wait()
 
     async def settle(self) -> None:
-        """Cancels the tasks that are left and waits for their end."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        """Cancels the tasks that are left and waits for their end, and for what is cleaned up behind them."""
+        while self._tasks or self._cleaning:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait([*self._tasks, *self._cleaning])
 
 
 class Operation:

@@ -480,7 +480,12 @@ class Reassembler:
         """
         cost = self._end_incoming()
         stream_id = frame.stream_id
-        if not (cost or frame.flags_follows or stream_id in self._partials or stream_id in self._abandoned):
+        if (
+            frame.length <= self._small_bytes
+            and not (cost or frame.flags_follows)
+            and stream_id not in self._partials
+            and stream_id not in self._abandoned
+        ):
             return frame  # most are such, as in `admit`
         if isinstance(frame, _PAYLOADS_AND_REQUESTS):
             return self._feed_payload(frame, cost)

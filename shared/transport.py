@@ -149,6 +149,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._turns = _turns.setdefault(self._loop, _Turns())
         self._received_at = self._loop.time()
         self._has_refused = False
+        self._count_refusal: Callable[[], None] | None = None
         self._is_rest_wanted = True
 
         # The socket, while frames may be written past asyncio.
@@ -222,6 +223,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
     def set_stream_counter(self, count_streams: Callable[[], int]) -> None:
         """Sets who tells how many streams are open; requests that aren't whole yet count beside them."""
         self._reassembler.count_streams = count_streams
+
+    def set_refusal_counter(self, count_refusal: Callable[[], None]) -> None:
+        """Sets who is told before the peer is that a payload was refused, and may fail the connection instead."""
+        self._count_refusal = count_refusal
 
     @property
     def pending_requests(self) -> int:
@@ -373,7 +378,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._free_buffer()
         # No circles: what a flood of connections took must not wait for the garbage collector.
         self._transport = self._encrypted = self._socket = None
-        on_lost, self._on_lost, self._on_connected = self._on_lost, None, None
+        on_lost, self._on_lost, self._on_connected, self._count_refusal = self._on_lost, None, None, None
         if on_lost is not None:
             on_lost(exc if exc is not None else self._write_error)
 
@@ -645,6 +650,8 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         if not self._has_refused:
             self._has_refused = True  # logged once: a flood of them must not fill the disk
             _log.warning("refused a payload from %s: %s; more of it isn't logged", self.peer, refused)
+        if self._count_refusal is not None:
+            self._count_refusal()
         error = exception_to_error_frame(refused.stream_id, to_protocol_error(refused.error))
         # Waits for the socket, so that a peer that sends and doesn't read can't fill this side with answers.
         try:

@@ -131,6 +131,29 @@ async def test_a_disposed_download_stops_and_closes_its_file(server: FileServer)
         await eventually(lambda: not store._readers)
 
 
+async def test_a_cancel_at_any_moment_closes_the_file(server: FileServer) -> None:
+    """Also just when the file is open, and the task that sends it hasn't begun."""
+    store = server.data.store
+    assert isinstance(store, DirectoryStore)
+    await store.put("a", LARGE[:MIB])
+    asked = route_item("file.download") + name_item(b"a")
+    async with raw_peer(server.uri) as peer:
+
+        async def take() -> None:
+            while await peer.reader.read(MIB):
+                pass
+
+        taking = asyncio.create_task(take())
+        for number in range(500):
+            await peer.send(request(2 * number + 1, REQUEST_RESPONSE, asked))
+            for _ in range(number % 50):
+                await asyncio.sleep(0)
+            await peer.send(frame(2 * number + 1, CANCEL))
+        await eventually(lambda: server.work.started == 500 and not server.work.active)
+        await eventually(lambda: not store._readers)
+    await taking
+
+
 async def test_a_file_over_the_limit_is_refused_and_the_connection_lives(server: FileServer, folder: Path) -> None:
     async with FileClient.connect(server.uri) as files:
         with pytest.raises(TooLarge):

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import trustme
+from argon2 import PasswordHasher
 from reactivex import operators as ops
 
 from rx_client import FileClient
-from server import ChatData, DirectoryStore, FileServer, serve, server_tls
+from server import ChatData, DirectoryStore, FileServer, Users, serve, server_tls
 from shared.errors import NotFound
-from tests.security.support import channel, chunks, download, reset, stat, upload
+from shared.metadata import build_simple
+from tests.security.support import channel, chunks, download, reset, setup_frame, stat, upload
 from tests.security.test_tls import pem_files
 from tests.support import (
     FOLLOWS,
@@ -173,6 +175,25 @@ async def test_strangers_in_the_handshake_leave_nothing(tmp_path: Path) -> None:
         for sent in (b"", begun, nonsense):
             async with the_same_objects(f"{sent!r}", server):
                 await stranger(sent)
+
+
+async def test_who_leaves_while_the_password_is_checked_leaves_nothing() -> None:
+    users = Users(f"alice:{PasswordHasher().hash('a secret')}")  # which takes its time
+    async with serve(users=users) as server:
+
+        async def leave(password: str) -> None:
+            peer = await RawPeer.connect(server.uri)
+            await peer.send(setup_frame(build_simple("alice", password)))
+            await eventually(lambda: users._turns._is_taken)
+            reset(peer)
+            await eventually(lambda: not server.connections)
+            assert users._turns._is_taken, "it left too late"
+            await eventually(lambda: not users._turns._is_taken)
+
+        await leave("wrong")
+        gc.collect()
+        async with the_same_objects("a stranger", server):
+            await leave("a secret")
 
 
 async def test_what_was_asked_before_a_connection_was_lost_costs_nothing_after_it() -> None:

@@ -111,6 +111,7 @@ BEGUN = request(1, REQUEST_RESPONSE, BOMB[:9000], flags=FOLLOWS)
     "sent",
     [
         pytest.param([request(1, REQUEST_RESPONSE, BOMB)], id="whole"),
+        pytest.param([request(1, REQUEST_RESPONSE, BOMB[:20_000])], id="whole, in a small frame"),
         pytest.param([BEGUN, request(1, PAYLOAD, BOMB)], id="split"),
         pytest.param([BEGUN, *[request(1, PAYLOAD, BOMB[:8000], flags=FOLLOWS)] * 9], id="in pieces"),
         pytest.param([request(1, REQUEST_STREAM, BOMB)], id="a stream's"),
@@ -227,12 +228,23 @@ async def test_who_asks_for_very_much_leaves_the_others_their_share(caplog: pyte
     assert len(warnings(caplog)) == 2, "one for each connection"
 
 
-async def test_a_peer_that_causes_error_after_error_is_closed(caplog: pytest.LogCaptureFixture) -> None:
-    async with serve(limits=Limits(max_errors_per_minute=20)) as server, raw_peer(server.uri) as peer:
-        await peer.send(*[stat(i, b"missing") for i in range(1, 401, 2)])
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        pytest.param([stat(i, b"missing") for i in range(1, 401, 2)], "not_found: ", id="answered"),
+        pytest.param([upload(i, b"a", b"x" * 100_001) for i in range(1, 401, 2)], "too_large: ", id="too large"),
+        pytest.param([upload(i, b"a", b"", flags=FOLLOWS) for i in range(1, 4001, 2)], "too_many_streams: ", id="half"),
+    ],
+)
+async def test_a_peer_that_causes_error_after_error_is_closed(
+    sent: list[bytes], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = Limits(max_errors_per_minute=20, max_request_bytes=100_000)
+    async with serve(limits=limits) as server, raw_peer(server.uri) as peer:
+        await peer.send(*sent)
         answers = 0
         while (answer := await receive(peer)).stream_id:
-            assert answer.error[1].startswith("not_found: ")
+            assert answer.error[1].startswith(said)
             answers += 1
         assert answers <= 20
         assert answer.error[0] == CONNECTION_ERROR
@@ -240,7 +252,7 @@ async def test_a_peer_that_causes_error_after_error_is_closed(caplog: pytest.Log
         assert await peer.receive() is None
         await serves(server.uri)
         await eventually(lambda: not server.work.active)
-    assert warnings(caplog) == []
+    assert len(warnings(caplog)) == (said != "not_found: ")
 
 
 # How many, and for how long

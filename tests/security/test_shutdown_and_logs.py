@@ -29,11 +29,14 @@ from tests.security.support import (
 from tests.support import (
     CANCEL,
     FOLLOWS,
+    NEXT,
     PAYLOAD,
+    REQUEST_RESPONSE,
     REQUEST_STREAM,
     RawPeer,
     eventually,
     frame,
+    name_item,
     raw_peer,
     request,
     route_item,
@@ -103,6 +106,27 @@ async def test_what_does_not_end_by_itself_is_ended(tmp_path: Path) -> None:
             await half.send(upload(1, b"c", b"x" * 100_000, flags=FOLLOWS))
             await receive(busy)
             assert await server.stop() == (0, "")
+
+
+MORE = frame(1, PAYLOAD, FOLLOWS | NEXT, b"x" * 900_000)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param([upload(1, b"a", b"x" * 900_000, flags=FOLLOWS), *[MORE] * 30], id="fragments"),
+        pytest.param([upload(id_, b"%d" % id_, b"x" * 900_000) for id_ in range(1, 201, 2)], id="large frames"),
+    ],
+)
+async def test_the_half_of_a_request_is_gone_at_the_end(sent: list[bytes], tmp_path: Path) -> None:
+    """Nobody can go on with it, also if the end comes while some of it is being written."""
+    parts = tmp_path / ".rxfiles" / "parts"
+    async with server_process("--store", str(tmp_path)) as server, raw_peer(server.uri) as peer:
+        peer.writer.write(b"".join(sent))
+        await eventually(lambda: list(parts.iterdir()))
+        await asyncio.sleep(0.07)  # somewhere in the middle of it
+        assert await server.stop() == (0, "")
+    assert not list(parts.iterdir())
 
 
 async def test_the_durable_part_of_an_upload_survives_the_end(tmp_path: Path) -> None:
@@ -196,6 +220,8 @@ async def test_a_name_can_not_break_a_line(caplog: pytest.LogCaptureFixture) -> 
             await peer.send(stat(2 * stream_id + 1, name.encode()))
             await receive(peer)
         await peer.send(request(101, REQUEST_STREAM, route_item("files\nforged"), n=1))
+        await receive(peer)
+        await peer.send(request(103, REQUEST_RESPONSE, route_item("file.stat\nforged\x1b[2J") + name_item(b"a")))
         await receive(peer)
     for record in caplog.records:
         assert record.getMessage().isprintable(), record

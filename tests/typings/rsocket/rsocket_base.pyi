@@ -1,5 +1,5 @@
 from abc import abstractmethod
-from asyncio import Event, Future
+from asyncio import Event, Future, Task
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
@@ -38,6 +38,7 @@ T = TypeVar("T", bound=StreamHandler)
 class RSocketBase(RSocket):
     _handler: RequestHandler  # what serves this side's requests
     _stream_control: StreamControl  # this side's open streams
+    _receiver_task: Task[None] | None  # until it has ended
     _max_lifetime_period: timedelta  # how long a silent peer is alive
     _is_closing: bool  # once set, the sender has stopped
     def __init__(
