@@ -223,6 +223,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         """Sets who tells how many streams are open; requests that aren't whole yet count beside them."""
         self._reassembler.count_streams = count_streams
 
+    def set_payload_limit(self, most_of: Callable[[int], float]) -> None:
+        """Sets who tells how large a stream's split payload may become, in bytes; 0 if nobody waits for one."""
+        self._reassembler.most_of = most_of
+
     @property
     def pending_requests(self) -> int:
         """How many requests aren't whole yet."""
