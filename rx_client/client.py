@@ -1,6 +1,7 @@
 """The client: file transfers as cold Rx observables."""
 
 import asyncio
+import math
 import os
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -35,7 +36,7 @@ from .deadlines import check_deadline, within
 from .downloading import ChunkRequest, answered_info, download_into
 from .events import TransferEvent
 from .observables import on_loop
-from .requests import MAX_REQUEST_N, ask_for, ask_stream, cold
+from .requests import MAX_REQUEST_N, MAX_SMALL_BYTES, ask_for, ask_stream, cold
 from .sinks import AsyncWriter, PathSink, Sink, WriterSink
 from .sources import SourceLike, to_source
 from .tasks import from_coroutine
@@ -161,7 +162,9 @@ class FileClient:
             TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
         """
         _check_type(name)
-        return self._ask(name, lambda: Payload(None, request_metadata(Route.DOWNLOAD, name)), _content, deadline)
+        return self._ask(
+            name, lambda: Payload(None, request_metadata(Route.DOWNLOAD, name)), _content, deadline, math.inf
+        )
 
     @overload
     def list_files(
@@ -204,7 +207,7 @@ class FileClient:
             metadata = transfer_request(Route.FILES, None, ListRequest(details, prefix))
         else:
             metadata = request_metadata(Route.FILES)
-        items = ask_stream(self._connector, Payload(b"", metadata), request_n)
+        items = ask_stream(self._connector, Payload(b"", metadata), request_n, MAX_SMALL_BYTES)
         if details:
             return items.pipe(ops.map(_listed_info), within(deadline))
         # A tutorial's server doesn't know prefixes, and sends every name.
@@ -473,12 +476,13 @@ class FileClient:
         make: Callable[[], Payload],
         convert: Callable[[Payload], T],
         deadline: float | None,
+        max_answer_bytes: float = MAX_SMALL_BYTES,
     ) -> Observable[T]:
         try:
             request = make()
         except InvalidName as error:
             return _naming(name, reactivex.throw(error), deadline)
-        asked = ask_for(self._connector, request, convert, lambda error: _about(error, name))
+        asked = ask_for(self._connector, request, convert, lambda error: _about(error, name), max_answer_bytes)
         return asked if deadline is None else _naming(name, asked, deadline)
 
 

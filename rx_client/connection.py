@@ -5,6 +5,7 @@ on a dead connection waits for ever. So there is one `RSocketClient` for each co
 """
 
 import asyncio
+import math
 import os
 import ssl
 from collections.abc import Callable
@@ -16,12 +17,12 @@ from urllib.parse import urlsplit
 import reactivex
 from reactivestreams.publisher import Publisher
 from reactivestreams.subscriber import Subscriber
-from reactivex import Observable
+from reactivex import Observable, abc
 from reactivex.subject import BehaviorSubject
 from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketProtocolError
 from rsocket.extensions.mimetypes import WellKnownMimeTypes
-from rsocket.frame import KeepAliveFrame
+from rsocket.frame import ErrorFrame, Frame, FrameFragmentMixin, KeepAliveFrame
 from rsocket.frame_builders import to_keepalive_frame
 from rsocket.helpers import single_transport_provider
 from rsocket.payload import Payload
@@ -37,11 +38,17 @@ from shared.transport import FrameTransport
 from shared.wire import DEFAULT_PORT, FRAGMENT_SIZE_BYTES
 
 from .backoff import Backoff
-from .observables import on_loop
+from .observables import LoopObservable
 
 _LOOKS_PER_TIMEOUT: Final = 20
 # That so much waits to be sent says that the link is slow, or nobody takes it.
 _BACKLOG_BYTES: Final = 16 * 1024
+
+# What a server may make this side say without taking it, and what each frame counts beside its bytes.
+_MAX_OWED_BYTES: Final = 1024 * 1024
+_FRAME_COST_BYTES: Final = 256
+# The SETUP tells the server the keepalives' times in 31 bits of milliseconds.
+_MAX_KEEPALIVE_SECONDS: Final = 0x7FFFFFFF / 1000
 
 _NOTHING_HERE: Final = RSocketProtocolError(ErrorCode.REJECTED, data="unknown_route: this client serves nothing")
 
@@ -93,6 +100,8 @@ class ConnectOptions:
             value: float = getattr(self, name)
             if not value > 0:
                 raise ValueError(f"{name} must be more than 0 seconds, not {value!r}")
+            if name.startswith("keepalive") and value > _MAX_KEEPALIVE_SECONDS:
+                raise ValueError(f"{name} must be {_MAX_KEEPALIVE_SECONDS:.0f} seconds at the most, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +226,18 @@ class Connection:
 
     def states(self) -> Observable[ConnectionState]:
         """Emits the state as it is, then each change; completes when the client is closed."""
-        return on_loop(self._states)
+
+        def subscribe(
+            observer: abc.ObserverBase[ConnectionState], scheduler: abc.SchedulerBase | None = None
+        ) -> abc.DisposableBase:
+            return self._states.subscribe(
+                lambda state: _told(lambda: observer.on_next(state)),
+                observer.on_error,
+                lambda: _told(observer.on_completed),
+                scheduler=scheduler,
+            )
+
+        return LoopObservable(subscribe)
 
     def current(self) -> RSocketBase | None:
         return self._rsocket
@@ -231,7 +251,7 @@ class Connection:
         try:
             await self._open(self._options.connect_timeout)
         except TransferError as error:
-            self._tell(Disconnected(error))
+            self._states.on_next(Disconnected(error))
             raise
 
     async def connect(self) -> RSocketBase:
@@ -271,7 +291,7 @@ class Connection:
     async def _connect_again(self) -> RSocketBase:
         loop, options, backoff = asyncio.get_running_loop(), self._options, self._backoff
         deadline = loop.time() + options.reconnect_timeout
-        self._tell(Connecting())
+        self._states.on_next(Connecting())
         try:
             while True:
                 await asyncio.sleep(backoff.wait(loop.time()))
@@ -280,7 +300,7 @@ class Connection:
                 except TransferError as error:
                     now = loop.time()
                     if not error.retryable or now + backoff.wait(now) >= deadline:
-                        self._tell(Disconnected(error))
+                        self._states.on_next(Disconnected(error))
                         raise
         except asyncio.CancelledError:
             # Only `close` cancels this; those who wait hear it as the end of the client.
@@ -342,17 +362,8 @@ class Connection:
             self._end(rsocket, ErrorCode.CONNECTION_ERROR, "the attempt to connect was given up")
             raise
         self._rsocket = rsocket
-        self._tell(Connected())
+        self._states.on_next(Connected())
         return rsocket
-
-    def _tell(self, state: ConnectionState) -> None:
-        """Emits a state; an observer that raises is no reason to leave requests waiting."""
-        try:
-            self._states.on_next(state)
-        except Exception as error:
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": "an observer of the connection's state raised", "exception": error}
-            )
 
     def _end(self, rsocket: RSocketClient, code: ErrorCode, text: str) -> None:
         """Gives up a connection: what is under way fails at once, the rest is cleaned up soon."""
@@ -360,12 +371,22 @@ class Connection:
             self._rsocket = None
             self._backoff.lost(asyncio.get_running_loop().time())
             if not self._is_closed:
-                self._tell(Disconnected(from_error_frame(code, text.encode())))
+                self._states.on_next(Disconnected(from_error_frame(code, text.encode())))
         rsocket.stop_all_streams(code, text.encode())
         # In a task of its own: this may be called by one of those that `close` cancels and waits for.
         ending = asyncio.get_running_loop().create_task(rsocket.close())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
+
+
+def _told(tell: Callable[[], None]) -> None:
+    """Tells one observer of a state: if it raises, neither requests nor other observers have to wait for ever."""
+    try:
+        tell()
+    except Exception as error:
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": "an observer of the connection's state raised", "exception": error}
+        )
 
 
 class _Client(RSocketClient, LeanRSocket):
@@ -374,6 +395,32 @@ class _Client(RSocketClient, LeanRSocket):
     def watch(self, transport: FrameTransport) -> None:
         """Takes the transport whose bytes are the peer's signs of life."""
         self._file_transport = transport
+        self._owed_bytes = 0
+        transport.set_payload_limit(self._most_of)
+
+    def send_frame(self, frame: Frame | FrameFragmentMixin) -> None:
+        """As rsocket's; ends the connection if the server makes this side answer, and doesn't take the answers."""
+        if isinstance(frame, ErrorFrame) or (isinstance(frame, KeepAliveFrame) and not frame.flags_respond):
+            nbytes = len(frame.data or b"") + _FRAME_COST_BYTES
+            self._owed_bytes += nbytes
+            frame.sent_future = asyncio.get_running_loop().create_future()
+            frame.sent_future.add_done_callback(lambda _: self._pay(nbytes))
+            if self._owed_bytes > _MAX_OWED_BYTES:
+                assert isinstance(self._handler, _ClientHandler)
+                self._handler.end(ErrorCode.CONNECTION_ERROR, "the server takes none of the answers it asks for")
+                return
+        super().send_frame(frame)
+
+    def _pay(self, nbytes: int) -> None:
+        self._owed_bytes -= nbytes
+
+    def _most_of(self, stream_id: int) -> float:
+        """How large a payload in several frames may become: nobody waits for one but the requests under way."""
+        stream = self._stream_control._streams.get(stream_id)
+        if stream is None:
+            return 0
+        most: float = getattr(stream, "max_payload_bytes", math.inf)
+        return most
 
     async def _keepalive_timeout_task(self) -> None:
         """In place of rsocket's, which takes only keepalives for life: they wait behind megabytes on a slow link."""

@@ -30,7 +30,7 @@ from shared.wire import FileInfo, Route
 from .chunks import Chunk
 from .connection import Connector
 from .events import Completed, Progress, Started, TransferEvent
-from .requests import Request, ask_for, transport_of
+from .requests import MAX_SMALL_BYTES, Request, ask_for, transport_of
 from .sinks import PathSink, Sink
 
 # A file that changes faster than it can be downloaded, a log say, isn't started over for ever.
@@ -94,7 +94,7 @@ class ChunkRequest(Request):
         """
 
         def on_written(items: int, nbytes: int) -> None:
-            self._frames += 1  # some of an item is progress, too
+            self._arrived += nbytes  # some of an item is progress, too
             self._demand.received(items)
             self.receiver.plain_items(nbytes)
             self._release(items)
@@ -125,6 +125,7 @@ class ChunkRequest(Request):
         if frame.flags_next:
             self._demand.received()
             data = bytes(frame.data or b"")
+            self._arrived += len(data)
             offset = self.receiver.offset
             said = find_transfer(bytes(frame.metadata)) if frame.metadata else None
             self.receiver.item(data, None if said is None else ChunkHead.from_json(said))
@@ -235,7 +236,7 @@ async def download_into(
 def ask_info(connector: Connector, route: str, name: str, request: FileRequest) -> Observable[FileInfo]:
     """Asks one of the routes that answer with a FileInfo."""
     payload = Payload(b"", transfer_request(route, name, request))
-    return ask_for(connector, payload, answered_info, lambda error: error)
+    return ask_for(connector, payload, answered_info, lambda error: error, MAX_SMALL_BYTES)
 
 
 def answered_info(answer: Payload) -> FileInfo:

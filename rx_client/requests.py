@@ -5,6 +5,7 @@ subscription that ends in the tick it began in; drops an empty answer; and sends
 """
 
 import asyncio
+import math
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator
@@ -39,6 +40,7 @@ from .observables import LoopObservable, disposable_on
 
 __all__ = [
     "MAX_REQUEST_N",
+    "MAX_SMALL_BYTES",
     "ChannelListener",
     "ChannelRequest",
     "ColdReactiveXClient",
@@ -52,6 +54,9 @@ __all__ = [
 
 _LOOKS_PER_TIMEOUT: Final = 8
 _FIRST_LOOK_SECONDS: Final = 0.25
+
+MAX_SMALL_BYTES: Final = 2 * 1024 * 1024
+"""What is no whole file is smaller than that, however many frames it comes in."""
 
 MAX_REQUEST_N: Final = 0x7FFFFFFF
 """The most items that one request-n can ask for."""
@@ -100,7 +105,11 @@ def ask(connector: Connector, request: Payload) -> Observable[Payload]:
 
 
 def ask_for(
-    connector: Connector, request: Payload, convert: Callable[[Payload], T], explain: Callable[[Exception], Exception]
+    connector: Connector,
+    request: Payload,
+    convert: Callable[[Payload], T],
+    explain: Callable[[Exception], Exception],
+    max_answer_bytes: float = math.inf,
 ) -> Observable[T]:
     """As `ask`, for what is made of the answer.
 
@@ -111,20 +120,28 @@ def ask_for(
         request: What is sent.
         convert: Makes what is emitted of the answer; what it raises is emitted, too.
         explain: Makes the error that is emitted of the one that ended the request.
+        max_answer_bytes: How large an answer in several frames may be.
     """
 
     return _ColdObservable(
         connector,
-        lambda rsocket, observer: _ResponseRequest(connector, rsocket, request, observer, convert, explain),
+        lambda rsocket, observer: _ResponseRequest(
+            connector, rsocket, request, observer, convert, explain, max_answer_bytes
+        ),
         explain,
     )
 
 
-def ask_stream(connector: Connector, request: Payload, request_limit: int) -> Observable[Payload]:
+def ask_stream(
+    connector: Connector, request: Payload, request_limit: int, max_item_bytes: float = math.inf
+) -> Observable[Payload]:
     """One request-stream for each subscription; see `ColdReactiveXClient.request_stream`."""
     if not isinstance(request_limit, int) or not 1 <= request_limit <= MAX_REQUEST_N:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"the request limit is 1 to {MAX_REQUEST_N}, not {request_limit}")
-    return cold(connector, lambda socket, observer: _StreamRequest(connector, socket, request, observer, request_limit))
+    return cold(
+        connector,
+        lambda socket, observer: _StreamRequest(connector, socket, request, observer, request_limit, max_item_bytes),
+    )
 
 
 def cold(connector: Connector, make: "Callable[[RSocketBase, abc.ObserverBase[T]], Request]") -> Observable[T]:
@@ -234,7 +251,12 @@ class Request(StreamHandler, Requester):
         socket: The connection.
         payload: What is sent.
         on_error: Gets the one error that ends the request, typed.
+
+    Attributes:
+        max_payload_bytes: How large a payload may be that the server sends in several frames.
     """
+
+    max_payload_bytes: float = MAX_SMALL_BYTES
 
     def __init__(
         self, connector: Connector, socket: RSocketBase, payload: Payload, on_error: Callable[[Exception], None]
@@ -246,7 +268,8 @@ class Request(StreamHandler, Requester):
         self._on_error = on_error
         self._outgoing: OutgoingFrame | None = None
         self._is_done = False
-        self._frames = 0
+        # What has arrived, in any unit that grows. Frames aren't: a server may send empty ones for ever.
+        self._arrived = 0
         self._handed = 0
         self._handed_until = 0
         self._taken = 0
@@ -295,7 +318,6 @@ class Request(StreamHandler, Requester):
         """Takes a frame from rsocket, which would send to the server whatever this raised."""
         if self._is_done:
             return
-        self._frames += 1
         try:
             if isinstance(frame, PayloadFrame):
                 self._on_payload(frame)
@@ -345,7 +367,7 @@ class Request(StreamHandler, Requester):
             if handed != self._handed or not is_all:
                 self._handed, self._handed_until = handed, transport.handed_bytes
             self._taken = max(self._taken, min(transport.taken_bytes, self._handed_until))
-        seen = (self._frames, arrived, handed, self._taken)
+        seen = (self._arrived, arrived, handed, self._taken)
         if seen != self._seen or not self._is_owed():
             self._seen, self._moved_at = seen, loop.time()
         elif loop.time() - self._moved_at >= timeout:
@@ -378,8 +400,10 @@ class _ResponseRequest(Request, Generic[T]):
         observer: abc.ObserverBase[T],
         convert: Callable[[Payload], T],
         explain: Callable[[Exception], Exception],
+        max_answer_bytes: float,
     ) -> None:
         super().__init__(connector, socket, payload, lambda error: observer.on_error(explain(error)))
+        self.max_payload_bytes = max_answer_bytes
         self._observer = observer
         self._convert = convert
 
@@ -400,8 +424,10 @@ class _StreamRequest(Request):
         payload: Payload,
         observer: abc.ObserverBase[Payload],
         request_limit: int,
+        max_item_bytes: float,
     ) -> None:
         super().__init__(connector, socket, payload, observer.on_error)
+        self.max_payload_bytes = max_item_bytes
         self._observer = observer
         self._demand = Demand(request_limit)
 
@@ -412,6 +438,7 @@ class _StreamRequest(Request):
         if frame.flags_complete:
             self._end()
         if frame.flags_next:
+            self._arrived += 1
             # A foreign server that ignores request-n is ahead of its credit; its items are passed on as they come.
             is_requested = self._demand.outstanding > 0
             if is_requested:
@@ -426,8 +453,8 @@ class _StreamRequest(Request):
 class ChannelListener(Protocol):
     """Who holds a channel, and hears what the server does."""
 
-    def on_receipt(self, metadata: bytes) -> None:
-        """An item arrived."""
+    def on_receipt(self, metadata: bytes) -> bool:
+        """An item arrived; whether it says anything new."""
         ...
 
     def on_requested(self, count: int) -> None:
@@ -535,7 +562,7 @@ class ChannelRequest(Request):
         if frame.flags_complete:
             self._end()
         if frame.flags_next:
-            self._listener.on_receipt(bytes(frame.metadata or b""))
+            self._arrived += self._listener.on_receipt(bytes(frame.metadata or b""))
         if frame.flags_complete:
             self._listener.on_ended(None)
 

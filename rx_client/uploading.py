@@ -335,7 +335,7 @@ class _Channel:
 
     # What the request calls
 
-    def on_receipt(self, metadata: bytes) -> None:
+    def on_receipt(self, metadata: bytes) -> bool:
         said = find_transfer(metadata)
         if said is None:
             raise ProtocolError("the server sent a receipt that says nothing")
@@ -349,6 +349,7 @@ class _Channel:
         elif receipt.committed > before:
             self._emit(Progress(receipt.committed, self._started.total))
         self._on_room()
+        return start is not None or receipt.committed > before
 
     def on_requested(self, count: int) -> None:
         self._sender.requested(count)

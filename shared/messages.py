@@ -349,6 +349,10 @@ def _text(said: Json, key: str) -> str:
     value = said.get(key)
     if not isinstance(value, str):
         raise _wrong(key, "a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can name half of a surrogate pair, which no file, log or other message can take
+        raise _wrong(key, "Unicode") from None
     return value
 
 

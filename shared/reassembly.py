@@ -363,6 +363,8 @@ class Reassembler:
         spooler: Decides which split requests' data don't go to memory; None if all do.
         source: Where the frame arrives that was admitted last; None if all frames are fed at once.
         count_streams: Tells how many streams are open.
+        most_of: Tells how large a split payload of a stream may become, in bytes; 0 if nobody waits for one, and it is
+            dropped.
         on_refused: Called when something was put into `refusals`.
         refusals: What was refused between two frames, for whoever takes the next one; a FrameError if the connection
             can't go on.
@@ -372,6 +374,7 @@ class Reassembler:
         self.spooler: Spooler | None = None
         self.source: FrameSource | None = None
         self.count_streams: Callable[[], int] = _nothing_is_open
+        self.most_of: Callable[[int], float] = _anything_is_wanted
         self.on_refused: Callable[[], None] = _nobody_hears
         self.refusals: deque[PayloadRefused | FrameError] = deque()
         self._budget = budget if budget is not None else ReassemblyBudget()
@@ -525,6 +528,7 @@ class Reassembler:
         # They refer to whoever refers to this.
         self.spooler = self.source = None
         self.count_streams, self.on_refused = _nothing_is_open, _nobody_hears
+        self.most_of = _anything_is_wanted
 
     def abandon(self, stream_id: int) -> None:
         """Drops what has arrived of a payload of this stream, and what still will."""
@@ -583,13 +587,19 @@ class Reassembler:
         elif header.kind == FrameType.PAYLOAD and header.stream_id in self._abandoned:
             return False
         elif header.follows:
-            if self._is_closed:
-                return False  # the rest of it will never come
+            if self._is_closed or not self.most_of(header.stream_id):
+                return False  # the rest of it will never come, or nobody waits for it
             self._check_count(header)
             cost += _PAYLOAD_COST_BYTES
         elif header.length <= _UNCOUNTED_BYTES:
             cost = 0
         maximum = self._limits.max_payload_bytes
+        most = math.inf if partial is None else self.most_of(header.stream_id)
+        if not most:
+            self.abandon(header.stream_id)  # its stream has ended meanwhile
+            return False
+        if size > most:
+            maximum = math.floor(most)
         is_spooled = partial is not None and partial.spool is not None
         if maximum is not None and size > maximum and not is_spooled:
             self._refuse(header, partial, TooLarge(f"a payload of at least {size} bytes; at most {maximum} are taken"))
@@ -754,6 +764,10 @@ def _no_room() -> ServerFull:
 
 def _nothing_is_open() -> int:
     return 0
+
+
+def _anything_is_wanted(_: int) -> float:
+    return math.inf
 
 
 def _nobody_hears() -> None:

@@ -228,6 +228,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         """Sets who is told before the peer is that a payload was refused, and may fail the connection instead."""
         self._count_refusal = count_refusal
 
+    def set_payload_limit(self, most_of: Callable[[int], float]) -> None:
+        """Sets who tells how large a stream's split payload may become, in bytes; 0 if nobody waits for one."""
+        self._reassembler.most_of = most_of
+
     @property
     def pending_requests(self) -> int:
         """How many requests aren't whole yet."""
