@@ -47,6 +47,7 @@ _BACKLOG_BYTES: Final = 16 * 1024
 # What a server may make this side say without taking it, and what each frame counts beside its bytes.
 _MAX_OWED_BYTES: Final = 1024 * 1024
 _FRAME_COST_BYTES: Final = 256
+_OWED_FRAMES: Final = frozenset[type[object]]([KeepAliveFrame, ErrorFrame])
 # The SETUP tells the server the keepalives' times in 31 bits of milliseconds.
 _MAX_KEEPALIVE_SECONDS: Final = 0x7FFFFFFF / 1000
 
@@ -400,7 +401,8 @@ class _Client(RSocketClient, LeanRSocket):
 
     def send_frame(self, frame: Frame | FrameFragmentMixin) -> None:
         """As rsocket's; ends the connection if the server makes this side answer, and doesn't take the answers."""
-        if isinstance(frame, ErrorFrame) or (isinstance(frame, KeepAliveFrame) and not frame.flags_respond):
+        # Asked by type first: `isinstance` of an abstract class costs ten times as much, and this is for each frame.
+        if type(frame) in _OWED_FRAMES and isinstance(frame, Frame) and not getattr(frame, "flags_respond", False):
             nbytes = len(frame.data or b"") + _FRAME_COST_BYTES
             self._owed_bytes += nbytes
             frame.sent_future = asyncio.get_running_loop().create_future()
