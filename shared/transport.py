@@ -470,7 +470,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                     await self._until_something(connection)
         except OSError as error:
             # The connection has ended, or has to: what follows in the middle of an item isn't the beginning of a frame.
-            self._write_error = error
+            self._write_error = error.with_traceback(None)  # which leads back here
             self.abort()
         finally:
             for each in list(self._diversions.values()):
@@ -714,7 +714,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
                 while not await run_blocking(turn.executor, turn.send_some, connection):
                     await self._until_taken(connection)
         except OSError as error:
-            self._write_error = error
+            self._write_error = error.with_traceback(None)  # which leads back here
             self.abort()
             raise RSocketTransportError(f"the connection has ended: {error}") from error
         finally:
@@ -854,7 +854,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         except (BlockingIOError, InterruptedError):
             taken = 0
         except OSError as error:
-            self._write_error = error
+            self._write_error = error.with_traceback(None)  # which leads back here
             transport.abort()
             raise RSocketTransportError(f"the connection has ended: {error}") from error
         for part in parts:
