@@ -178,7 +178,7 @@ class Bench:
     async def _turns(self) -> None:
         for system in (OURS, OURS_NO_DIGEST, OURS_TLS, OURS_MEMORY):
             async with Pair(system, self.folder, [*self.options, "--watch"]) as pair:
-                await pair.transfer("down", ["small"])
+                await pair.do("requests", verb="get", count=1, in_flight=1)
                 await pair.turns()  # of a connection's beginning: TLS takes its time to make a key, once
                 for direction in ("down", "up"):
                     if system == OURS_MEMORY:
