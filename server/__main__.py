@@ -14,6 +14,7 @@ from . import disk
 from .data import ChatData
 from .directory_store import DirectoryStore
 from .limits import Limits
+from .memory import keep_large_blocks_apart
 from .serving import DEFAULT_HOST, DEFAULT_PORT, FileServer, serve, server_tls
 from .users import Users
 
@@ -131,6 +132,7 @@ async def _serve(server: FileServer) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the server; the process's exit status."""
     disk.raise_max_descriptors()
+    keep_large_blocks_apart()
     server = _server(arguments)
     # A thread that asks the disk has to get the interpreter back after each call: from a busy event loop only after
     # this time. With Python's own 5 ms a listing of some hundred files took 15 s during a flood of bad requests.
