@@ -30,8 +30,8 @@ _MOST_SECONDS: Final = 8.0
 def keep_large_blocks_apart() -> None:
     """Has the C library ask the system for each large block by itself, and give it back when it is freed.
 
-    Else it learns from the first one that is freed to keep them all in its heap, where a flood of them leaves gaps: half
-    as much again as is in use. For a process's owner to call at its start.
+    Else it learns from the first one that is freed to keep them all in its heap, where a flood of them leaves gaps that
+    are half as large as what is in use. For a process's owner to call at its start.
     """
     if sys.platform == "linux" and (set_option := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         set_option(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
