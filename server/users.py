@@ -24,7 +24,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from argon2 import PasswordHasher
+from argon2 import PasswordHasher, extract_parameters
 from argon2.exceptions import VerificationError
 
 from shared.blocking import run_blocking
@@ -100,8 +100,11 @@ class Users:
         for number, line in enumerate(lines.splitlines(), 1):
             if line.strip() and not line.startswith("#"):
                 self._add(number, line.strip())
-        # What an unknown user's password is checked against, so that it takes as long as a known one's.
-        self._nobodys = self._hasher.hash(secrets.token_hex())
+        # What an unknown user's password is checked against, so that it takes as long as a known one's: for each user a
+        # hash that costs the same.
+        costs = [extract_parameters(hashed) for hashed in self._hashes.values() or [self._hasher.hash("")]]
+        made = {str(cost): type(self._hasher).from_parameters(cost).hash(secrets.token_hex()) for cost in costs}
+        self._nobodys = [made[str(cost)] for cost in costs]
         # One at a time: a check takes 64 MiB and some 50 ms, and strangers may ask for it.
         self._turns = _Turns()
         # Digests of the secrets that were right, under a key of this process: a reconnect costs no check.
@@ -143,11 +146,17 @@ class Users:
                 if is_gone():
                     raise Unauthenticated("the client left before it was its turn")
                 if not self._is_known(name, tried):  # who came with the same secret may have been checked meanwhile
-                    is_right = await run_blocking(None, self._verify, self._hashes.get(name, self._nobodys), password)
+                    is_right = await run_blocking(None, self._verify, self._hash_of(name), password)
                     if not is_right or name not in self._users:
                         raise Unauthenticated("the user name or the password is wrong")
                     self._known[name] = tried
         return self._users[name]
+
+    def _hash_of(self, name: str) -> str:
+        """What a user's password is checked against, whether there is such a user or not."""
+        known = self._hashes.get(name)
+        at = int.from_bytes(hmac.digest(self._key, name.encode(), "sha256")) % len(self._nobodys)
+        return self._nobodys[at] if known is None else known
 
     def _is_known(self, name: str, tried: bytes) -> bool:
         return hmac.compare_digest(self._known.get(name, b""), tried)

@@ -294,6 +294,8 @@ async def test_an_unknown_user_costs_a_hash_as_a_known_one_does(
             async with FileClient.connect(server.uri, auth=(name, "wrong")):
                 pass
     assert len(verified) == 3
+    costs = [argon2.extract_parameters(hashed) for hashed in verified]
+    assert costs[0] == costs[1] == costs[2], "whatever the file's hashes cost"
     for _ in range(3):  # who was right once is recognised, so that a reconnect costs no hash
         async with FileClient.connect(server.uri, auth=("alice", "a secret")):
             pass
