@@ -585,8 +585,11 @@ async def finished(future: "asyncio.Future[None]") -> None:
             await asyncio.wait([future])
         except asyncio.CancelledError as error:
             cancelled = error
-    if cancelled is not None:
-        raise cancelled
+    try:
+        if cancelled is not None:
+            raise cancelled
+    finally:
+        del cancelled  # which leads to this frame, in a circle
 
 
 def _somebody() -> int:

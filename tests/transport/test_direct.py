@@ -2,9 +2,11 @@
 
 import asyncio
 import errno
+import gc
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 import shared.direct
 import shared.receiving
 from shared.digest import Digest
-from shared.direct import Diversion, FileItems, Pipe
+from shared.direct import Diversion, FileItems, Pipe, finished
 from shared.transport import FrameTransport
 from tests.support import NEXT, PAYLOAD, eventually, frame
 from tests.transport.pairs import pair, payload
@@ -247,6 +249,35 @@ async def test_items_of_several_streams_share_a_turn(ends: tuple[socket.socket, 
     assert turn(a, b) == [1] * 6
     other = FileItems(7, source, 0, 1, 1000, queue=queue.append, executor=ThreadPoolExecutor(1))
     assert not a.get_next_fragment().share(other), "each has the threads of its own store"
+
+
+async def test_a_cancelled_wait_for_a_thread_leaves_no_circle() -> None:
+    """Its exception would lead to its frame, and so to whatever waits there, a connection for one."""
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    class Held:
+        """What is in a frame that waits."""
+
+    async def wait() -> None:
+        held = Held()
+        held_now.add(held)
+        await finished(ended)
+
+    held_now = weakref.WeakSet[Held]()
+    gc.disable()
+    try:
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        ended.set_result(None)
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        del waiting
+        await asyncio.sleep(0)
+        assert not held_now
+    finally:
+        gc.enable()
 
 
 class _Written:
