@@ -175,9 +175,9 @@ class ServerConnection(RSocketServer, LeanRSocket):
 
     def send_frame(self, frame: Frame | FrameFragmentMixin) -> None:
         """As rsocket's, but what a peer can make us send without taking it is counted."""
+        if self._file_transport.is_lost:
+            return  # nobody would take it out of the queue, and it may lead back here, in a circle
         if type(frame) in _OWED_FRAMES and isinstance(frame, Frame):
-            if self._file_transport.is_lost:
-                return
             nbytes = len(frame.data or b"") + _FRAME_COST_BYTES
             self._owed_bytes += nbytes
             frame.sent_future = self._loop.create_future()
