@@ -117,8 +117,16 @@ async def test_a_peer_that_vanishes_leaves_nothing(store: str, tmp_path: Path) -
             await one(server, sent)  # whatever is made once, and kept
         gc.collect()
         for what, sent in SENT.items():
-            async with the_same_objects(what, server):
-                await one(server, sent)
+            for left in reversed(range(3)):
+                try:
+                    async with the_same_objects(what, server):
+                        await one(server, sent)
+                    break
+                except AssertionError:
+                    # A folder keeps what it knows of an unfinished upload, and on a busy machine more of them have begun
+                    # than the time before. What leaves a circle does so each time.
+                    if not left:
+                        raise
 
 
 async def test_what_comes_after_the_end_of_a_connection_is_not_queued() -> None:
