@@ -123,7 +123,7 @@ async def test_a_peer_that_vanishes_leaves_nothing(store: str, tmp_path: Path) -
                         await one(server, sent)
                     break
                 except AssertionError:
-                    # A folder keeps what it knows of an unfinished upload, and on a busy machine more of them have begun
+                    # A folder keeps what it knows of unfinished uploads, and on a busy machine it may be more of them
                     # than the time before. What leaves a circle does so each time.
                     if not left:
                         raise
