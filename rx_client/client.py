@@ -220,7 +220,7 @@ class FileClient:
         *,
         size: int | None = None,
         chunk_size: int = CHUNK_BYTES,
-        window: int = DEFAULT_WINDOW,
+        window: int | None = None,
         overwrite: bool = True,
         digest: str | None = DEFAULT_ALGORITHM,
         upload_id: str | None = None,
@@ -242,7 +242,8 @@ class FileClient:
             size: The content's length in bytes, where the source doesn't tell; the server checks it.
             chunk_size: Bytes in one item, 1 to 960,000. Where it is the default, a path without a digest is sent in
                 items of 786,432, of which a third of the window may be under way.
-            window: Chunks that may be under way and not yet durable, 1 or more.
+            window: Chunks that may be under way and not yet durable, 1 or more. None is 16; and 64 from a path without
+                TLS, where none of them waits in memory.
             overwrite: Whether a file of that name may be replaced.
             digest: `xxh3-128`, `sha-256`, or None to do without verification.
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; made up if None.
@@ -269,7 +270,7 @@ class FileClient:
         """
         _check_type(name)
         _check_range("chunk_size", chunk_size, 1, MAX_CHUNK_BYTES)
-        _check_range("window", window, 1, MAX_REQUEST_N)
+        _check_range("window", DEFAULT_WINDOW if window is None else window, 1, MAX_REQUEST_N)
         _check_range("size", 0 if size is None else size, 0, None)
         _check_digest(digest)
         if upload_id is not None:
@@ -279,7 +280,7 @@ class FileClient:
                 raise ValueError(error.message) from None
         transfer = UploadTransfer(
             name,
-            to_source(source, window),
+            to_source(source, DEFAULT_WINDOW if window is None else window),
             size=size,
             chunk_bytes=None if chunk_size == CHUNK_BYTES else chunk_size,
             window=window,
@@ -295,7 +296,7 @@ class FileClient:
         sink: str | os.PathLike[str] | AsyncWriter,
         *,
         offset: int = 0,
-        window: int = DEFAULT_WINDOW,
+        window: int | None = None,
         digest: str | None = DEFAULT_ALGORITHM,
         deadline: float | None = None,
     ) -> Observable[TransferEvent]:
@@ -309,7 +310,8 @@ class FileClient:
             name: The file.
             sink: A path, whose folder exists; or an object with `async def write(data: bytes)`.
             offset: For a writer that has the file's first bytes: how many. They are not verified.
-            window: Chunks that the server may be ahead of the sink, 1 or more.
+            window: Chunks that the server may be ahead of the sink, 1 or more. None is 16; and 64 to a path without
+                TLS, as soon as none of them waits in memory.
             digest: `xxh3-128`, `sha-256`, or None to do without verification.
             deadline: Seconds that a subscription may take; None for no limit.
 
@@ -333,7 +335,7 @@ class FileClient:
         """
         _check_type(name)
         _check_range("offset", offset, 0, None)
-        _check_range("window", window, 1, MAX_REQUEST_N)
+        _check_range("window", DEFAULT_WINDOW if window is None else window, 1, MAX_REQUEST_N)
         _check_digest(digest)
         into: Sink
         if isinstance(sink, str | os.PathLike):

@@ -24,7 +24,7 @@ from shared.messages import (
     parse_info,
     transfer_request,
 )
-from shared.transfer import Demand, RangeReceiver, unseen_window
+from shared.transfer import DEFAULT_WINDOW, DIRECT_WINDOW, Demand, RangeReceiver, unseen_window
 from shared.wire import FileInfo, Route
 
 from .chunks import Chunk
@@ -85,19 +85,21 @@ class ChunkRequest(Request):
         is_free = self._diversion is None or self._diversion.is_closed
         return is_free and not self._is_done and transport is not None and transport.moves_files
 
-    def divert(self, sink: PathSink, listener: "DiversionListener") -> None:
+    def divert(self, sink: PathSink, listener: "DiversionListener", window: int) -> None:
         """Lets the chunks that are nothing but bytes be written where they are received, until another one comes.
 
         Args:
             sink: Takes the chunks' bytes, in a thread. All chunks that came before have to be written.
             listener: Is told of it.
+            window: The window that there is to be once chunks come this way, if it is wider than the request's.
         """
 
         def on_written(items: int, nbytes: int) -> None:
             self._arrived += nbytes  # some of an item is progress, too
             self._demand.received(items)
             self.receiver.plain_items(nbytes)
-            self._release(items)
+            # Only now: while chunks come the way of all frames, a window of them may be in memory.
+            self._release(items, self._demand.widen(window))
             listener.on_written()
 
         def on_failed(error: Exception) -> None:
@@ -148,8 +150,8 @@ class ChunkRequest(Request):
     def _on_released(self) -> None:
         self._release(1)
 
-    def _release(self, count: int) -> None:
-        more = self._demand.released(count)
+    def _release(self, count: int, widened: int = 0) -> None:
+        more = self._demand.released(count) + widened
         if more and not self._is_done:
             if self._diversion is not None:
                 self._diversion.grant(more, 0)
@@ -201,7 +203,7 @@ async def download_into(
     *,
     algorithm: str | None,
     digest_from: int,
-    window: int,
+    window: int | None,
     emit: Callable[[TransferEvent], None],
 ) -> None:
     """Downloads what `sink` doesn't have yet, and emits Started, Progress as bytes are written, Completed."""
@@ -249,16 +251,17 @@ async def _receive(
     name: str,
     request: DownloadRequest,
     sink: Sink,
-    window: int,
+    window: int | None,
     emit: Callable[[TransferEvent], None],
 ) -> FileInfo:
     inbox = _Inbox()
     rsocket = await connector.connect()
     transport = transport_of(rsocket)
+    first_window, direct_window = (window, window) if window else (DEFAULT_WINDOW, DIRECT_WINDOW)
     if isinstance(sink, PathSink) and sink.digest is None and transport is not None and transport.moves_files:
         request = replace(request, item_bytes=UNSEEN_CHUNK_BYTES)
-        window = unseen_window(window)
-    stream = ChunkRequest(connector, rsocket, name, request, window, inbox, None)
+        first_window, direct_window = unseen_window(first_window), unseen_window(direct_window)
+    stream = ChunkRequest(connector, rsocket, name, request, first_window, inbox, None)
     # Chunks that were written, and whose credit is kept until the rest can be diverted: all that came is written then.
     kept: list[Chunk] = []
     told = sink.offset
@@ -278,7 +281,7 @@ async def _receive(
                 await sink.write([chunk.data for chunk in chunks])
                 kept += chunks
                 if isinstance(sink, PathSink) and stream.may_divert and not inbox.chunks:
-                    stream.divert(sink, inbox)
+                    stream.divert(sink, inbox, direct_window)
                 if not (isinstance(sink, PathSink) and stream.may_divert):
                     for chunk in kept:
                         chunk.release()

@@ -23,7 +23,7 @@ from shared.messages import (
     transfer_metadata,
     transfer_request,
 )
-from shared.transfer import UploadSender, unseen_window
+from shared.transfer import DEFAULT_WINDOW, DIRECT_WINDOW, UploadSender, unseen_window
 from shared.wire import FileInfo, Route
 
 from .connection import Connector
@@ -42,7 +42,7 @@ class UploadTransfer:
         source: The content.
         size: What the caller says of its length in bytes; None if nothing.
         chunk_bytes: What one item carries; None for whatever is best.
-        window: Chunks that may be sent and not yet durable.
+        window: Chunks that may be sent and not yet durable; None for whatever is best.
         overwrite: Whether a file of that name may be replaced.
         algorithm: Of the digest to verify with; None to do without.
         upload_id: Names the upload; None to make one up.
@@ -55,7 +55,7 @@ class UploadTransfer:
         *,
         size: int | None,
         chunk_bytes: int | None,
-        window: int,
+        window: int | None,
         overwrite: bool,
         algorithm: str | None,
         upload_id: str | None,
@@ -95,10 +95,11 @@ class UploadTransfer:
         payload = Payload(b"", transfer_request(Route.UPLOAD, self._name, request))
         started = Started(self._upload_id, total, resumed_from=0)
         rsocket = await connector.connect()
-        window, chunk_bytes = self._window, self._chunk_bytes or CHUNK_BYTES
+        window, direct_window = (self._window, self._window) if self._window else (DEFAULT_WINDOW, DIRECT_WINDOW)
+        chunk_bytes = self._chunk_bytes or CHUNK_BYTES
         if self._chunk_bytes is None and self._is_unseen(rsocket):
-            window, chunk_bytes = unseen_window(window), UNSEEN_CHUNK_BYTES
-        channel = _Channel(connector, rsocket, payload, window, chunk_bytes, emit, started)
+            window, direct_window, chunk_bytes = unseen_window(window), unseen_window(direct_window), UNSEEN_CHUNK_BYTES
+        channel = _Channel(connector, rsocket, payload, window, direct_window, chunk_bytes, emit, started)
         try:
             start = await channel.start()
             if channel.info is None:
@@ -226,6 +227,7 @@ class _Channel:
         rsocket: RSocketBase,
         payload: Payload,
         window: int,
+        direct_window: int,
         chunk_bytes: int,
         emit: Callable[[TransferEvent], None],
         started: Started,
@@ -234,6 +236,8 @@ class _Channel:
         self.request = ChannelRequest(connector, rsocket, payload, self)
         self.info: FileInfo | None = None
         self._sender = UploadSender(window)
+        self._window = window
+        self._direct_window = direct_window
         self._emit = emit
         self._started = started
         self._start: int | None = None
@@ -308,11 +312,13 @@ class _Channel:
                 items.grant(granted)
 
         self._grant = grant
+        self._sender.window = self._direct_window  # no chunk that may be sent waits in memory
         try:
             grant()
             await self.request.send_items(items)
         finally:
             self._grant = None
+            self._sender.window = self._window
         if items.failure is not None:
             raise items.failure
         self._sender.takes_back(items.granted - items.sent, self.chunk_bytes)

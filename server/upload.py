@@ -15,7 +15,7 @@ from rsocket.payload import Payload
 from shared.direct import Diversion, finished
 from shared.errors import IntegrityError, InvalidRequest, Superseded, TransferError, to_protocol_error
 from shared.messages import Receipt, UploadEnd, UploadRequest, find_transfer, transfer_metadata
-from shared.transfer import DEFAULT_WINDOW, UploadReceiver
+from shared.transfer import DEFAULT_WINDOW, DIRECT_WINDOW, UploadReceiver
 from shared.transport import FrameTransport
 
 from .store import FileUpload, Store, Upload
@@ -250,8 +250,8 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         info = await upload.commit(receiver.end.digest)
         self._finish(Receipt(info.size, info))
 
-    def _ask_for_more(self, receiver: UploadReceiver, stored: int) -> None:
-        more = receiver.stored(stored)
+    def _ask_for_more(self, receiver: UploadReceiver, stored: int, widened: int = 0) -> None:
+        more = receiver.stored(stored) + widened
         if more and receiver.end is None and self._inbound is not None:
             if self._diversion is not None:
                 self._diversion.grant(more, 0)
@@ -280,7 +280,8 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         self._operation.nbytes += nbytes
         self._receiver.plain_items(items, nbytes)
         self._acknowledge(Receipt(self._upload.offset))
-        self._ask_for_more(self._receiver, items)
+        # Only now: while items come the way of all frames, a window of them may be in memory.
+        self._ask_for_more(self._receiver, items, self._receiver.widen(DIRECT_WINDOW))
 
     def _on_not_written(self, error: Exception) -> None:
         if self._failure is None:

@@ -22,6 +22,7 @@ import select
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -58,15 +59,19 @@ _IMPOSSIBLE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, er
 _PIPE_BYTES: Final = 1024 * 1024
 _F_SETPIPE_SZ: Final = 1031
 
+_sched_yield: Final[Callable[[], None] | None] = getattr(os, "sched_yield", None)
+
 _HEADER: Final = struct.Struct(">BHIH")
 _NEXT: Final = 0x20
 _HEADER_BYTES: Final = 6
 # How often the loop hears of what was written while a window of items comes: when its credit is replenished.
 _TELLINGS: Final = 2
+# And how long it waits for that at the most, where the disk is slow.
+_TELL_SECONDS: Final = 0.02
 # How long a thread waits for a socket that takes or has nothing, before it goes back to where somebody else needs it.
 _PATIENCE_MS: Final = 10
-# Items that may be sent in a turn while another one waits; while two wait, half of them, and so on.
-_TURN_ITEMS: Final = 4
+# Items that may be sent in a turn while another one waits; while two wait, one.
+_TURN_ITEMS: Final = 2
 # Streams whose items may share a turn.
 _MAX_SHARING: Final = 64
 # Buffers that nobody sends from just now; each transfer that is sending has one.
@@ -227,7 +232,7 @@ class FileItems(FrameFragmentMixin):
             OSError: The connection has ended, or has to end, since a file was cut short behind its frame's header.
         """
         first = self.sent
-        while self._parts or self._unread or self._read(self.sent - first, waiting):
+        while self._parts or self._unread or self._read(first, waiting):
             try:
                 if not self._parts:
                     self._send_file(connection)
@@ -268,10 +273,11 @@ class FileItems(FrameFragmentMixin):
             raise OSError("a file was cut short while it was sent")
         self._unread -= moved
 
-    def _read(self, sent: int, waiting: Callable[[], int]) -> bool:
-        """Makes the next item; whether there is one in this turn, in which `sent` were sent."""
-        if self._is_cut or self.sent == self.granted or sent * waiting() >= _TURN_ITEMS:
+    def _read(self, first: int, waiting: Callable[[], int]) -> bool:
+        """Makes the next item; whether there is one in this turn, whose first one was number `first`."""
+        if self._is_cut or self.sent == self.granted or (self.sent - first) * waiting() >= _TURN_ITEMS:
             return False
+        give_way()
         try:
             is_there = self._fill() if self._reads else self._look()
         except Exception as error:  # whatever a disk, or a store that was closed, raises
@@ -471,6 +477,7 @@ class Diversion:
         self._granted_items = self._taken_items = 0
         self._granted_bytes = self._taken_bytes = 0
         self._told_items = self._told_bytes = 0
+        self._told_at = 0.0
         self._tell_items = 1
         self._failure: Exception | None = None
         self.is_closed = False
@@ -478,10 +485,9 @@ class Diversion:
 
     def grant(self, items: int, nbytes: int) -> None:
         """Lets so many more items and bytes come this way; what goes beyond comes the way of all frames."""
-        if not self._granted_items:
-            self._tell_items = max(items // _TELLINGS, 1)
         self._granted_items += items
         self._granted_bytes += nbytes
+        self._tell_items = max(self._tell_items, (self._granted_items - self._taken_items) // _TELLINGS)
 
     def close(self) -> None:
         """Lets no more come this way."""
@@ -528,8 +534,13 @@ class Diversion:
         else:
             self._taken_items += is_whole
             self._taken_bytes += nbytes
-        if self._failure is not None or self._taken_items - self._told_items >= self._tell_items:
+        if self._failure is not None or self._taken_items - self._told_items >= self._tell_items or self._is_late():
             self.tell_soon()
+        if is_whole:
+            give_way()
+
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._told_at > _TELL_SECONDS
 
     def tell_soon(self) -> None:
         """Sees to it that the loop is told of what it doesn't know. In the thread, when it is going to wait."""
@@ -540,6 +551,7 @@ class Diversion:
     def tell(self) -> None:
         """Tells what happened since the last time. In the loop's thread."""
         self._is_telling = False  # first: what the thread adds from now on is told once more
+        self._told_at = time.monotonic()
         items, nbytes = self._taken_items - self._told_items, self._taken_bytes - self._told_bytes
         self._told_items += items
         self._told_bytes += nbytes
@@ -568,6 +580,16 @@ def move_from(pipe: int, file: int, nbytes: int, offset: int) -> int:
     while written < len(view):
         written += os.pwrite(file, view[written:], offset + written)
     return written
+
+
+def give_way() -> None:
+    """Lets whoever else is ready have the processor, in a thread that has kept it for an item.
+
+    A system that shares a processor between threads lets one go on for some milliseconds, though an event loop was
+    woken meanwhile; then a small request waits for that at each of its hops.
+    """
+    if _sched_yield is not None:
+        _sched_yield()
 
 
 def wait_for_socket(connection: socket.socket, event: int) -> bool:

@@ -11,10 +11,21 @@ from .errors import IntegrityError, InvalidRequest, ProtocolError
 from .messages import CHUNK_BYTES, UNSEEN_CHUNK_BYTES, ChunkHead, DownloadRequest, Receipt, UploadEnd
 from .wire import FileInfo
 
-__all__ = ["DEFAULT_WINDOW", "Demand", "RangeReceiver", "UploadReceiver", "UploadSender", "unseen_window"]
+__all__ = [
+    "DEFAULT_WINDOW",
+    "DIRECT_WINDOW",
+    "Demand",
+    "RangeReceiver",
+    "UploadReceiver",
+    "UploadSender",
+    "unseen_window",
+]
 
 DEFAULT_WINDOW: Final = 16
 """Chunks that a sender may be ahead of its consumer: 4 MiB of 256 KiB chunks, which hides a round trip of some ms."""
+
+DIRECT_WINDOW: Final = 64
+"""The same where chunks go from a socket to a file, and none of them waits in memory: see `shared.direct`."""
 
 
 def unseen_window(window: int) -> int:
@@ -44,6 +55,13 @@ class Demand:
     def outstanding(self) -> int:
         """Items that were requested and haven't arrived."""
         return self._outstanding
+
+    def widen(self, window: int) -> int:
+        """Makes the window that large, unless it is already; how many to request for that."""
+        more = max(window - self.window, 0)
+        self.window += more
+        self._outstanding += more
+        return more
 
     def received(self, count: int = 1) -> None:
         """Items arrived.
@@ -160,12 +178,15 @@ class UploadSender:
 
     Args:
         window: Chunks that may be sent and not yet durable.
+
+    Attributes:
+        window: The same; it may change.
     """
 
     def __init__(self, window: int) -> None:
         if window < 1:
             raise ValueError(f"a window has 1 or more chunks, not {window}")
-        self._window = window
+        self.window = window
         self._credit = 0
         self._ends: deque[int] = deque()
         self._sent: int | None = None
@@ -185,12 +206,12 @@ class UploadSender:
     @property
     def may_send(self) -> bool:
         """Whether another item may be sent now: the server asked for it, and is no more than a window behind."""
-        return self._credit > 0 and self._sent is not None and len(self._ends) < self._window
+        return self._credit > 0 and self._sent is not None and len(self._ends) < self.window
 
     @property
     def room(self) -> int:
         """How many items may be sent now, beside the last one."""
-        return min(self._credit, self._window - len(self._ends)) if self._sent is not None else 0
+        return min(self._credit, self.window - len(self._ends)) if self._sent is not None else 0
 
     @property
     def is_owed(self) -> bool:
@@ -296,6 +317,10 @@ class UploadReceiver:
         """Takes items that carry nothing but bytes, which were checked against what was asked for and announced."""
         self._demand.received(count)
         self._received += nbytes
+
+    def widen(self, window: int) -> int:
+        """Makes the window that large, unless it is already; how many more items to ask for."""
+        return self._demand.widen(window)
 
     def stored(self, items: int) -> int:
         """Notes that `items` were stored; how many to ask for now."""

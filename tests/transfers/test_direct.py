@@ -28,7 +28,7 @@ from rx_client.operators import retry_backoff
 from server import ChatData, DirectoryStore, FileServer, Limits, serve
 from shared.direct import Diversion, FileItems
 from shared.errors import ConnectionLost, IntegrityError, NotFound, SourceExhausted, StorageFull, Superseded
-from shared.transfer import DEFAULT_WINDOW
+from shared.transfer import DEFAULT_WINDOW, DIRECT_WINDOW
 from tests.faults import fault_proxy
 from tests.security.support import channel, chunks, stat
 from tests.support import (
@@ -879,7 +879,7 @@ def test_items_of_all_kinds_in_any_order(
             await upload.committed(len(data))
             while not upload.credit:
                 await upload.hear()
-            assert upload.credit <= DEFAULT_WINDOW
+            assert upload.credit <= DIRECT_WINDOW
             await peer.send(last(1, b"", algorithm, stored=data))
             await upload.published()
             assert upload.receipts[-1]["committed"] == len(data)
