@@ -320,6 +320,16 @@ class SplitPayload:
                 self._buffer.write(data)
             self._data.clear()
 
+    @property
+    def needs_room(self) -> bool:
+        """Whether `make_room` should be called before the next fragment is added."""
+        return self._buffer is not None and self._buffer.needs_room
+
+    def make_room(self) -> None:
+        """Makes room for what will come. Blocks; in a thread, and nothing is added meanwhile."""
+        if self._buffer is not None:
+            self._buffer.make_room()
+
     def take_data(self) -> Sequence[bytes]:
         """The data that came since the last call, for the spool."""
         data, self._data = self._data, []
@@ -475,8 +485,8 @@ class Reassembler:
 
         Returns:
             The frame, if it stands for itself; the payload that it completes, or one whose data is due at its spool,
-            which is to be given to `release` once it was joined, or its data stored; None if it is kept, or concerns
-            nobody.
+            which is to be given to `release` once it was joined, or its data stored; one that needs room for the next
+            fragment; None if it is kept, or concerns nobody.
 
         Raises:
             PayloadRefused: It has too much metadata; nothing of the payload is kept.
@@ -632,7 +642,7 @@ class Reassembler:
             self._start_work(partial, partial.cost)
         elif partial.spool is not None and partial.data_cost >= _SPOOL_BYTES:
             self._start_work(partial, partial.data_cost)
-        else:
+        elif not partial.needs_room:
             return None
         return partial
 

@@ -428,7 +428,13 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             except PayloadRefused as refused:
                 frame = await self._refuse(refused)
             if isinstance(frame, SplitPayload):
-                frame = self._join(frame) if frame.spool is None else await self._spool(frame, frame.spool)
+                if frame.spool is not None:
+                    frame = await self._spool(frame, frame.spool)
+                elif frame.is_whole:
+                    frame = self._join(frame)
+                else:
+                    await run_blocking(None, frame.make_room)
+                    continue
             if frame is not None:
                 return frame
 
