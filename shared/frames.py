@@ -31,6 +31,7 @@ __all__ = [
     "MAX_FRAME_BYTES",
     "FrameError",
     "FrameHeader",
+    "data_offset",
     "parse_frame",
     "serialize_prefix",
 ]
@@ -127,6 +128,20 @@ class FrameHeader(NamedTuple):
         """The data and metadata of a payload or request; negative if the frame is too short to be one."""
         overhead = HEADER_BYTES + (_U32.size if self.kind in _WITH_REQUEST_N else 0)
         return self.length - overhead - (3 if self.flags & _METADATA else 0)
+
+
+def data_offset(header: FrameHeader, view: memoryview) -> int:
+    """Where the data of a payload or request begins; where it is known by, if `view` doesn't go so far.
+
+    Args:
+        header: The frame's.
+        view: As many of its bytes, without the length field, as there are.
+    """
+    offset = HEADER_BYTES + (_U32.size if header.kind in _WITH_REQUEST_N else 0)
+    if not header.flags & _METADATA:
+        return offset
+    known_at = offset + 3
+    return known_at + int.from_bytes(view[offset:known_at], "big") if len(view) >= known_at else known_at
 
 
 def parse_frame(header: FrameHeader, view: memoryview, *, is_borrowed: bool = False) -> Frame | None:

@@ -314,7 +314,8 @@ class SplitPayload:
 
     def gather(self) -> None:
         """Goes on in one buffer, once it is large and not for a spool."""
-        if self._buffer is None and self.spool is None and self.nbytes > _JOINED_BYTES:
+        is_one = self.is_whole and len(self._data) == 1
+        if self._buffer is None and self.spool is None and self.nbytes > _JOINED_BYTES and not is_one:
             self._buffer = ReservedBuffer()
             for data in self._data:
                 self._buffer.write(data)

@@ -51,9 +51,22 @@ class ReservedBuffer:
         """Adds to its end."""
         self._buffer.write(data)
 
+    def lend(self, nbytes: int) -> memoryview:
+        """What will be all of it, to be filled by somebody who then gives it back with `release`; once, at first."""
+        with self._buffer.getbuffer() as view:
+            is_enough = len(view) >= nbytes
+        if not is_enough:
+            self._buffer = BytesIO(bytes(nbytes))
+        self._buffer.seek(nbytes)
+        return self._buffer.getbuffer()[:nbytes]
+
     def finish(self) -> bytes:
         """All of it, without a copy (in CPython); once."""
-        self._buffer.truncate()
+        try:
+            self._buffer.truncate()
+        except BufferError:  # somebody has a view of it yet
+            with self._buffer.getbuffer() as view:
+                return bytes(view[: self._buffer.tell()])
         return self._buffer.getvalue()
 
 

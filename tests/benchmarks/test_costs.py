@@ -24,6 +24,8 @@ from server import ChatData, memory_store, serve
 from server.directory_store import DirectoryStore
 from shared import reserving
 from shared.direct import Diversion
+from tests.security import support as security
+from tests.support import raw_peer
 
 T = TypeVar("T")
 
@@ -237,3 +239,17 @@ async def test_a_small_request_takes_a_few_calls(verb: str, most: int, monkeypat
         finally:
             sys.setprofile(None)
     assert count / len(requests) < most
+
+
+async def test_a_whole_file_in_one_frame_is_received_where_it_stays() -> None:
+    """To copy it, or to clear its memory before, would hold the loop for many milliseconds."""
+    content = CONTENT[: 15 * MIB]
+    wire = memoryview(security.upload(1, b"large", content))
+    async with serve() as running, raw_peer(running.uri) as peer:
+        with allocations() as counted:
+            for start in range(0, len(wire), MIB):
+                peer.writer.write(wire[start : start + MIB])
+                await peer.writer.drain()
+            assert (await peer.receive()) is not None
+        assert running.data.files["large"] == content
+    assert counted.nbytes / len(content) < 1.35
