@@ -22,6 +22,7 @@ import select
 import socket
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -68,6 +69,10 @@ _HEADER_BYTES: Final = 6
 _TELLINGS: Final = 2
 # And how long it waits for that at the most, where the disk is slow.
 _TELL_SECONDS: Final = 0.02
+# A thread that gave way and has the processor back after this was held up by a loop; if it takes longer, by somebody
+# who works for long, and it keeps the processor for so many times as long then.
+_SOON_SECONDS: Final = 0.001
+_KEPT_TIMES: Final = 8
 # How long a thread waits for a socket that takes or has nothing, before it goes back to where somebody else needs it.
 _PATIENCE_MS: Final = 10
 # Items that may be sent in a turn while another one waits; while two wait, one.
@@ -77,6 +82,15 @@ _MAX_SHARING: Final = 64
 # Buffers that nobody sends from just now; each transfer that is sending has one.
 _MAX_SPARES: Final = 4
 _spares: list[bytearray] = []
+
+
+class _Courtesy(threading.local):
+    """When a thread gives way the next time."""
+
+    next_at = 0.0
+
+
+_courtesy: Final = _Courtesy()
 
 
 class FileItems(FrameFragmentMixin):
@@ -586,10 +600,15 @@ def give_way() -> None:
     """Lets whoever else is ready have the processor, in a thread that has kept it for an item.
 
     A system that shares a processor between threads lets one go on for some milliseconds, though an event loop was
-    woken meanwhile; then a small request waits for that at each of its hops.
+    woken meanwhile; then a small request waits for that at each of its hops. A loop is soon done; somebody else may
+    keep the processor for as long as the system lets him, and isn't given way again for some times as long.
     """
-    if _sched_yield is not None:
+    now = time.monotonic()
+    if _sched_yield is not None and now >= _courtesy.next_at:
         _sched_yield()
+        after = time.monotonic()
+        if after - now > _SOON_SECONDS:
+            _courtesy.next_at = after + (after - now) * _KEPT_TIMES
 
 
 def wait_for_socket(connection: socket.socket, event: int) -> bool:
