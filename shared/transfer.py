@@ -211,7 +211,7 @@ class UploadSender:
     @property
     def room(self) -> int:
         """How many items may be sent now, beside the last one."""
-        return min(self._credit, self.window - len(self._ends)) if self._sent is not None else 0
+        return max(min(self._credit, self.window - len(self._ends)), 0) if self._sent is not None else 0
 
     @property
     def is_owed(self) -> bool:
