@@ -869,7 +869,7 @@ def test_items_of_all_kinds_in_any_order(
                 while not upload.credit:
                     await upload.hear()
                 upload.credit -= 1
-                wire = _as(kind, each)
+                wire = item_of(kind, each)
                 while pieces and pieces[-1] < len(wire):
                     cut = pieces.pop()
                     await peer.send(wire[:cut])
@@ -890,8 +890,8 @@ def test_items_of_all_kinds_in_any_order(
         asyncio.run(scenario(folder))
 
 
-def _as(kind: str, data: bytes) -> bytes:
-    """An item's frames."""
+def item_of(kind: str, data: bytes) -> bytes:
+    """The frames of a `plain` item, one with `metadata`, or one in `fragments`."""
     if kind == "plain":
         return plain(1, data)
     if kind == "metadata":
