@@ -56,6 +56,11 @@ class Demand:
         """Items that were requested and haven't arrived."""
         return self._outstanding
 
+    @property
+    def held(self) -> int:
+        """Items that arrived, and that the consumer isn't done with."""
+        return self.window - self._outstanding - self._owed
+
     def widen(self, window: int) -> int:
         """Makes the window that large, unless it is already; how many to request for that."""
         more = max(window - self.window, 0)

@@ -77,6 +77,7 @@ class DemandMachine(RuleBasedStateMachine):
     def nothing_is_lost_or_made_up(self) -> None:
         if self.window:
             assert self.demand.outstanding + self.held + self.owed == self.window
+            assert self.demand.held == self.held
 
     @invariant()
     def it_never_runs_dry(self) -> None:

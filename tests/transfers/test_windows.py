@@ -25,10 +25,9 @@ from tests.support import (
     raw_peer,
     raw_server,
     request_n,
-    transfer_item,
 )
-from tests.transfers.helpers import CHUNK, Recorder, connected, content, digest_of
-from tests.transfers.test_direct import ALGORITHMS, Sending, diverted, first_chunk, item_of, last, plain
+from tests.transfers.helpers import CHUNK, Recorder, connected, content
+from tests.transfers.test_direct import ALGORITHMS, Sending, diverted, first_chunk, head_of, item_of, last, plain
 
 pytestmark = pytest.mark.skipif(not shared.direct.MOVES_FILES, reason="nothing goes past the loop")
 
@@ -157,8 +156,7 @@ class Serving:
         request = await asked(peer)
         stream_id = request.stream_id
         self.credit = self.first = self.most = int.from_bytes(request.body[:4], "big")
-        head = {"name": "n", "size": len(self.data), "etag": "e", "modified": 0.0, "digest": None, "offset": 0}
-        head |= {"length": len(self.data), "range_digest": digest_of(self.data)}
+        head = head_of(self.data)
         for number, kind in enumerate(self.kinds):
             while not self.credit:
                 await self._hear(peer)
@@ -169,7 +167,7 @@ class Serving:
                     self.most_before = self.most
                 await peer.send(plain(stream_id, data))
             else:
-                flag, body = payload(transfer_item(**head), data)
+                flag, body = payload(head, data)
                 await peer.send(frame(stream_id, PAYLOAD, NEXT | flag, body))
         await peer.send(frame(stream_id, PAYLOAD, COMPLETE))
         while await self._hear(peer):
