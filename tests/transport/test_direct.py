@@ -463,6 +463,24 @@ async def _until_lost(transport: FrameTransport) -> None:
         pass
 
 
+async def test_nothing_is_taken_in_while_it_is_held() -> None:
+    async with pair() as (server, client):
+        until: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        server.hold(until)
+        await client.send_frame(payload(b"x" * 1000))
+        await client.on_send_queue_empty()
+        receiving = asyncio.create_task(anext(server))
+        await eventually(lambda: server._receiver.is_ready)
+        await asyncio.sleep(0)
+        assert not receiving.done()
+        until.set_result(None)
+        assert (await receiving).data == b"x" * 1000
+        server.hold(asyncio.get_running_loop().create_future())
+        ending = asyncio.create_task(_until_lost(server))
+        server.abort()
+        await ending
+
+
 @pytest.mark.parametrize("cut", ["close", "abort", "fail"])
 async def test_a_connection_ends_while_a_thread_receives(cut: str) -> None:
     async with pair() as (server, client):
