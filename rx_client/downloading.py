@@ -73,7 +73,9 @@ class ChunkRequest(Request):
         payload = Payload(b"", transfer_request(Route.DOWNLOAD, name, request))
         super().__init__(connector, socket, payload, listener.on_error)
         self.receiver = RangeReceiver(name, request)
+        self._window = window
         self._demand = Demand(window)
+        self._written: asyncio.Future[None] | None = None
         self._listener = listener
         self._digest = digest
         self._diversion: Diversion | None = None
@@ -138,20 +140,43 @@ class ChunkRequest(Request):
                 self._listener.on_next(chunk)
             finally:
                 chunk.release()
+            self._hold_if_full()
         if frame.flags_complete and not self._is_done:
             self._end()
             if self._digest is not None:
                 self.receiver.complete(self._digest)
             self._listener.on_completed()
 
+    def _hold_if_full(self) -> None:
+        """Lets nothing more arrive while a window of chunks is in memory.
+
+        What was asked for beyond it was to be written where it is received, and comes the way of all frames instead.
+        """
+        transport = self.transport
+        is_full = self._demand.held >= self._window and self._demand.outstanding > 0
+        if is_full and self._written is None and transport is not None and not self._is_done:
+            self._written = asyncio.get_running_loop().create_future()
+            transport.hold(self._written)
+
+    def _go_on(self) -> None:
+        written, self._written = self._written, None
+        if written is not None and not written.done():
+            written.set_result(None)
+
+    def _end(self) -> None:
+        super()._end()
+        self._go_on()
+
     def _is_owed(self) -> bool:
-        return self._demand.outstanding > 0
+        return self._demand.outstanding > 0 and self._written is None
 
     def _on_released(self) -> None:
         self._release(1)
 
     def _release(self, count: int, widened: int = 0) -> None:
         more = self._demand.released(count) + widened
+        if self._demand.held < self._window:
+            self._go_on()
         if more and not self._is_done:
             if self._diversion is not None:
                 self._diversion.grant(more, 0)

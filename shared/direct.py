@@ -463,8 +463,8 @@ class Diversion:
 
     Args:
         write: Takes an item's bytes, in a thread; the view is only good until it returns.
-        on_written: Told, in the loop, how many items and bytes were written since it was last told: when half of
-            what was first granted was, or nothing more comes for now.
+        on_written: Told, in the loop, how many items and bytes were written since it was last told: when half of the
+            most that was granted at a time was, or it wasn't told for a while, or nothing more comes for now.
         on_failed: Told, in the loop, what `write` raised; nothing more is diverted then.
         executor: Whose threads do it; the loop's default executor if None.
         write_from: Takes so many bytes from a pipe, in a thread; None if they have to be seen.

@@ -56,6 +56,11 @@ class Demand:
         """Items that were requested and haven't arrived."""
         return self._outstanding
 
+    @property
+    def held(self) -> int:
+        """Items that arrived, and that the consumer isn't done with."""
+        return self.window - self._outstanding - self._owed
+
     def widen(self, window: int) -> int:
         """Makes the window that large, unless it is already; how many to request for that."""
         more = max(window - self.window, 0)
@@ -211,7 +216,7 @@ class UploadSender:
     @property
     def room(self) -> int:
         """How many items may be sent now, beside the last one."""
-        return min(self._credit, self.window - len(self._ends)) if self._sent is not None else 0
+        return max(min(self._credit, self.window - len(self._ends)), 0) if self._sent is not None else 0
 
     @property
     def is_owed(self) -> bool:

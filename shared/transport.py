@@ -151,6 +151,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         self._has_refused = False
         self._count_refusal: Callable[[], None] | None = None
         self._is_rest_wanted = True
+        self._hold: asyncio.Future[None] | None = None
 
         # The socket, while frames may be written past asyncio.
         self._fd: int | None = None
@@ -203,8 +204,8 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
 
     @property
     def received_at(self) -> float:
-        """The loop's time when bytes last arrived, or the connection was made."""
-        return self._received_at
+        """The loop's time when bytes last arrived, or the connection was made; now while nothing is taken in."""
+        return self._received_at if self._hold is None else self._loop.time()
 
     def received_of(self, stream_id: int) -> int:
         """Bytes that have arrived of a payload of this stream that isn't whole yet."""
@@ -323,6 +324,10 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             await finished(self._receiving)  # a later thread, for other streams, doesn't find this one any more
         diversion.tell()
 
+    def hold(self, until: "asyncio.Future[None]") -> None:
+        """Takes in no more frames, of whatever stream, until that is done or the connection has ended."""
+        self._hold = until
+
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -412,6 +417,9 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             if count and not count % _FRAMES_PER_LOOK and self._is_turn_over(count):
                 self._received_this_turn = 0
                 await self._turns.turn()
+            if self._hold is not None:
+                await asyncio.wait([self._hold, self._lost], return_when=asyncio.FIRST_COMPLETED)
+                self._hold = None
             if self._is_exhausted():
                 raise StopAsyncIteration
             if self._spliced is None and not self._receiver.is_ready:

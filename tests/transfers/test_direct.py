@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import io
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from reactivex import operators as ops
 from rx_client import FileClient, Started, TransferEvent
 from rx_client.connection import ConnectOptions
 from rx_client.operators import retry_backoff
+from rx_client.requests import transport_of
 from server import ChatData, DirectoryStore, FileServer, Limits, serve
 from shared.direct import Diversion, FileItems
 from shared.errors import ConnectionLost, IntegrityError, NotFound, SourceExhausted, StorageFull, Superseded
@@ -111,6 +113,12 @@ def diverted(files: FileClient) -> Any:
     """The diversions of a client's connection."""
     rsocket: Any = files._connector.current()
     return rsocket._file_transport._diversions
+
+
+def streams_of(files: FileClient) -> list[Any]:
+    """What a client has under way on its connection."""
+    rsocket: Any = files._connector.current()
+    return [] if rsocket is None else list(rsocket._stream_control._streams.values())
 
 
 class Sending:
@@ -393,16 +401,20 @@ async def test_nothing_is_written_behind_what_could_not_be(
         await again.published()
 
 
+def head_of(data: bytes) -> bytes:
+    """The metadata of a whole file's chunk."""
+    info = {"name": "n", "size": len(data), "etag": "e", "modified": 0.0, "digest": None}
+    return transfer_item(**info, offset=0, length=len(data), range_digest=digest_of(data))
+
+
 async def first_chunk(peer: RawPeer, data: bytes, is_diverted: Callable[[], object]) -> int | None:
     """Sends 1,000 bytes of a file that is asked for; the stream's id when the client diverts what follows.
 
     Returns None if the client has gone.
     """
-    info = {"name": "n", "size": len(data), "etag": "e", "modified": 0.0, "digest": None}
-    head = {**info, "offset": 0, "length": len(data), "range_digest": digest_of(data)}
     while (got := await peer.receive()) is not None:
         if got.kind == REQUEST_STREAM:
-            flag, body = payload(transfer_item(**head), data[:1000])
+            flag, body = payload(head_of(data), data[:1000])
             await peer.send(frame(got.stream_id, PAYLOAD, NEXT | flag, body))
             await eventually(is_diverted)
             return got.stream_id
@@ -430,6 +442,72 @@ async def test_no_room_for_one_chunk_of_a_download(tmp_path: Path, failing_disk:
         there = (tmp_path / part).read_bytes()
         assert 0 < len(there) < len(data)
         assert there == data[: len(there)]
+
+
+@pytest.mark.parametrize("end", ["goes on", "disposed", "cut"])
+async def test_no_more_than_16_chunks_of_a_download_wait_in_memory_for_a_slow_disk(
+    tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was asked for past the loop may come through it: chunks with metadata, or those that drip."""
+    free, nbytes, count = threading.Event(), 300_000, DIRECT_WINDOW
+    data = content(1000 + (count - 1) * nbytes)
+    free.set()
+
+    class SlowFile(io.FileIO):
+        def write(self, data: Any) -> int:
+            free.wait(10)
+            return super().write(data)
+
+    async def serve_one(peer: RawPeer) -> None:
+        stream_id = await first_chunk(peer, data, lambda: diverted(files))
+        if stream_id is None:
+            return
+        await peer.send(plain(stream_id, data[1000 : 1000 + nbytes]))
+        got = await peer.receive()
+        assert got is not None
+        assert got.kind == REQUEST_N
+        free.clear()
+        flag, head = payload(head_of(data))
+        for at in range(1000 + nbytes, len(data), nbytes):
+            peer.writer.write(frame(stream_id, PAYLOAD, NEXT | flag, head + data[at : at + nbytes]))
+        peer.writer.write(frame(stream_id, PAYLOAD, COMPLETE))
+        while await peer.receive() is not None:
+            pass
+
+    most, now = 0, asyncio.get_running_loop().time
+
+    def held() -> int:
+        """Chunks that the client has in memory."""
+        nonlocal most
+        demands = [stream._demand for stream in streams_of(files)]
+        most = max([most, *(each.window - each.outstanding - each._owed for each in demands)])
+        return most
+
+    monkeypatch.setattr(os, "fdopen", lambda fd, mode, buffering: SlowFile(fd, mode))
+    async with raw_server(serve_one) as uri, connected(uri) as files:
+        heard = Recorder()
+        subscription = files.download_to("n", tmp_path / "got").subscribe(heard)
+        try:
+            await eventually(lambda: not free.is_set() and held() >= DEFAULT_WINDOW)
+            transport: Any = transport_of(files._connector.current())
+            await eventually(lambda: held() > DEFAULT_WINDOW or transport._is_reading_paused)
+            assert held() == DEFAULT_WINDOW
+            # That nothing arrives is this side's doing: neither the connection nor the download fails for it.
+            assert now() <= transport.received_at
+            assert not any(stream._is_owed() for stream in streams_of(files))
+            if end == "disposed":
+                subscription.dispose()
+            elif end == "cut":
+                transport.abort()
+                await eventually(lambda: transport._hold is None)
+        finally:
+            free.set()
+        await eventually(lambda: held() > DEFAULT_WINDOW or heard.is_completed or heard.error or end == "disposed")
+        await eventually(lambda: transport._hold is None)
+    assert most == DEFAULT_WINDOW
+    assert isinstance(heard.error, ConnectionLost) == (end == "cut")
+    assert heard.is_completed == (end == "goes on")
+    assert not heard.is_completed or (tmp_path / "got").read_bytes() == data
 
 
 async def test_peers_that_drip_do_not_keep_the_threads(server: FileServer, store: DirectoryStore) -> None:
@@ -869,7 +947,7 @@ def test_items_of_all_kinds_in_any_order(
                 while not upload.credit:
                     await upload.hear()
                 upload.credit -= 1
-                wire = _as(kind, each)
+                wire = item_of(kind, each)
                 while pieces and pieces[-1] < len(wire):
                     cut = pieces.pop()
                     await peer.send(wire[:cut])
@@ -890,8 +968,8 @@ def test_items_of_all_kinds_in_any_order(
         asyncio.run(scenario(folder))
 
 
-def _as(kind: str, data: bytes) -> bytes:
-    """An item's frames."""
+def item_of(kind: str, data: bytes) -> bytes:
+    """The frames of a `plain` item, one with `metadata`, or one in `fragments`."""
     if kind == "plain":
         return plain(1, data)
     if kind == "metadata":

@@ -65,10 +65,19 @@ class DemandMachine(RuleBasedStateMachine):
         assert self.demand.outstanding == before + more
         self.owed -= more
 
+    @precondition(lambda self: self.window)
+    @rule(window=st.integers(1, 80))
+    def widened(self, window: int) -> None:
+        more = self.demand.widen(window)
+        assert more == max(window - self.window, 0), "all that is new at once, and nothing is taken back"
+        self.window += more
+        assert self.demand.window == self.window
+
     @invariant()
     def nothing_is_lost_or_made_up(self) -> None:
         if self.window:
             assert self.demand.outstanding + self.held + self.owed == self.window
+            assert self.demand.held == self.held
 
     @invariant()
     def it_never_runs_dry(self) -> None:
@@ -211,6 +220,7 @@ class UploadMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.window = 3
+        self.server_window = self.SERVER_WINDOW
         self.durable = b""
         self.published: bytes | None = None
         self.sender: UploadSender | None = None
@@ -247,7 +257,7 @@ class UploadMachine(RuleBasedStateMachine):
         size = len(self.CONTENT) if has_size else None
         self.receiver = UploadReceiver(len(self.durable), size, "xxh3-128", self.SERVER_WINDOW)
         self.receipt = Receipt(len(self.durable))
-        self.asked = self.SERVER_WINDOW
+        self.asked = self.server_window = self.SERVER_WINDOW
 
     @precondition(lambda self: self.sender is not None and self.receipt is not None)
     @rule()
@@ -279,12 +289,27 @@ class UploadMachine(RuleBasedStateMachine):
     def send(self, nbytes: int) -> None:
         assert self.sender is not None
         assert self.position is not None
+        assert len([1 for data, _ in self.wire if data]) < self.window + self.faults
         data = self.CONTENT[self.position : self.position + nbytes]
         end = None if data else UploadEnd(len(self.CONTENT), digest_of(self.CONTENT).text())
         self.sender.sends(len(data), is_last=end is not None)
         self.position += len(data)
         self.credit -= 1
         self.wire.append((data, end))
+
+    @precondition(lambda self: self.sender is not None)
+    @rule(window=st.integers(1, 12))
+    def the_client_changes_its_window(self, window: int) -> None:
+        """What was sent may be more than a narrower one; then nothing is sent until it isn't."""
+        assert self.sender is not None
+        self.sender.window = self.window = window
+
+    @precondition(lambda self: self.receiver is not None)
+    @rule(window=st.integers(1, 12))
+    def the_server_widens_its_window(self, window: int) -> None:
+        assert self.receiver is not None
+        self.asked += self.receiver.widen(window)
+        self.server_window = max(self.server_window, window)
 
     @precondition(lambda self: self.wire)
     @rule()
@@ -379,13 +404,14 @@ class UploadMachine(RuleBasedStateMachine):
     @invariant()
     def the_sender_is_within_its_window(self) -> None:
         if self.position is not None and self.sender is not None:
-            assert len([1 for data, _ in self.wire if data]) <= self.window + self.faults
+            assert 0 <= self.sender.room <= self.credit
+            assert self.sender.may_send == (self.sender.room > 0)
             assert self.sender.committed <= len(self.durable)
             assert self.credit > 0 or not self.sender.may_send
 
     @invariant()
     def the_server_holds_no_more_than_it_asked_for(self) -> None:
-        assert len(self.stored_next) <= self.SERVER_WINDOW
+        assert len(self.stored_next) <= self.server_window
 
     @invariant()
     def credit_is_neither_lost_nor_made_up(self) -> None:

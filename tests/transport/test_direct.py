@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -281,19 +282,21 @@ async def test_a_cancelled_wait_for_a_thread_leaves_no_circle() -> None:
 
 
 class _Written:
-    """What a diversion wrote, and told."""
+    """What a diversion wrote, each taking so many seconds, and told."""
 
-    def __init__(self, fail_at: int | None = None) -> None:
+    def __init__(self, fail_at: int | None = None, seconds: float = 0) -> None:
         self.data = b""
         self.told = (0, 0)
         self.failures: list[Exception] = []
         self._fail_at = fail_at
+        self._seconds = seconds
         self.diversion = Diversion(self.write, self.on_written, self.failures.append)
 
     def write(self, data: memoryview) -> None:
         if self._fail_at is not None and len(self.data) >= self._fail_at:
             self._fail_at = None
             raise OSError(errno.ENOSPC, "full")
+        time.sleep(self._seconds)
         self.data += data
 
     def on_written(self, items: int, nbytes: int) -> None:
@@ -334,6 +337,60 @@ async def test_a_diversion_writes_nothing_behind_what_it_could_not() -> None:
     assert (written.data, written.told) == (b"first", (1, 5))
     written.diversion.tell()
     assert len(written.failures) == 1
+
+
+async def test_a_slow_disk_does_not_keep_the_loop_waiting_for_half_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer could be sent credit, and the consumer progress, for each of its items."""
+    monkeypatch.setattr(shared.direct, "_TELL_SECONDS", 0.005)
+    written = _Written(seconds=0.01)
+    written.diversion.grant(64, 1_000_000)
+    for count in range(1, 4):
+        await asyncio.to_thread(written.diversion.take, memoryview(b"x" * 10))
+        await eventually(lambda count=count: written.told == (count, 10 * count))
+
+
+async def test_a_fast_disk_tells_the_loop_at_half_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared.direct, "_TELL_SECONDS", 1e9)
+    written = _Written()
+
+    async def take(count: int) -> int:
+        """How many the loop hears of."""
+
+        def all_of_them() -> None:
+            for _ in range(count):
+                written.diversion.take(memoryview(b"x"))
+
+        before, _ = written.told
+        await asyncio.to_thread(all_of_them)
+        await asyncio.sleep(0)  # what the thread has told by now is told to the loop in this turn
+        return written.told[0] - before
+
+    written.diversion.grant(16, 1_000_000)
+    assert [await take(7), await take(1)] == [0, 8]
+    written.diversion.grant(48 + 8, 0)
+    assert [await take(31), await take(1)] == [0, 32], "of the wider window"
+
+
+@pytest.mark.parametrize("has_digest", [False, True])
+async def test_threads_give_way_after_each_item(
+    ends: tuple[socket.socket, socket.socket], source: int, has_digest: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gave_way: list[int] = []
+    monkeypatch.setattr(shared.direct, "_sched_yield", lambda: gave_way.append(threading.get_ident()))
+    items = _granted(1, source, 0, 10, 1000, digest=Digest() if has_digest else None)
+    assert items.begin()
+    await asyncio.to_thread(_send_all, items, ends[0])
+    items.end()
+    assert len(gave_way) >= items.sent == 10
+    gave_way.clear()
+    written = _Written()
+    written.diversion.grant(10, 1_000_000)
+    for _ in range(10):
+        await asyncio.to_thread(written.diversion.take, memoryview(b"x"), is_whole=False)
+        await asyncio.to_thread(written.diversion.take, memoryview(b"y"))
+    assert len(gave_way) >= 10
+    await eventually(lambda: written.told == (10, 20))
+    assert threading.get_ident() not in gave_way, "the loop's own thread has nothing to wait for"
 
 
 async def test_a_pipe_moves_what_there_is(ends: tuple[socket.socket, socket.socket], source: int) -> None:
@@ -404,6 +461,24 @@ async def test_an_item_that_drips_does_not_keep_a_thread() -> None:
 async def _until_lost(transport: FrameTransport) -> None:
     async for _ in transport:
         pass
+
+
+async def test_nothing_is_taken_in_while_it_is_held() -> None:
+    async with pair() as (server, client):
+        until: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        server.hold(until)
+        await client.send_frame(payload(b"x" * 1000))
+        await client.on_send_queue_empty()
+        receiving = asyncio.create_task(anext(server))
+        await eventually(lambda: server._receiver.is_ready)
+        await asyncio.sleep(0)
+        assert not receiving.done()
+        until.set_result(None)
+        assert (await receiving).data == b"x" * 1000
+        server.hold(asyncio.get_running_loop().create_future())
+        ending = asyncio.create_task(_until_lost(server))
+        server.abort()
+        await ending
 
 
 @pytest.mark.parametrize("cut", ["close", "abort", "fail"])
