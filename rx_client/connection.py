@@ -34,8 +34,9 @@ from shared.errors import ClientClosed, ConnectionFailed, ConnectionLost, Transf
 from shared.lean import LeanRSocket
 from shared.logs import quiet_rsocket
 from shared.metadata import MetadataItem, build_bearer, build_metadata, build_simple
+from shared.reassembly import ReassemblyLimits
 from shared.transport import FrameTransport
-from shared.wire import DEFAULT_PORT, FRAGMENT_SIZE_BYTES
+from shared.wire import DEFAULT_PORT, FRAGMENT_SIZE_BYTES, MAX_METADATA_BYTES
 
 from .backoff import Backoff
 from .observables import LoopObservable
@@ -48,6 +49,8 @@ _BACKLOG_BYTES: Final = 16 * 1024
 _MAX_OWED_BYTES: Final = 1024 * 1024
 _FRAME_COST_BYTES: Final = 256
 _OWED_FRAMES: Final = frozenset[type[object]]([KeepAliveFrame, ErrorFrame])
+# Both sides parse metadata, and read errors, in the event loop: 16 MB of either would hold it for seconds.
+_LIMITS: Final = ReassemblyLimits(max_metadata_bytes=MAX_METADATA_BYTES)
 # The SETUP tells the server the keepalives' times in 31 bits of milliseconds.
 _MAX_KEEPALIVE_SECONDS: Final = 0x7FFFFFFF / 1000
 
@@ -345,7 +348,10 @@ class Connection:
         try:
             async with asyncio.timeout(seconds):
                 _, transport = await loop.create_connection(
-                    lambda: FrameTransport(on_lost=handler.on_lost), self._host, self._port, ssl=self._tls
+                    lambda: FrameTransport(on_lost=handler.on_lost, limits=_LIMITS),
+                    self._host,
+                    self._port,
+                    ssl=self._tls,
                 )
                 is_made = True
                 return await self._set_up(transport, handler)
