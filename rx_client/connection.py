@@ -34,8 +34,9 @@ from shared.errors import ClientClosed, ConnectionFailed, ConnectionLost, Transf
 from shared.lean import LeanRSocket
 from shared.logs import quiet_rsocket
 from shared.metadata import MetadataItem, build_bearer, build_metadata, build_simple
+from shared.reassembly import ReassemblyLimits
 from shared.transport import FrameTransport
-from shared.wire import DEFAULT_PORT, FRAGMENT_SIZE_BYTES
+from shared.wire import DEFAULT_PORT, FRAGMENT_SIZE_BYTES, MAX_METADATA_BYTES
 
 from .backoff import Backoff
 from .observables import LoopObservable
@@ -48,8 +49,14 @@ _BACKLOG_BYTES: Final = 16 * 1024
 _MAX_OWED_BYTES: Final = 1024 * 1024
 _FRAME_COST_BYTES: Final = 256
 _OWED_FRAMES: Final = frozenset[type[object]]([KeepAliveFrame, ErrorFrame])
+# Both sides parse metadata, and read errors, in the event loop: 16 MB of either would hold it for seconds.
+_LIMITS: Final = ReassemblyLimits(max_metadata_bytes=MAX_METADATA_BYTES)
 # The SETUP tells the server the keepalives' times in 31 bits of milliseconds.
 _MAX_KEEPALIVE_SECONDS: Final = 0x7FFFFFFF / 1000
+
+# Between failures that need no peer: ten a second cost little, and who asks for ten things in turn is soon through.
+_FAILURE_BASE_SECONDS: Final = 0.01
+_FAILURE_CAP_SECONDS: Final = 0.1
 
 _NOTHING_HERE: Final = RSocketProtocolError(ErrorCode.REJECTED, data="unknown_route: this client serves nothing")
 
@@ -160,6 +167,22 @@ class Connector(Protocol):
         ...
 
 
+class _Failures:
+    """Keeps apart failures that take no time: a bare `retry` on what can't work any more would fill the loop with them.
+
+    The first one is immediate.
+    """
+
+    def __init__(self) -> None:
+        self._backoff = Backoff(_FAILURE_BASE_SECONDS, _FAILURE_CAP_SECONDS)
+
+    async def wait(self) -> None:
+        """Returns when the next one may be told."""
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._backoff.wait(loop.time()))
+        self._backoff.begin(loop.time())
+
+
 class GivenConnection:
     """A connection that is the caller's, who alone can make another.
 
@@ -169,6 +192,7 @@ class GivenConnection:
 
     def __init__(self, rsocket: RSocketBase) -> None:
         self._rsocket = rsocket
+        self._failures = _Failures()
         self.progress_timeout: Final = ConnectOptions().progress_timeout
         self.is_closed: Final = False
 
@@ -185,6 +209,7 @@ class GivenConnection:
     async def connect(self) -> RSocketBase:
         if (rsocket := self.current()) is not None:
             return rsocket
+        await self._failures.wait()
         raise ConnectionLost("the connection is closed, or its peer silent, and is not this client's to make again")
 
 
@@ -211,6 +236,7 @@ class Connection:
         self._setup = None if auth is None else Payload(b"", build_metadata([_credentials(auth)]))
         self._options = options
         self._backoff = Backoff(options.reconnect_base, min(options.reconnect_cap, options.reconnect_timeout / 2))
+        self._failures = _Failures()
         self._rsocket: RSocketClient | None = None
         self._attempt: asyncio.Task[RSocketBase] | None = None
         self._is_closed = False
@@ -257,6 +283,7 @@ class Connection:
 
     async def connect(self) -> RSocketBase:
         if self._is_closed:
+            await self._failures.wait()
             raise ClientClosed("the client is closed")
         if self._rsocket is not None:
             return self._rsocket
@@ -321,7 +348,10 @@ class Connection:
         try:
             async with asyncio.timeout(seconds):
                 _, transport = await loop.create_connection(
-                    lambda: FrameTransport(on_lost=handler.on_lost), self._host, self._port, ssl=self._tls
+                    lambda: FrameTransport(on_lost=handler.on_lost, limits=_LIMITS),
+                    self._host,
+                    self._port,
+                    ssl=self._tls,
                 )
                 is_made = True
                 return await self._set_up(transport, handler)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+from shared.wire import MAX_METADATA_BYTES
+
 __all__ = ["Limits"]
 
 _MIB: Final = 1024 * 1024
@@ -46,7 +48,7 @@ class Limits:
     max_connection_bytes: int = 208 * _MIB
     max_reassembly_bytes: int = 416 * _MIB
     max_unstored_bytes: int = 256 * _MIB
-    max_metadata_bytes: int = 16 * 1024
+    max_metadata_bytes: int = MAX_METADATA_BYTES
     max_setup_bytes: int = 16 * 1024
     max_store_bytes: int = 2048 * _MIB
     max_file_bytes: int = 1024 * 1024 * _MIB

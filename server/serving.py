@@ -34,7 +34,9 @@ DEFAULT_HOST: Final = "127.0.0.1"
 # How long `close` lets the operations under way finish. Closing the connections takes up to a second more.
 _GRACE_SECONDS: Final = 2.0
 _UPLOAD_EXPIRY_SECONDS: Final = 24 * 60 * 60.0
-_SWEEP_SECONDS: Final = 60 * 60.0
+# How long after a sweep the next one comes: a tenth of the expiry, between these two.
+_LEAST_SWEEP_SECONDS: Final = 1.0
+_MOST_SWEEP_SECONDS: Final = 60 * 60.0
 _WATCH_SECONDS: Final = 0.5
 # Those who say something that a peer can cause again and again.
 _LOGGERS: Final = ("shared.transport", *(f"server.{name}" for name in ("connection", "handler", "session", "upload")))
@@ -138,7 +140,7 @@ class FileServer:
                 _log.warning("unfinished uploads could not be swept: %s", error)
             except Exception:
                 _log.exception("unfinished uploads could not be swept")
-            await asyncio.sleep(min(self._upload_expiry_seconds / 10, _SWEEP_SECONDS))
+            await asyncio.sleep(max(_LEAST_SWEEP_SECONDS, min(self._upload_expiry_seconds / 10, _MOST_SWEEP_SECONDS)))
 
     async def _watch(self) -> None:
         """Closes connections that are silent, or take nothing, for too long."""

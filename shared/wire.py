@@ -12,6 +12,7 @@ from .metadata import MetadataItem, build_metadata, build_routing
 __all__ = [
     "DEFAULT_PORT",
     "FRAGMENT_SIZE_BYTES",
+    "MAX_METADATA_BYTES",
     "MAX_NAME_BYTES",
     "FileInfo",
     "Route",
@@ -32,6 +33,9 @@ DEFAULT_PORT: Final = 6565
 
 FRAGMENT_SIZE_BYTES: Final = 1_000_000
 """The largest frame either side sends, in bytes, as in the tutorial. Frames above 2**24 - 1 wrap in rsocket 0.4.20."""
+
+MAX_METADATA_BYTES: Final = 16 * 1024
+"""The most metadata of a payload; ours, a name of 1,024 bytes escaped as JSON included, has a quarter of it."""
 
 MAX_NAME_BYTES: Final = 1024
 """The longest file name, in bytes of UTF-8."""

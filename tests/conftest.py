@@ -12,6 +12,12 @@ import pytest
 _SETTLE_SECONDS = 3.0
 
 
+def pytest_collection_finish() -> None:
+    """What is here now stays to the end: the collector, which looks at all there is after each test, needn't see it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 async def nothing_left_behind() -> AsyncGenerator[None, None]:
     loop = asyncio.get_running_loop()

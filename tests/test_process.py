@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 from reactivex import operators as ops
 
-from rx_client import FileClient
+from rx_client import ConnectOptions, FileClient
 from shared import ConnectionFailed
 from tests.support import REQUEST_RESPONSE, name_item, raw_peer, request, route_item
 
@@ -41,7 +41,8 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
 async def test_it_serves_until_a_signal_and_exits_0_with_clients_connected(number: signal.Signals) -> None:
     async with server_process("--port", "0") as (process, line):
         assert line.startswith("listening on tcp://127.0.0.1:")
-        async with FileClient.connect(line.split()[-1]) as files:
+        options = ConnectOptions(reconnect_timeout=0.5)
+        async with FileClient.connect(line.split()[-1], options=options) as files:
             await files.upload("a", b"x" * 5_000_000)
             assert await files.list_files().pipe(ops.to_list()) == ["a"]
             process.send_signal(number)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from server import ChatData, FileServer, serve
+from server import ChatData, FileServer, MemoryStore, serve
 from tests.support import (
     APPLICATION_ERROR,
     CANCEL,
@@ -526,6 +526,21 @@ async def test_operations_under_way_are_finished_before_the_end() -> None:
         assert data + got.data == content
         await closing
         assert await peer.receive() is None
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 0.0])
+async def test_uploads_that_expire_at_once_are_looked_for_now_and_then(seconds: float) -> None:
+    class Counted(MemoryStore):
+        sweeps = 0
+
+        async def sweep(self, max_age_seconds: float) -> int:
+            self.sweeps += 1
+            return await super().sweep(max_age_seconds)
+
+    store = Counted({})
+    async with serve(data=ChatData(store), upload_expiry_seconds=seconds):
+        await asyncio.sleep(0.1)
+    assert 1 <= store.sweeps <= 3
 
 
 async def test_a_server_outside_its_block_has_no_uri() -> None:

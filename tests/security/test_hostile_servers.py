@@ -14,7 +14,7 @@ from reactivex import Observable
 from rx_client import Connected, ConnectionState, ConnectOptions, Disconnected, FileClient
 from shared.errors import ConnectionLost, ProtocolError, Stalled, TooLarge, TransferError
 from tests.security.support import MIB
-from tests.security.test_phases import an_item, asked, chunk, credit, receipt
+from tests.security.test_phases import REQUESTS, an_item, asked, chunk, credit, receipt
 from tests.security.test_quiet_peers import (
     METHODS,
     PATIENCE,
@@ -27,7 +27,10 @@ from tests.security.test_quiet_peers import (
     open_streams,
 )
 from tests.support import (
+    APPLICATION_ERROR,
     CANCEL,
+    COMPLETE,
+    ERROR,
     FOLLOWS,
     KEEPALIVE,
     NEXT,
@@ -39,6 +42,7 @@ from tests.support import (
     frame,
     item,
     raw_server,
+    transfer_item,
 )
 
 Flood = Callable[[int], bytes]
@@ -66,7 +70,7 @@ FLOODS: dict[str, Flood] = {
     "a request without an end": lambda turn: frame(
         2, PAYLOAD if turn else REQUEST_RESPONSE, FOLLOWS | (NEXT if turn else 0), bytes(100_000)
     ),
-    "keepalives that want an answer": lambda _: frame(0, KEEPALIVE, RESPOND, bytes(100_000)),
+    "keepalives that want an answer": lambda _: frame(0, KEEPALIVE, RESPOND, bytes(10_000)) * 10,
     "requests": lambda turn: b"".join(
         frame(2 + 2 * (turn * 500 + each), REQUEST_RESPONSE, 0, bytes(200)) for each in range(500)
     ),
@@ -84,14 +88,15 @@ async def test_a_flood_fills_no_memory(flood: str) -> None:
             await peer.send(FLOODS[flood](turn))
             await asyncio.sleep(0)
         is_over.set()
-        await asyncio.sleep(PATIENCE)
+        await is_measured.wait()
 
-    is_over = asyncio.Event()
+    is_over, is_measured = asyncio.Event(), asyncio.Event()
     async with raw_server(floods) as uri, FileClient.connect(uri) as files:
         most = 0
         while not is_over.is_set() and files._connector.current() is not None:
             most = max(most, held_bytes(files))
             await asyncio.sleep(0.001)
+        is_measured.set()
         assert most <= 4 * MIB
 
 
@@ -109,6 +114,34 @@ async def test_an_answer_without_an_end_is_refused(tmp_path: Path) -> None:
         async with raw_server(endless) as uri, FileClient.connect(uri) as files:
             assert isinstance(await failure(ask(files, tmp_path)), TooLarge)
             assert not open_streams(files)
+
+
+async def test_metadata_that_would_take_long_to_parse_is_refused_unparsed(tmp_path: Path) -> None:
+    """What it says is right, but for what nobody asked for; the connection lives."""
+    said: dict[str, object] = {"name": "a", "size": 1, "etag": "e", "digest": None, "offset": 0, "length": 1}
+    metadata = transfer_item(**said, committed=0, more=[{}] * 300_000)
+
+    async def answers(peer: RawPeer) -> None:
+        while (got := await peer.receive(PATIENCE)) is not None:
+            if got.kind in REQUESTS:
+                await peer.send(an_item(got.stream_id, metadata, b"x", NEXT | COMPLETE))
+
+    async with raw_server(answers) as uri, FileClient.connect(uri, options=SHORT) as files:
+        connection = files._connector.current()
+        assert await failures(files, tmp_path) == all_are(TooLarge)
+        assert not open_streams(files)
+        assert files._connector.current() is connection
+
+
+async def test_an_error_that_would_take_long_to_read_ends_the_connection(tmp_path: Path) -> None:
+    async def answers(peer: RawPeer) -> None:
+        request = await asked(peer)
+        await peer.send(frame(request.stream_id, ERROR, 0, APPLICATION_ERROR.to_bytes(4, "big") + b"x" * MIB))
+        await alive(peer)
+
+    for ask in METHODS.values():
+        async with raw_server(answers) as uri, FileClient.connect(uri, options=SHORT) as files:
+            assert type(await failure(ask(files, tmp_path))) is ConnectionLost
 
 
 # Nothing, without end
@@ -225,8 +258,8 @@ async def test_a_deadline_that_is_far_away_is_one_all_the_same(deadline: float, 
         lambda files: files.list_files(deadline=deadline),
     ]
     async with raw_server(alive) as uri, FileClient.connect(uri, options=SHORT) as files:
-        for ask in asks:
-            assert isinstance(await failure(ask(files)), Stalled)
+        errors = await asyncio.gather(*(failure(ask(files)) for ask in asks))
+        assert [type(error) for error in errors] == [Stalled] * len(asks)
 
 
 @pytest.mark.parametrize("name", ["keepalive_period", "keepalive_timeout"])

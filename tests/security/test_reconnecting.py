@@ -3,17 +3,23 @@
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import reactivex
+from reactivex import Observable
 from reactivex import operators as ops
 
 from rx_client import ConnectOptions, FileClient
-from shared.errors import Unauthenticated
+from server import serve
+from shared.errors import ClientClosed, ConnectionLost, TransferError, Unauthenticated
+from tests.security.test_quiet_peers import METHODS
 from tests.support import (
     ERROR,
     REQUEST_RESPONSE,
     RawPeer,
+    eventually,
     frame,
     raw_server,
 )
@@ -85,3 +91,39 @@ async def test_a_refusal_is_told_as_what_it_is_each_time() -> None:
         for _ in range(3):
             with pytest.raises(Unauthenticated):
                 await files.stat("a")
+
+
+async def test_a_bare_retry_on_a_client_that_is_closed_keeps_nobody_busy(tmp_path: Path) -> None:
+    """It could only end with the loop: its first failures are quick, and nothing is left of it when it is disposed."""
+    sources: list[Observable[Any]] = []
+    async with serve() as server:
+        for ask in METHODS.values():
+            async with FileClient.connect(server.uri) as files:
+                sources.append(ask(files, tmp_path))
+        await fail_seldom(sources, ClientClosed)
+
+
+async def test_nor_does_one_on_a_given_connection_that_has_ended() -> None:
+    async with serve() as server, FileClient.connect(server.uri) as owner:
+        rsocket = owner._connector.current()
+        assert rsocket is not None
+    await fail_seldom([FileClient(rsocket).stat("a")], ConnectionLost)
+
+
+async def fail_seldom(sources: list[Observable[Any]], kind: type[TransferError]) -> None:
+    before = asyncio.all_tasks()
+    failures: list[list[Exception]] = [[] for _ in sources]
+    retrying = [
+        source.pipe(ops.do_action(on_error=seen.append), ops.retry()).subscribe()
+        for source, seen in zip(sources, failures, strict=True)
+    ]
+    await asyncio.sleep(0.5)
+    counts = [len(seen) for seen in failures]
+    assert [count for count in counts if count > 20] == []
+    await eventually(lambda: all(len(seen) >= 3 for seen in failures))
+    for one in retrying:
+        one.dispose()
+    counts = [len(seen) for seen in failures]
+    assert {type(failure) for seen in failures for failure in seen} == {kind}
+    await eventually(lambda: asyncio.all_tasks() <= before)
+    assert [len(seen) for seen in failures] == counts

@@ -5,14 +5,15 @@ import logging
 import re
 import signal
 import socket
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 from reactivex import operators as ops
 
 from rx_client import Completed, ConnectOptions, FileClient
-from server import ChatData, serve
+from server import ChatData, DirectoryStore, disk, serve
 from shared.errors import ConnectionFailed, NotFound
 from tests.security.support import (
     MIB,
@@ -111,22 +112,49 @@ async def test_what_does_not_end_by_itself_is_ended(tmp_path: Path) -> None:
 MORE = frame(1, PAYLOAD, FOLLOWS | NEXT, b"x" * 900_000)
 
 
-@pytest.mark.parametrize(
+HALVES = pytest.mark.parametrize(
     "sent",
     [
         pytest.param([upload(1, b"a", b"x" * 900_000, flags=FOLLOWS), *[MORE] * 30], id="fragments"),
         pytest.param([upload(id_, b"%d" % id_, b"x" * 900_000) for id_ in range(1, 201, 2)], id="large frames"),
     ],
 )
+
+
+@HALVES
 async def test_the_half_of_a_request_is_gone_at_the_end(sent: list[bytes], tmp_path: Path) -> None:
-    """Nobody can go on with it, also if the end comes while some of it is being written."""
+    """Nobody can go on with it, also if the end comes while more of it arrives."""
     parts = tmp_path / ".rxfiles" / "parts"
     async with server_process("--store", str(tmp_path)) as server, raw_peer(server.uri) as peer:
         peer.writer.write(b"".join(sent))
         await eventually(lambda: list(parts.iterdir()))
-        await asyncio.sleep(0.07)  # somewhere in the middle of it
         assert await server.stop() == (0, "")
     assert not list(parts.iterdir())
+
+
+@HALVES
+async def test_the_half_of_a_request_that_is_being_written_is_gone_at_the_end(
+    sent: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is so slow that the connection is closed in the middle of the write."""
+    write_at, is_writing, may_write = disk.write_at, threading.Event(), threading.Event()
+
+    def slow(fd: int, views: Sequence[memoryview], offset: int) -> int:
+        is_writing.set()
+        assert may_write.wait(10)
+        return write_at(fd, views, offset)
+
+    monkeypatch.setattr(disk, "write_at", slow)
+    async with serve(data=ChatData(DirectoryStore(tmp_path))) as server, raw_peer(server.uri) as peer:
+        peer.writer.write(b"".join(sent))
+        await eventually(is_writing.is_set)
+        end = asyncio.create_task(server.close(grace_seconds=0.01))
+        await eventually(lambda: not server.connections)
+        for _ in range(50):
+            await asyncio.sleep(0)  # who doesn't wait for the write is far behind it by then
+        may_write.set()
+        await end
+    assert not list((tmp_path / ".rxfiles" / "parts").iterdir())
 
 
 async def test_the_durable_part_of_an_upload_survives_the_end(tmp_path: Path) -> None:

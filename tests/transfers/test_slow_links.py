@@ -12,8 +12,8 @@ from tests.faults import FaultProxy, fault_proxy
 from tests.transfers.helpers import content
 from tests.transport.pairs import tls_contexts
 
-# One fragment of a whole file takes over three seconds, all times below are a fraction of that.
-RATE = 300_000
+# One fragment of a whole file takes over two seconds, all times below are a fraction of that.
+RATE = 450_000
 BUFFER_BYTES = 16 * 1024
 OPTIONS = ConnectOptions(keepalive_period=0.2, keepalive_timeout=0.9, progress_timeout=1.0)
 LIMITS = Limits(idle_seconds=1.5, blocked_seconds=1.0)
