@@ -436,13 +436,7 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
             except PayloadRefused as refused:
                 frame = await self._refuse(refused)
             if isinstance(frame, SplitPayload):
-                if frame.spool is not None:
-                    frame = await self._spool(frame, frame.spool)
-                elif frame.is_whole:
-                    frame = self._join(frame)
-                else:
-                    await run_blocking(None, frame.make_room)
-                    continue
+                frame = await self._go_on(frame)
             if frame is not None:
                 return frame
 
@@ -639,9 +633,15 @@ class FrameTransport(Transport, asyncio.BufferedProtocol):
         finally:
             self._reader = None
 
-    def _join(self, payload: SplitPayload) -> Frame:
-        self._reassembler.release(payload)
-        return payload.join()
+    async def _go_on(self, payload: SplitPayload) -> Frame | None:
+        """Does what there is to do for a split payload; the frame that stands for it if it is whole."""
+        if payload.spool is not None:
+            return await self._spool(payload, payload.spool)
+        if payload.is_whole:
+            self._reassembler.release(payload)
+            return payload.join()
+        await run_blocking(None, payload.make_room)
+        return None
 
     async def _spool(self, payload: SplitPayload, spool: Spool) -> Frame | None:
         """Passes on what arrived of a payload's data; nothing is received meanwhile, so that no more of it waits."""
