@@ -49,21 +49,20 @@ class FileRequestHandler(BaseRequestHandler):
             return await self._route(FrameType.REQUEST_RESPONSE, payload)
         except RSocketProtocolError as error:
             failed: asyncio.Future[Payload] = asyncio.get_running_loop().create_future()
-            # Without its traceback, which leads to this frame, and so to the future, in a circle.
-            failed.set_exception(error.with_traceback(None))
+            failed.set_exception(_bare(error))
             return failed
 
     async def request_stream(self, payload: Payload) -> Publisher:
         try:
             return await self._route(FrameType.REQUEST_STREAM, payload)
         except RSocketProtocolError as error:
-            return ErrorStream(error)
+            return ErrorStream(_bare(error))
 
     async def request_channel(self, payload: Payload) -> tuple[Publisher | None, Subscriber | None]:
         try:
             return await self._route(FrameType.REQUEST_CHANNEL, payload)
         except RSocketProtocolError as error:
-            refused = _RefusedChannel(error.with_traceback(None))
+            refused = _RefusedChannel(_bare(error))
             return refused, refused
 
     async def request_fire_and_forget(self, payload: Payload) -> None:
@@ -94,6 +93,12 @@ class FileRequestHandler(BaseRequestHandler):
 
 def _raise_typed(error: Exception) -> NoReturn:
     raise to_protocol_error(error) from None
+
+
+def _bare(error: RSocketProtocolError) -> RSocketProtocolError:
+    """It without its traceback, nor that of what it came from: they lead to the frame that keeps it, in a circle."""
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 class _RefusedChannel(Publisher, Subscriber, Subscription):
