@@ -24,7 +24,7 @@ from shared.messages import (
     parse_info,
     transfer_request,
 )
-from shared.transfer import DEFAULT_WINDOW, DIRECT_WINDOW, Demand, RangeReceiver, unseen_window
+from shared.transfer import Demand, RangeReceiver, choose_windows
 from shared.wire import FileInfo, Route
 
 from .chunks import Chunk
@@ -282,10 +282,11 @@ async def _receive(
     inbox = _Inbox()
     rsocket = await connector.connect()
     transport = transport_of(rsocket)
-    first_window, direct_window = (window, window) if window else (DEFAULT_WINDOW, DIRECT_WINDOW)
-    if isinstance(sink, PathSink) and sink.digest is None and transport is not None and transport.moves_files:
+    moves_files = transport is not None and transport.moves_files
+    is_unseen = isinstance(sink, PathSink) and sink.digest is None and moves_files
+    if is_unseen:
         request = replace(request, item_bytes=UNSEEN_CHUNK_BYTES)
-        first_window, direct_window = unseen_window(first_window), unseen_window(direct_window)
+    first_window, direct_window = choose_windows(window, is_unseen=is_unseen)
     stream = ChunkRequest(connector, rsocket, name, request, first_window, inbox, None)
     # Chunks that were written, and whose credit is kept until the rest can be diverted: all that came is written then.
     kept: list[Chunk] = []

@@ -23,7 +23,7 @@ from shared.messages import (
     transfer_metadata,
     transfer_request,
 )
-from shared.transfer import DEFAULT_WINDOW, DIRECT_WINDOW, UploadSender, unseen_window
+from shared.transfer import UploadSender, choose_windows
 from shared.wire import FileInfo, Route
 
 from .connection import Connector
@@ -95,10 +95,9 @@ class UploadTransfer:
         payload = Payload(b"", transfer_request(Route.UPLOAD, self._name, request))
         started = Started(self._upload_id, total, resumed_from=0)
         rsocket = await connector.connect()
-        window, direct_window = (self._window, self._window) if self._window else (DEFAULT_WINDOW, DIRECT_WINDOW)
-        chunk_bytes = self._chunk_bytes or CHUNK_BYTES
-        if self._chunk_bytes is None and self._is_unseen(rsocket):
-            window, direct_window, chunk_bytes = unseen_window(window), unseen_window(direct_window), UNSEEN_CHUNK_BYTES
+        is_unseen = self._chunk_bytes is None and self._is_unseen(rsocket)
+        window, direct_window = choose_windows(self._window, is_unseen=is_unseen)
+        chunk_bytes = UNSEEN_CHUNK_BYTES if is_unseen else self._chunk_bytes or CHUNK_BYTES
         channel = _Channel(connector, rsocket, payload, window, direct_window, chunk_bytes, emit, started)
         try:
             start = await channel.start()

@@ -246,7 +246,7 @@ class FileItems(FrameFragmentMixin):
             OSError: The connection has ended, or has to end, since a file was cut short behind its frame's header.
         """
         first = self.sent
-        while self._parts or self._unread or self._read(first, waiting):
+        while self._parts or self._unread or self._read(self.sent - first, waiting):
             try:
                 if not self._parts:
                     self._send_file(connection)
@@ -287,9 +287,9 @@ class FileItems(FrameFragmentMixin):
             raise OSError("a file was cut short while it was sent")
         self._unread -= moved
 
-    def _read(self, first: int, waiting: Callable[[], int]) -> bool:
-        """Makes the next item; whether there is one in this turn, whose first one was number `first`."""
-        if self._is_cut or self.sent == self.granted or (self.sent - first) * waiting() >= _TURN_ITEMS:
+    def _read(self, sent: int, waiting: Callable[[], int]) -> bool:
+        """Makes the next item; whether there is one in this turn, in which `sent` were sent."""
+        if self._is_cut or self.sent == self.granted or sent * waiting() >= _TURN_ITEMS:
             return False
         give_way()
         try:

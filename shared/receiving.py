@@ -219,7 +219,7 @@ class FrameReceiver:
         """Goes on to receive the frame's data into its own memory; False if it isn't worth it, or can't be."""
         if header.payload_bytes <= _OWN_BYTES or not header.is_fragmentable or self._reassembler.copies(header):
             return False
-        head = memoryview(self._view[self._start : self._end])
+        head = self._view[self._start : self._end]
         data_at = data_offset(header, head[LENGTH_BYTES:]) + LENGTH_BYTES
         if not data_at < min(LENGTH_BYTES + header.length, len(self._small)):
             return False  # it contradicts itself, or says more than it carries

@@ -18,6 +18,7 @@ __all__ = [
     "RangeReceiver",
     "UploadReceiver",
     "UploadSender",
+    "choose_windows",
     "unseen_window",
 ]
 
@@ -31,6 +32,17 @@ DIRECT_WINDOW: Final = 64
 def unseen_window(window: int) -> int:
     """The window for items of `UNSEEN_CHUNK_BYTES` that has about as many bytes as `window` chunks."""
     return max(window * CHUNK_BYTES // UNSEEN_CHUNK_BYTES, 1)
+
+
+def choose_windows(window: int | None, *, is_unseen: bool) -> tuple[int, int]:
+    """The window while items may wait in memory, and that while they go between a socket and a file.
+
+    Args:
+        window: What the caller wants of both; None for what is best.
+        is_unseen: Whether they are items of `UNSEEN_CHUNK_BYTES`.
+    """
+    windows = (DEFAULT_WINDOW, DIRECT_WINDOW) if window is None else (window, window)
+    return (unseen_window(windows[0]), unseen_window(windows[1])) if is_unseen else windows
 
 
 class Demand:

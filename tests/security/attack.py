@@ -185,7 +185,7 @@ ATTACKS: dict[str, Attack] = {}
 
 
 def attack(function: Attack) -> Attack:
-    ATTACKS[function.__name__.replace("_", " ")] = function  # type: ignore[attr-defined]
+    ATTACKS[function.__name__.replace("_", " ")] = function
     return function
 
 

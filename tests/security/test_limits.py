@@ -626,7 +626,7 @@ async def test_empty_frames_by_the_hundred_thousand() -> None:
                 await serves(server.uri)
                 served += 1
             await flooding
-            assert (await peer.receive(30)).stream_id == 3  # type: ignore[union-attr]
+            assert (await peer.receive(30)).stream_id == 3
         assert server.rss - before < 16 * MIB
         assert await server.stop() == (0, "")
 
@@ -700,7 +700,7 @@ async def test_whole_frames_wait_for_the_folder_one_by_one(tmp_path: Path) -> No
             most = max(most, len(content))
             await put(name, content)
 
-        data.store.put = noted  # type: ignore[method-assign]
+        data.store.put = noted
         async with raw_peer(server.uri) as peer:
             for stream_id in range(1, 11, 2):
                 await peer.send(upload(stream_id, b"large%d" % stream_id, bytes([stream_id]) * 4_000_000))

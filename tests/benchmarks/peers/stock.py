@@ -199,6 +199,3 @@ class _Client(Client):
 
     async def put(self, name: str, content: bytes) -> None:
         await self._rsocket.request_response(Payload(content, name.encode()))
-
-    async def stat(self, name: str) -> None:
-        raise NotImplementedError
