@@ -2,10 +2,10 @@
 
 from .chunks import Chunk
 from .client import FileClient
-from .connection import Connected, Connecting, ConnectionState, ConnectOptions, Disconnected, parse_uri
+from .connection.connector import Connected, Connecting, ConnectionState, ConnectOptions, Disconnected, parse_uri
 from .events import Completed, Progress, Retrying, Started, TransferEvent
-from .requests import ColdReactiveXClient
-from .sinks import AsyncWriter
+from .requests.cold import ColdReactiveXClient
+from .transfers.sinks import AsyncWriter
 
 __all__ = [
     "AsyncWriter",

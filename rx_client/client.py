@@ -15,9 +15,10 @@ from reactivex import operators as ops
 from rsocket.payload import Payload
 from rsocket.rsocket_base import RSocketBase
 
-from shared.digest import DEFAULT_ALGORITHM, Digest, check_algorithm
 from shared.errors import InvalidName, InvalidRequest, NotFound, ProtocolError, RemoteError, TransferError
-from shared.messages import (
+from shared.protocol.digest import DEFAULT_ALGORITHM, Digest, check_algorithm
+from shared.protocol.flow import DEFAULT_WINDOW
+from shared.protocol.messages import (
     CHUNK_BYTES,
     MAX_CHUNK_BYTES,
     DownloadRequest,
@@ -27,20 +28,19 @@ from shared.messages import (
     parse_info,
     transfer_request,
 )
-from shared.transfer import DEFAULT_WINDOW
-from shared.wire import FileInfo, Route, decode_name, request_metadata
+from shared.protocol.wire import FileInfo, Route, decode_name, request_metadata
 
 from .chunks import Chunk
-from .connection import Auth, Connection, ConnectionState, ConnectOptions, Connector, GivenConnection
-from .deadlines import check_deadline, within
-from .downloading import ChunkRequest, answered_info, download_into
+from .connection.connector import Auth, Connection, ConnectionState, ConnectOptions, Connector, GivenConnection
 from .events import TransferEvent
-from .observables import on_loop
-from .requests import MAX_REQUEST_N, MAX_SMALL_BYTES, ask_for, ask_stream, cold
-from .sinks import AsyncWriter, PathSink, Sink, WriterSink
-from .sources import SourceLike, to_source
-from .tasks import from_coroutine
-from .uploading import UploadTransfer
+from .requests.cold import MAX_REQUEST_N, MAX_SMALL_BYTES, ask_for, ask_stream, cold
+from .rx.deadlines import check_deadline, within
+from .rx.observables import on_loop
+from .rx.tasks import from_coroutine
+from .transfers.download import ChunkRequest, answered_info, download_into
+from .transfers.sinks import AsyncWriter, PathSink, Sink, WriterSink
+from .transfers.sources import SourceLike, to_source
+from .transfers.upload import UploadTransfer
 
 __all__ = ["Content", "FileClient"]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shared.wire import FileInfo
+from shared.protocol.wire import FileInfo
 
 __all__ = ["Completed", "Progress", "Retrying", "Started", "TransferEvent"]
 

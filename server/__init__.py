@@ -1,12 +1,12 @@
 """The file server: `serve` embeds it in an app or a test, `python -m server` runs it."""
 
+from .app import FileServer, serve, server_tls
 from .data import ChatData, get_file_name
-from .directory_store import DirectoryStore
 from .limits import Limits
-from .memory_store import MemoryStore
-from .serving import FileServer, serve, server_tls
-from .session import ChatUserSession
-from .store import Reader, Store, Upload
+from .routes.session import ChatUserSession
+from .stores.base import Reader, Store, Upload
+from .stores.directory.store import DirectoryStore
+from .stores.memory import MemoryStore
 from .users import Users
 
 __all__ = [

@@ -10,12 +10,13 @@ import signal
 import sys
 from typing import Final
 
-from . import disk
+from shared.files import disk
+
+from .app import DEFAULT_HOST, DEFAULT_PORT, FileServer, serve, server_tls
 from .data import ChatData
-from .directory_store import DirectoryStore
+from .heap import keep_large_blocks_apart
 from .limits import Limits
-from .memory import keep_large_blocks_apart
-from .serving import DEFAULT_HOST, DEFAULT_PORT, FileServer, serve, server_tls
+from .stores.directory.store import DirectoryStore
 from .users import Users
 
 _SWITCH_SECONDS: Final = 0.0001

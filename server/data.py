@@ -6,12 +6,12 @@ from functools import cached_property
 
 from rsocket.extensions.composite_metadata import CompositeMetadata
 
-from shared.metadata import MetadataItem
-from shared.wire import chat_filename_mimetype, parse_name
+from shared.protocol.metadata import MetadataItem
+from shared.protocol.wire import chat_filename_mimetype, parse_name
 
-from .memory_store import MemoryStore
-from .store import Store
-from .upload import UploadOwners
+from .routes.upload import UploadOwners
+from .stores.base import Store
+from .stores.memory import MemoryStore
 
 __all__ = ["ChatData", "get_file_name"]
 

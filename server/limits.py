@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from shared.wire import MAX_METADATA_BYTES
+from shared.protocol.wire import MAX_METADATA_BYTES
 
 __all__ = ["Limits"]
 

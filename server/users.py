@@ -27,9 +27,9 @@ from typing import Final
 from argon2 import PasswordHasher, extract_parameters
 from argon2.exceptions import VerificationError
 
-from shared.blocking import run_blocking
+from shared.aio import run_blocking
 from shared.errors import PermissionDenied, ServerFull, Unauthenticated
-from shared.metadata import AUTHENTICATION_MIMETYPE, MetadataItem, parse_authentication
+from shared.protocol.metadata import AUTHENTICATION_MIMETYPE, MetadataItem, parse_authentication
 
 __all__ = ["ANYBODY", "Right", "User", "Users"]
 

@@ -29,7 +29,7 @@ from .errors import (
     UnknownRoute,
     is_retryable,
 )
-from .wire import DEFAULT_PORT, FRAGMENT_SIZE_BYTES, MAX_NAME_BYTES, FileInfo, Route, chat_filename_mimetype
+from .protocol.wire import DEFAULT_PORT, FRAGMENT_SIZE_BYTES, MAX_NAME_BYTES, FileInfo, Route, chat_filename_mimetype
 
 __all__ = [
     "DEFAULT_PORT",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rx_client.backoff import Backoff
+from rx_client.connection.backoff import Backoff
 
 BASE, CAP = 0.1, 2.0
 

@@ -28,7 +28,7 @@ from shared import (
     RemoteError,
     TransferError,
 )
-from shared.wire import Route, request_metadata
+from shared.protocol.wire import Route, request_metadata
 from tests.support import (
     CANCEL,
     COMPLETE,

@@ -19,14 +19,14 @@ from reactivex import Observable
 from reactivex import operators as ops
 
 from rx_client import Chunk, FileClient, Progress, Started, TransferEvent
-from rx_client.connection import Connector
+from rx_client.connection.connector import Connector
 from rx_client.examples import etl, parallel, pipeline, racing, resumable, slow_consumer
 from rx_client.examples.__main__ import EXAMPLES
 from rx_client.examples.context import Context, WrongResult
 from rx_client.examples.relay import relay, slow_link
 from rx_client.operators import _map_async, _to_async_iter, retry_backoff
-from rx_client.requests import _ResponseRequest
-from rx_client.uploading import UploadTransfer
+from rx_client.requests.cold import _ResponseRequest
+from rx_client.transfers.upload import UploadTransfer
 from server import ChatData, FileServer, MemoryStore, serve
 from shared import ServerError, StorageFull
 from tests.support import raw_server

@@ -10,7 +10,7 @@ from tests.security.support import needs_proc
 # In a process of its own, whose memory nobody else uses. The last of the small pieces lies above all the others: until
 # it is freed, the C library keeps what is below.
 SCRIPT = """
-from server.memory import FreeMemory
+from server.heap import FreeMemory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20

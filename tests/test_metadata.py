@@ -6,8 +6,22 @@ from hypothesis import strategies as st
 from rsocket.extensions.helpers import composite, metadata_item, route
 
 from shared import InvalidName, InvalidRequest
-from shared.metadata import ROUTING_MIMETYPE, MetadataItem, build_metadata, build_routing, parse_metadata, parse_routing
-from shared.wire import chat_filename_mimetype, check_name, decode_name, encode_name, parse_name, request_metadata
+from shared.protocol.metadata import (
+    ROUTING_MIMETYPE,
+    MetadataItem,
+    build_metadata,
+    build_routing,
+    parse_metadata,
+    parse_routing,
+)
+from shared.protocol.wire import (
+    chat_filename_mimetype,
+    check_name,
+    decode_name,
+    encode_name,
+    parse_name,
+    request_metadata,
+)
 
 mimetypes = st.binary(min_size=1, max_size=128)
 items = st.lists(st.builds(MetadataItem, mimetypes, st.binary(max_size=300)), max_size=6)

@@ -19,7 +19,7 @@ from rsocket.rsocket_client import RSocketClient
 from rsocket.transports.tcp import TransportTCP
 
 from rx_client import Chunk, ColdReactiveXClient, Completed, FileClient, TransferEvent
-from rx_client.connection import ConnectOptions
+from rx_client.connection.connector import ConnectOptions
 from server import ChatData, FileServer, serve
 from shared import AlreadyExists, ConnectionFailed, ConnectionLost, FileInfo, NotFound, RemoteError, ServerError
 from tests.support import (

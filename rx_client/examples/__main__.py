@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from rx_client.connection import parse_uri
 from server import FileServer, serve
 from shared import TransferError
 
+from ..connection.connector import parse_uri
 from . import etl, files, parallel, pipeline, racing, resumable, slow_consumer
 from .context import Context, WrongResult
 from .terminal import Terminal

@@ -18,8 +18,7 @@ import reactivex
 from reactivex import Observable
 from reactivex import operators as ops
 
-from rx_client import FileClient
-
+from .. import FileClient
 from .context import Context, WrongResult, check
 from .real_files import STANDARD_LIBRARY, python_sources
 

@@ -8,8 +8,7 @@ import asyncio
 
 from reactivex import operators as ops
 
-from rx_client import FileClient
-
+from .. import FileClient
 from .context import Context, check
 from .real_files import STANDARD_LIBRARY, python_sources, read
 

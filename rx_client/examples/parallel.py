@@ -15,9 +15,8 @@ import reactivex
 from reactivex import Observable
 from reactivex import operators as ops
 
-from rx_client import FileClient
-from rx_client.operators import retry_backoff
-
+from .. import FileClient
+from ..operators import retry_backoff
 from .context import Context, check
 from .real_files import STANDARD_LIBRARY, files_below, python_sources, read
 

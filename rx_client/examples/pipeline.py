@@ -17,11 +17,11 @@ from typing import Final
 
 from reactivex import operators as ops
 
-from rx_client import Chunk, FileClient, Progress, Started, TransferEvent
-from rx_client.operators import for_each_async, map_async, progress_every, retry_backoff, to_async_iter
-from shared.digest import Digest
-from shared.messages import CHUNK_BYTES
+from shared.protocol.digest import Digest
+from shared.protocol.messages import CHUNK_BYTES
 
+from .. import Chunk, FileClient, Progress, Started, TransferEvent
+from ..operators import for_each_async, map_async, progress_every, retry_backoff, to_async_iter
 from .context import Context, WrongResult, check
 from .real_files import add_file_option, digest_of, largest_of_python
 

@@ -11,9 +11,9 @@ from typing import Final
 import reactivex
 from reactivex import operators as ops
 
-from rx_client import FileClient
 from server import serve
 
+from .. import FileClient
 from .context import Context, check
 from .real_files import largest_of_python, read
 from .relay import slow_link

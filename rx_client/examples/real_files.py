@@ -11,8 +11,8 @@ from typing import Final
 import reactivex
 from reactivex import Observable
 
-from shared.digest import Digest
-from shared.messages import CHUNK_BYTES
+from shared.protocol.digest import Digest
+from shared.protocol.messages import CHUNK_BYTES
 
 __all__ = [
     "STANDARD_LIBRARY",

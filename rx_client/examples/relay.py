@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from rx_client.connection import parse_uri
+from ..connection.connector import parse_uri
 
 __all__ = ["Relay", "relay", "slow_link"]
 

@@ -22,12 +22,12 @@ from typing import Final
 from reactivex import Observable
 from reactivex import operators as ops
 
-from rx_client import Completed, FileClient, Progress, Retrying, Started, TransferEvent
-from rx_client.operators import progress_every, retry_backoff
-from shared.messages import CHUNK_BYTES
-from shared.transfer import DEFAULT_WINDOW
-from shared.wire import FileInfo
+from shared.protocol.flow import DEFAULT_WINDOW
+from shared.protocol.messages import CHUNK_BYTES
+from shared.protocol.wire import FileInfo
 
+from .. import Completed, FileClient, Progress, Retrying, Started, TransferEvent
+from ..operators import progress_every, retry_backoff
 from .context import Context, check
 from .real_files import add_file_option, digest_of, largest_of_python
 from .relay import Relay, relay

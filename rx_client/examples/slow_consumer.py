@@ -21,13 +21,13 @@ from typing import Final
 
 from reactivex import operators as ops
 
-from rx_client import Chunk, FileClient
-from rx_client.operators import map_async
 from server import ChatData, DirectoryStore, Reader, serve
-from shared.digest import Digest
-from shared.messages import CHUNK_BYTES
-from shared.wire import FileInfo
+from shared.protocol.digest import Digest
+from shared.protocol.messages import CHUNK_BYTES
+from shared.protocol.wire import FileInfo
 
+from .. import Chunk, FileClient
+from ..operators import map_async
 from .context import Context, check
 from .real_files import add_file_option, digest_of, largest_of_python
 

@@ -11,7 +11,7 @@ from reactivex.disposable import SingleAssignmentDisposable
 from shared.errors import BackpressureOverflow
 
 from ..chunks import Chunk
-from ..observables import LoopObservable, disposable_on
+from ..rx.observables import LoopObservable, disposable_on
 
 __all__ = ["map_async"]
 

@@ -7,7 +7,7 @@ from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, SerialDisposable
 
 from ..events import Progress
-from ..observables import deliver, like, time_scheduler
+from ..rx.observables import deliver, like, time_scheduler
 
 __all__ = ["progress_every"]
 

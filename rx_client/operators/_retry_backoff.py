@@ -10,7 +10,7 @@ from reactivex.disposable import SerialDisposable, SingleAssignmentDisposable
 from shared.errors import is_retryable
 
 from ..events import Progress, Retrying, Started, TransferEvent
-from ..observables import TransferObservable, deliver, like, time_scheduler
+from ..rx.observables import TransferObservable, deliver, like, time_scheduler
 
 __all__ = ["retry_backoff"]
 

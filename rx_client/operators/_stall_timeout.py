@@ -9,7 +9,7 @@ from reactivex.disposable import CompositeDisposable, SerialDisposable, SingleAs
 from shared.errors import Stalled
 
 from ..events import Progress, Retrying, Started
-from ..observables import like, time_scheduler
+from ..rx.observables import like, time_scheduler
 
 __all__ = ["stall_timeout"]
 

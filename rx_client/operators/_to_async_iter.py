@@ -11,7 +11,7 @@ from reactivex.disposable import SingleAssignmentDisposable
 from shared.errors import BackpressureOverflow
 
 from ..chunks import Chunk
-from ..observables import on_loop
+from ..rx.observables import on_loop
 
 __all__ = ["ItemIterator", "to_async_iter"]
 

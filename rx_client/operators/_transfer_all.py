@@ -7,7 +7,7 @@ from typing import TypeVar
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, SingleAssignmentDisposable
 
-from ..observables import LoopObservable
+from ..rx.observables import LoopObservable
 
 __all__ = ["transfer_all"]
 

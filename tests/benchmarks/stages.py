@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from shared.digest import Digest
+from shared.protocol.digest import Digest
 
 from .peers import CHUNK_BYTES
 

@@ -20,10 +20,11 @@ from typing import Any, Final, TypeVar
 import pytest
 
 from rx_client import FileClient
-from server import ChatData, memory_store, serve
-from server.directory_store import DirectoryStore
-from shared import reserving
-from shared.direct import Diversion
+from server import ChatData, serve
+from server.stores import memory as memory_store
+from server.stores.directory.store import DirectoryStore
+from shared.files.lane import Diversion
+from shared.frames import buffers as reserving
 from tests.security import support as security
 from tests.support import raw_peer
 
@@ -147,7 +148,7 @@ async def _measure(transfer: Transfer, paths: tuple[Path, Path], meter: Callable
 
 
 # What is allocated for each byte that is moved. Chunks between two files: nothing, but for the first and the last ones,
-# which go through the event loop. Whole files: see `server.whole`; the client receives fragments into one buffer.
+# which go through the event loop. Whole files: see `server.routes.whole`; the client receives fragments into a buffer.
 COPIES: Final = [(download_to, 0), (upload_from, 0), (download, 2), (upload, 1)]
 
 

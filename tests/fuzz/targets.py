@@ -15,11 +15,12 @@ from dataclasses import fields
 from rsocket.frame import ErrorFrame
 
 from server import ChatData, Limits
-from server.connection import ServerConnection
+from server.net.connection import ServerConnection
 from server.work import Work
 from shared.errors import ServerError, TransferError, from_error_frame
-from shared.frames import LENGTH_BYTES, FrameHeader, parse_frame
-from shared.messages import (
+from shared.frames.codec import LENGTH_BYTES, FrameHeader, parse_frame
+from shared.frames.reassembly import ReassemblyBudget
+from shared.protocol.messages import (
     ChunkHead,
     DownloadRequest,
     FileRequest,
@@ -30,10 +31,9 @@ from shared.messages import (
     find_transfer,
     parse_info,
 )
-from shared.metadata import build_metadata, parse_authentication, parse_metadata, parse_routing
-from shared.reassembly import ReassemblyBudget
-from shared.transport import FrameTransport
-from shared.wire import decode_name, parse_name
+from shared.protocol.metadata import build_metadata, parse_authentication, parse_metadata, parse_routing
+from shared.protocol.wire import decode_name, parse_name
+from shared.transport.tcp import FrameTransport
 from tests.support import (
     CANCEL,
     COMPLETE,

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterator
 
 import pytest
 
-from server.session import ChatUserSession
+from server.routes.session import ChatUserSession
 from tests.fuzz.targets import FramesTarget, Unexpected, codecs, seeds
 
 

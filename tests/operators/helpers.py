@@ -9,7 +9,7 @@ from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
 from rx_client.chunks import Chunk
-from rx_client.observables import TransferObservable
+from rx_client.rx.observables import TransferObservable
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from reactivex import Observable
 from reactivex import operators as ops
 
 from rx_client import operators
-from rx_client.observables import LoopObservable
+from rx_client.rx.observables import LoopObservable
 
 from .helpers import transfer
 

@@ -13,7 +13,7 @@ from reactivex.testing import ReactiveTest, TestScheduler
 from rx_client.events import Completed, Progress, Retrying, Started
 from rx_client.operators import progress_every, retry_backoff, stall_timeout
 from shared.errors import ClientClosed, ConnectionLost, NotFound, Stalled
-from shared.wire import FileInfo
+from shared.protocol.wire import FileInfo
 
 from .helpers import at_once, one_after_the_other, transfer
 

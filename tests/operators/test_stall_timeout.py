@@ -12,7 +12,7 @@ from reactivex.testing import ReactiveTest, Recorded, TestScheduler
 from rx_client.events import Completed, Progress, Retrying, Started
 from rx_client.operators import stall_timeout
 from shared.errors import ConnectionLost, Stalled
-from shared.wire import FileInfo
+from shared.protocol.wire import FileInfo
 
 from .helpers import at_once
 

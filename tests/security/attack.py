@@ -30,7 +30,7 @@ from reactivex import operators as ops
 
 from rx_client import FileClient
 from server import Limits
-from shared.metadata import build_simple
+from shared.protocol.metadata import build_simple
 from tests.security.support import (
     MIB,
     ServerProcess,

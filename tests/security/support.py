@@ -15,7 +15,7 @@ from argon2 import PasswordHasher
 
 from rx_client import FileClient
 from server import Users
-from shared.metadata import MetadataItem, build_metadata
+from shared.protocol.metadata import MetadataItem, build_metadata
 from tests.support import (
     COMPOSITE,
     METADATA,

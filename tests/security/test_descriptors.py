@@ -156,11 +156,11 @@ async def test_out_of_descriptors_is_server_full(tmp_path: Path) -> None:
 
 def test_the_process_asks_for_all_the_descriptors_that_it_may_have() -> None:
     script = """
-import resource, server.disk
+import resource, shared.files.disk
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard // 2, hard))
-assert server.disk.max_descriptors() == hard // 2
-server.disk.raise_max_descriptors()
-assert server.disk.max_descriptors() == hard
+assert shared.files.disk.max_descriptors() == hard // 2
+shared.files.disk.raise_max_descriptors()
+assert shared.files.disk.max_descriptors() == hard
 """
     subprocess.run([sys.executable, "-c", script], check=True)

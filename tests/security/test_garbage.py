@@ -17,7 +17,7 @@ from rsocket.payload import Payload
 from rx_client import FileClient
 from server import ChatData, DirectoryStore, FileServer, Users, serve, server_tls
 from shared.errors import NotFound
-from shared.metadata import build_simple
+from shared.protocol.metadata import build_simple
 from tests.security.support import channel, chunks, download, reset, setup_frame, stat, upload
 from tests.security.test_tls import pem_files
 from tests.support import (
@@ -38,7 +38,7 @@ from tests.support import (
 LARGE, SMALL = 3_000_000, 60_000
 OURS = ("server.", "shared.", "rsocket.")
 # Where there is a client: RxPY's observers are circles themselves, and lead to what it asked for, and to the client.
-OF_CLIENTS = ("server.", "shared.transport.FrameTransport", "shared.receiving.")
+OF_CLIENTS = ("server.", "shared.transport.tcp.FrameTransport", "shared.transport.decoder.")
 
 HALF = b"".join(upload(stream_id, b"half", b"x" * 10_000, flags=FOLLOWS) for stream_id in range(1, 41, 2))
 SENT: dict[str, list[bytes]] = {

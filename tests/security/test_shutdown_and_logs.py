@@ -13,8 +13,9 @@ import pytest
 from reactivex import operators as ops
 
 from rx_client import Completed, ConnectOptions, FileClient
-from server import ChatData, DirectoryStore, disk, serve
+from server import ChatData, DirectoryStore, serve
 from shared.errors import ConnectionFailed, NotFound
+from shared.files import disk
 from tests.security.support import (
     MIB,
     channel,

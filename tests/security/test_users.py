@@ -20,7 +20,7 @@ from server import ChatData, FileServer, Users, serve
 from server.__main__ import _is_loopback, _server
 from server.users import _Turns, main
 from shared.errors import ConnectionFailed, NotFound, PermissionDenied, Unauthenticated
-from shared.metadata import (
+from shared.protocol.metadata import (
     AUTHENTICATION_MIMETYPE,
     MetadataItem,
     build_metadata,
@@ -505,9 +505,9 @@ async def test_an_upload_is_its_users_alone(server: FileServer) -> None:
 async def raw_status(files: FileClient, name: str) -> None:
     from rsocket.payload import Payload
 
-    from rx_client.requests import ask
-    from shared.messages import FileRequest, transfer_request
-    from shared.wire import Route
+    from rx_client.requests.cold import ask
+    from shared.protocol.messages import FileRequest, transfer_request
+    from shared.protocol.wire import Route
 
     payload = Payload(b"", transfer_request(Route.UPLOAD_STATUS, name, FileRequest(None, "u")))
     answer = await ask(files._connector, payload)

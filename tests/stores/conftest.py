@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from server.directory_store import DirectoryStore
-from server.memory_store import MemoryStore
-from server.store import Store
+from server.stores.base import Store
+from server.stores.directory.store import DirectoryStore
+from server.stores.memory import MemoryStore
 
 OpenStore = Callable[..., AbstractAsyncContextManager[Store]]
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.directory_store import DirectoryStore
+from server.stores.directory.store import DirectoryStore
 from shared.errors import NotFound
 
 from .support import begin, digest_of, get

@@ -1,8 +1,8 @@
 """What the tests of the stores share."""
 
-from server.store import Store, Upload
-from shared.digest import Digest
-from shared.wire import FileInfo
+from server.stores.base import Store, Upload
+from shared.protocol.digest import Digest
+from shared.protocol.wire import FileInfo
 
 ALGORITHM = "xxh3-128"
 

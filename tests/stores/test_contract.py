@@ -1,20 +1,12 @@
-"""What `server.store.Store` promises, asked of each implementation."""
+"""What `server.stores.base.Store` promises, asked of each implementation."""
 
 import asyncio
 from typing import Any
 
 import pytest
 
-from server.store import Store
-from shared.errors import (
-    AlreadyExists,
-    Changed,
-    IntegrityError,
-    InvalidRequest,
-    NotFound,
-    Superseded,
-    TooLarge,
-)
+from server.stores.base import Store
+from shared.errors import AlreadyExists, Changed, IntegrityError, InvalidRequest, NotFound, Superseded, TooLarge
 
 from .conftest import OpenStore
 from .support import NAMES, begin, digest_of, get, names_in, put

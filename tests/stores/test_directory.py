@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from server import disk
-from server.directory_store import DirectoryStore
-from server.folder import Folder, PartFile
-from server.names import encode, fingerprint
+from server.stores.directory.folder import Folder, PartFile
+from server.stores.directory.names import encode, fingerprint
+from server.stores.directory.store import DirectoryStore
 from shared.errors import AlreadyExists, Changed, IntegrityError, NotFound, StorageFull, TransferError
+from shared.files import disk
 
 from .support import NAMES, begin, digest_of, get, names_in, put
 
@@ -158,7 +158,7 @@ async def test_names_that_the_file_system_does_not_tell_apart(tmp_path: Path, mo
 
 async def test_a_second_process_is_refused(directory: DirectoryStore, tmp_path: Path) -> None:
     code = (
-        "import asyncio, sys; from server.directory_store import DirectoryStore\n"
+        "import asyncio, sys; from server.stores.directory.store import DirectoryStore\n"
         "try: asyncio.run(DirectoryStore(sys.argv[1]).start())\n"
         "except BlockingIOError as error: print(error.strerror)"
     )
@@ -620,7 +620,7 @@ async def test_sweep_removes_the_records_of_what_was_deleted_by_hand(directory: 
 async def test_digests_of_many_suspended_uploads_are_forgotten(
     directory: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.directory_store._MAX_SUSPENDED", 3)
+    monkeypatch.setattr("server.stores.directory.store._MAX_SUSPENDED", 3)
     for number in range(10):
         upload = await begin(directory, "a", upload_id=f"u{number}")
         await upload.append([b"%d" % number])

@@ -20,9 +20,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from server.directory_store import DirectoryStore
-from server.memory_store import MemoryStore
-from server.store import Store, Upload
+from server.stores.base import Store, Upload
+from server.stores.directory.store import DirectoryStore
+from server.stores.memory import MemoryStore
 from shared.errors import AlreadyExists, Changed, IntegrityError, InvalidRequest, NotFound, Superseded
 
 from .support import begin, digest_of, get

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.memory_store import MemoryStore
-from server.store import Upload
+from server.stores.base import Upload
+from server.stores.memory import MemoryStore
 from shared.errors import Changed, InvalidRequest, NotFound, StorageFull
 
 from .support import begin, digest_of, get, names_in, put

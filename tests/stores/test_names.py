@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from server.names import decode, encode, fingerprint, fingerprint_in, is_plain
+from server.stores.directory.names import decode, encode, fingerprint, fingerprint_in, is_plain
 from shared.errors import InvalidName
-from shared.wire import check_name
+from shared.protocol.wire import check_name
 
 from .support import NAMES
 

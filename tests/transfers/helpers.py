@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rx_client import Completed, FileClient, Progress, Started, TransferEvent
-from rx_client.connection import ConnectOptions
+from rx_client.connection.connector import ConnectOptions
 from server import ChatData, FileServer, serve
-from server.directory_store import DirectoryStore
-from server.memory_store import MemoryStore
-from server.store import Reader, Store, Upload
+from server.stores.base import Reader, Store, Upload
+from server.stores.directory.store import DirectoryStore
+from server.stores.memory import MemoryStore
 from shared import FileInfo, Superseded
-from shared.digest import Digest
+from shared.protocol.digest import Digest
 from tests.support import client_stream_ids, eventually, server_stream_ids
 
 CHUNK = 256 * 1024

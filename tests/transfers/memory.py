@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rx_client import FileClient
-from shared.digest import DEFAULT_ALGORITHM
+from shared.protocol.digest import DEFAULT_ALGORITHM
 
 GOAL_MIB = 16.0
 

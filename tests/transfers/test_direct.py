@@ -24,13 +24,13 @@ from reactivex import Observable
 from reactivex import operators as ops
 
 from rx_client import FileClient, Started, TransferEvent
-from rx_client.connection import ConnectOptions
+from rx_client.connection.connector import ConnectOptions
 from rx_client.operators import retry_backoff
-from rx_client.requests import transport_of
+from rx_client.requests.cold import transport_of
 from server import ChatData, DirectoryStore, FileServer, Limits, serve
-from shared.direct import Diversion, FileItems
 from shared.errors import ConnectionLost, IntegrityError, NotFound, SourceExhausted, StorageFull, Superseded
-from shared.transfer import DEFAULT_WINDOW, DIRECT_WINDOW
+from shared.files.lane import Diversion, FileItems
+from shared.protocol.flow import DEFAULT_WINDOW, DIRECT_WINDOW
 from tests.faults import fault_proxy
 from tests.security.support import channel, chunks, stat
 from tests.support import (

@@ -13,15 +13,7 @@ from reactivex import operators as ops
 from rx_client import AsyncWriter, Chunk, Completed, FileClient, Progress, Started
 from rx_client.operators import for_each_async, map_async, retry_backoff, to_async_iter
 from server import FileServer
-from shared import (
-    Changed,
-    IntegrityError,
-    InvalidName,
-    InvalidRequest,
-    NotFound,
-    StorageFull,
-    TransferError,
-)
+from shared import Changed, IntegrityError, InvalidName, InvalidRequest, NotFound, StorageFull, TransferError
 from tests.faults import fault_proxy
 from tests.support import client_stream_ids, eventually
 from tests.transfers.helpers import (

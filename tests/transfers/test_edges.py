@@ -17,7 +17,7 @@ from rx_client import FileClient, Progress, Retrying, Started
 from rx_client.operators import retry_backoff, stall_timeout
 from server import FileServer
 from shared import ConnectionLost, InvalidRequest, Superseded, TransferError
-from shared.messages import ChunkHead, Receipt
+from shared.protocol.messages import ChunkHead, Receipt
 from tests.faults import fault_proxy
 from tests.support import INVALID, client_stream_ids, eventually, raw_peer
 from tests.transfers.helpers import (

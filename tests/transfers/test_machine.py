@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from shared import FileInfo, IntegrityError, InvalidRequest, ProtocolError, TransferError
-from shared.digest import Digest
-from shared.messages import ChunkHead, DownloadRequest, Receipt, UploadEnd
-from shared.transfer import Demand, RangeReceiver, UploadReceiver, UploadSender
+from shared.protocol.digest import Digest
+from shared.protocol.flow import Demand, RangeReceiver, UploadReceiver, UploadSender
+from shared.protocol.messages import ChunkHead, DownloadRequest, Receipt, UploadEnd
 
 
 def digest_of(content: bytes) -> Digest:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared import FileInfo, InvalidName, InvalidRequest
-from shared.digest import algorithm_of
-from shared.messages import (
+from shared.protocol.digest import algorithm_of
+from shared.protocol.messages import (
     ChunkHead,
     DownloadRequest,
     FileRequest,
@@ -24,8 +24,8 @@ from shared.messages import (
     parse_info,
     transfer_metadata,
 )
-from shared.metadata import MetadataItem, build_metadata
-from shared.wire import FRAGMENT_SIZE_BYTES
+from shared.protocol.metadata import MetadataItem, build_metadata
+from shared.protocol.wire import FRAGMENT_SIZE_BYTES
 
 MESSAGES: list[Any] = [DownloadRequest, ChunkHead, UploadRequest, UploadEnd, Receipt, ListRequest, FileRequest]
 
@@ -173,7 +173,7 @@ def test_digests_say_an_algorithm_that_we_know(digest: str) -> None:
 
 
 def test_the_longest_name_leaves_room_for_the_largest_chunk() -> None:
-    from shared.messages import MAX_CHUNK_BYTES
+    from shared.protocol.messages import MAX_CHUNK_BYTES
 
     # Four bytes of UTF-8 each, and twelve as JSON escapes; an etag as long as a digest, and both digests.
     name = "\N{GRINNING FACE}" * 256

@@ -17,7 +17,7 @@ from reactivex.subject import Subject
 from rx_client import Completed, FileClient, Progress, Started
 from rx_client.operators import retry_backoff
 from server import FileServer
-from server.directory_store import DirectoryStore
+from server.stores.directory.store import DirectoryStore
 from shared import (
     AlreadyExists,
     BackpressureOverflow,

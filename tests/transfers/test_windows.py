@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-import shared.direct
+import shared.files.lane
 from server import ChatData, DirectoryStore, MemoryStore, Store, serve
-from shared.messages import UNSEEN_CHUNK_BYTES
-from shared.transfer import DEFAULT_WINDOW, DIRECT_WINDOW, unseen_window
+from shared.protocol.flow import DEFAULT_WINDOW, DIRECT_WINDOW, unseen_window
+from shared.protocol.messages import UNSEEN_CHUNK_BYTES
 from tests.security.test_phases import asked, receipt
 from tests.support import (
     COMPLETE,
@@ -29,7 +29,7 @@ from tests.support import (
 from tests.transfers.helpers import CHUNK, Recorder, connected, content
 from tests.transfers.test_direct import ALGORITHMS, Sending, diverted, first_chunk, head_of, item_of, last, plain
 
-pytestmark = pytest.mark.skipif(not shared.direct.MOVES_FILES, reason="nothing goes past the loop")
+pytestmark = pytest.mark.skipif(not shared.files.lane.MOVES_FILES, reason="nothing goes past the loop")
 
 SMALL = 100
 
@@ -342,7 +342,7 @@ async def test_a_client_sends_16_chunks_of_what_a_file_has_grown_by(tmp_path: Pa
 
 
 async def test_a_system_whose_threads_cannot_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared.direct, "_sched_yield", None)
+    monkeypatch.setattr(shared.files.lane, "_sched_yield", None)
     source, data = tmp_path / "source", content(5 * CHUNK + 1)
     source.write_bytes(data)
     async with serve(data=ChatData(DirectoryStore(tmp_path / "store"))) as server, connected(server.uri) as files:

@@ -30,7 +30,7 @@ from rsocket.transports.tcp import TransportTCP
 from rsocket.transports.transport import Transport
 
 from shared.logs import quiet_rsocket
-from shared.transport import FrameTransport
+from shared.transport.tcp import FrameTransport
 
 CHUNK: Final = bytes(range(256)) * 1024
 SMALL: Final = bytes(4096)

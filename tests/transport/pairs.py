@@ -9,8 +9,8 @@ from typing import Any
 
 from rsocket.frame import CancelFrame, Frame, PayloadFrame, RequestNFrame, RequestResponseFrame
 
-from shared.reassembly import ReassemblyBudget, ReassemblyLimits
-from shared.transport import FrameTransport
+from shared.frames.reassembly import ReassemblyBudget, ReassemblyLimits
+from shared.transport.tcp import FrameTransport
 
 # A key for these tests alone, and its certificate for localhost, valid for a hundred years.
 _CERTIFICATE = Path(__file__).parent / "localhost.pem"

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-import shared.direct
-import shared.receiving
-from shared.digest import Digest
-from shared.direct import Diversion, FileItems, Pipe, finished
-from shared.transport import FrameTransport
+import shared.files.lane
+import shared.transport.decoder
+from shared.files.lane import Diversion, FileItems, Pipe, finished
+from shared.protocol.digest import Digest
+from shared.transport.tcp import FrameTransport
 from tests.support import NEXT, PAYLOAD, eventually, frame
 from tests.transport.pairs import pair, payload
 
@@ -34,7 +34,7 @@ class _Emptied(list[object]):
         return 1
 
 
-@pytest.mark.parametrize("module", [shared.direct, shared.receiving])
+@pytest.mark.parametrize("module", [shared.files.lane, shared.transport.decoder])
 def test_another_thread_takes_the_last_spare_buffer(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_spares", _Emptied())
     assert len(module._borrow(100_000)) >= 100_000  # type: ignore[attr-defined]
@@ -341,7 +341,7 @@ async def test_a_diversion_writes_nothing_behind_what_it_could_not() -> None:
 
 async def test_a_slow_disk_does_not_keep_the_loop_waiting_for_half_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """The peer could be sent credit, and the consumer progress, for each of its items."""
-    monkeypatch.setattr(shared.direct, "_TELL_SECONDS", 0.005)
+    monkeypatch.setattr(shared.files.lane, "_TELL_SECONDS", 0.005)
     written = _Written(seconds=0.01)
     written.diversion.grant(64, 1_000_000)
     for count in range(1, 4):
@@ -350,7 +350,7 @@ async def test_a_slow_disk_does_not_keep_the_loop_waiting_for_half_a_window(monk
 
 
 async def test_a_fast_disk_tells_the_loop_at_half_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared.direct, "_TELL_SECONDS", 1e9)
+    monkeypatch.setattr(shared.files.lane, "_TELL_SECONDS", 1e9)
     written = _Written()
 
     async def take(count: int) -> int:
@@ -376,7 +376,7 @@ async def test_threads_give_way_after_each_item(
     ends: tuple[socket.socket, socket.socket], source: int, has_digest: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gave_way: list[int] = []
-    monkeypatch.setattr(shared.direct, "_sched_yield", lambda: gave_way.append(threading.get_ident()))
+    monkeypatch.setattr(shared.files.lane, "_sched_yield", lambda: gave_way.append(threading.get_ident()))
     items = _granted(1, source, 0, 10, 1000, digest=Digest() if has_digest else None)
     assert items.begin()
     await asyncio.to_thread(_send_all, items, ends[0])

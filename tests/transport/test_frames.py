@@ -11,7 +11,7 @@ from rsocket.frame import (
     serialize_prefix_with_frame_size_header,
 )
 
-from shared.frames import serialize_prefix
+from shared.frames.codec import serialize_prefix
 
 CONTENT = st.one_of(st.none(), st.binary(max_size=300), st.binary(max_size=300).map(memoryview))
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rsocket.frame import CancelFrame, ErrorFrame, Frame, FrameType, PayloadFrame, RequestResponseFrame
 
-from shared import receiving
 from shared.errors import ServerFull, TooLarge
-from shared.frames import FrameError, FrameHeader
-from shared.reassembly import PayloadRefused, Reassembler, ReassemblyBudget, ReassemblyLimits, SplitPayload
-from shared.receiving import FrameReceiver
+from shared.frames.codec import FrameError, FrameHeader
+from shared.frames.reassembly import PayloadRefused, Reassembler, ReassemblyBudget, ReassemblyLimits, SplitPayload
+from shared.transport import decoder as receiving
+from shared.transport.decoder import FrameReceiver
 from tests.support import (
     CANCEL,
     COMPLETE,

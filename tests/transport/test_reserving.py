@@ -8,8 +8,8 @@ import pytest
 
 from rx_client import FileClient
 from server import ChatData, serve
-from shared import reserving
-from shared.reserving import ReservedBuffer
+from shared.frames import buffers as reserving
+from shared.frames.buffers import ReservedBuffer
 
 MIB = 1024 * 1024
 

@@ -14,9 +14,9 @@ from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketTransportError
 from rsocket.frame import CancelFrame, ErrorFrame, Frame, PayloadFrame, RequestResponseFrame
 
-import shared.transport
-from shared.reassembly import ReassemblyBudget, ReassemblyLimits
-from shared.transport import FrameTransport, SkippedFrame
+import shared.transport.tcp
+from shared.frames.reassembly import ReassemblyBudget, ReassemblyLimits
+from shared.transport.tcp import FrameTransport, SkippedFrame
 from tests.support import (
     CONNECTION_ERROR,
     ERROR,
@@ -47,7 +47,7 @@ def run(
     if "uvloop" in kind and not HAS_UVLOOP:
         pytest.skip("uvloop isn't installed")
     if "portable" in kind:
-        monkeypatch.setattr(shared.transport, "_HAS_WRITEV", False)
+        monkeypatch.setattr(shared.transport.tcp, "_HAS_WRITEV", False)
 
     async def run_one(scenario: Scenario) -> None:
         if "uvloop" in kind:
@@ -299,15 +299,15 @@ async def test_garbage_is_answered_once_and_then_the_connection_ends(
     garbage: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     steps = 0
-    take = shared.transport.FrameReceiver.take
+    take = shared.transport.tcp.FrameReceiver.take
 
-    def counted(receiver: shared.transport.FrameReceiver) -> object:
+    def counted(receiver: shared.transport.tcp.FrameReceiver) -> object:
         nonlocal steps
         steps += 1
         return take(receiver)
 
-    monkeypatch.setattr(shared.transport.FrameReceiver, "take", counted)
-    caplog.set_level("INFO", "shared.transport")
+    monkeypatch.setattr(shared.transport.tcp.FrameReceiver, "take", counted)
+    caplog.set_level("INFO", "shared.transport.tcp")
     async with raw_pair() as (transport, peer):
         frames: list[Frame] = []
         receiving = asyncio.create_task(_all(transport, frames))
@@ -518,9 +518,9 @@ async def test_large_frames_take_one_system_call_and_no_copy_to_send(monkeypatch
 
 async def test_a_large_frame_is_received_with_few_reads_and_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = 0
-    received = shared.transport.FrameReceiver.received
+    received = shared.transport.tcp.FrameReceiver.received
 
-    def counted(receiver: shared.transport.FrameReceiver, nbytes: int) -> None:
+    def counted(receiver: shared.transport.tcp.FrameReceiver, nbytes: int) -> None:
         nonlocal reads
         reads += 1
         received(receiver, nbytes)
@@ -539,7 +539,7 @@ async def test_a_large_frame_is_received_with_few_reads_and_one_copy(monkeypatch
 
     async with pair() as (server, client):
         await transfer(server, client, 16)
-        monkeypatch.setattr(shared.transport.FrameReceiver, "received", counted)
+        monkeypatch.setattr(shared.transport.tcp.FrameReceiver, "received", counted)
         tracemalloc.start()
         try:
             await transfer(server, client, 128)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rx_client import FileClient
-from server import ChatData, disk, serve
-from server.directory_store import DirectoryStore
-from shared.digest import DEFAULT_ALGORITHM
+from server import ChatData, serve
+from server.stores.directory.store import DirectoryStore
+from shared.files import disk
+from shared.protocol.digest import DEFAULT_ALGORITHM
 
 from ...transport.pairs import tls_contexts
 from . import Client, Pace

@@ -1,0 +1,1 @@
+"""The client's connection: how it is made, watched, and made again."""

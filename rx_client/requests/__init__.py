@@ -1,0 +1,1 @@
+"""RSocket requests as cold observables."""

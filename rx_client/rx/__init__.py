@@ -1,0 +1,1 @@
+"""Observables that belong to an event loop."""

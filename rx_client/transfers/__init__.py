@@ -1,0 +1,1 @@
+"""Uploads and downloads: their attempts, and what they read from and write to."""

@@ -1,0 +1,229 @@
+"""The listening server: accepts connections, and ends them in good order."""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from os import PathLike
+from types import TracebackType
+from typing import Final, Self
+
+from shared.aio import run_blocking
+from shared.errors import TransferError
+from shared.frames.reassembly import ReassemblyBudget
+from shared.logs import limit_repeats, quiet_rsocket
+from shared.protocol.wire import DEFAULT_PORT
+from shared.transport.tcp import FrameTransport
+
+from .data import ChatData
+from .heap import FreeMemory
+from .limits import Limits
+from .net.connection import ServerConnection
+from .net.listener import Listener
+from .stores.memory import MemoryStore
+from .users import Users
+from .work import Work
+
+__all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "FileServer", "serve", "server_tls"]
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_HOST: Final = "127.0.0.1"
+
+# How long `close` lets the operations under way finish. Closing the connections takes up to a second more.
+_GRACE_SECONDS: Final = 2.0
+_UPLOAD_EXPIRY_SECONDS: Final = 24 * 60 * 60.0
+# How long after a sweep the next one comes: a tenth of the expiry, between these two.
+_LEAST_SWEEP_SECONDS: Final = 1.0
+_MOST_SWEEP_SECONDS: Final = 60 * 60.0
+_WATCH_SECONDS: Final = 0.5
+# Those who say something that a peer can cause again and again.
+_LOGGERS: Final = (
+    "shared.transport.tcp",
+    "server.net.connection",
+    *(f"server.routes.{name}" for name in ("handler", "session", "upload")),
+)
+
+
+class FileServer:
+    """A file server; an async context manager that listens inside its block. Made by `serve`.
+
+    Attributes:
+        data: What it serves.
+        work: Counts of its operations: started, completed, failed, cancelled, active.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        data: ChatData,
+        *,
+        upload_expiry_seconds: float,
+        limits: Limits,
+        users: Users | None,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self.data = data
+        self._limits = limits
+        if isinstance(data.store, MemoryStore):
+            data.store.set_limits(limits.max_store_bytes, limits.max_file_bytes)
+        self._users = users
+        self._tls = tls
+        self._budget = ReassemblyBudget(limits.max_reassembly_bytes)
+        self._host = host
+        self._port = port
+        self._upload_expiry_seconds = upload_expiry_seconds
+        self._listener: Listener | None = None
+        self._connections: dict[FrameTransport, ServerConnection] = {}
+        self.work: Work = Work()
+
+    @property
+    def uri(self) -> str:
+        """Where it listens, as `tcp://HOST:PORT`, or `tcps://HOST:PORT` with TLS.
+
+        Raises:
+            RuntimeError: It doesn't listen.
+        """
+        if self._listener is None:
+            raise RuntimeError("the server isn't listening; use it as `async with serve(...) as server:`")
+        host, port = self._listener.address
+        scheme = "tcp" if self._tls is None else "tcps"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open; those still in the TLS handshake don't count."""
+        return len(self._connections)
+
+    async def __aenter__(self) -> Self:
+        quiet_rsocket()
+        limit_repeats(*_LOGGERS)
+        await self.data.store.start()
+        listener = Listener(self._limits, self._tls, self._budget, self._connected, self._lost)
+        try:
+            await listener.open(self._host, self._port)
+        except BaseException:
+            await self.data.store.close()
+            raise
+        self._listener = listener
+        self.work.spawn(self._sweep)
+        self.work.spawn(self._watch)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self, grace_seconds: float = _GRACE_SECONDS) -> None:
+        """Stops listening, lets operations finish for `grace_seconds`, cancels the rest and closes every connection."""
+        if self._listener is None:
+            return
+        listener, self._listener = self._listener, None
+        await listener.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_seconds):
+                await self.work.drain(grace_seconds)
+                # An operation has ended when its last answer is queued.
+                await asyncio.gather(*(connection.flush() for connection in list(self._connections.values())))
+        connections = list(self._connections.values())
+        await listener.close()
+        # One may be storing what it has received: it is dropped, or taken on and cancelled, only behind that.
+        await asyncio.gather(*(connection.received() for connection in connections))
+        await self.work.settle()
+        await self.data.store.close()
+
+    async def _sweep(self) -> None:
+        """Drops expired uploads, now and then."""
+        while True:
+            try:
+                await self.data.store.sweep(self._upload_expiry_seconds)
+            except TransferError as error:
+                _log.warning("unfinished uploads could not be swept: %s", error)
+            except Exception:
+                _log.exception("unfinished uploads could not be swept")
+            await asyncio.sleep(max(_LEAST_SWEEP_SECONDS, min(self._upload_expiry_seconds / 10, _MOST_SWEEP_SECONDS)))
+
+    async def _watch(self) -> None:
+        """Closes connections that are silent, or take nothing, for too long."""
+        memory = FreeMemory()
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            self._check_connections()
+            if memory.is_due():
+                await run_blocking(None, memory.give_back)
+
+    def _check_connections(self) -> None:
+        # Not in the loop above, whose variable would keep the last connection, and all that waits in it, for ever.
+        for connection in list(self._connections.values()):
+            connection.check()
+
+    def _connected(self, transport: FrameTransport, on_set_up: Callable[[], None]) -> None:
+        self._connections[transport] = ServerConnection(
+            transport, self.data, self.work, self._limits, self._users, on_set_up
+        )
+
+    def _lost(self, transport: FrameTransport) -> None:
+        connection = self._connections.pop(transport, None)
+        if connection is not None:  # else it was refused
+            connection.on_lost()
+
+
+def serve(
+    host: str = DEFAULT_HOST,
+    port: int = 0,
+    *,
+    data: ChatData | None = None,
+    upload_expiry_seconds: float = _UPLOAD_EXPIRY_SECONDS,
+    limits: Limits | None = None,
+    users: Users | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> FileServer:
+    """A file server for apps and tests: `async with serve() as server: ... server.uri`.
+
+    Args:
+        host: The address to listen on.
+        port: The TCP port; 0 picks a free one.
+        data: What to serve; empty, and in memory, if None.
+        upload_expiry_seconds: How long an unfinished upload is kept after its last byte; a day by default.
+        limits: What peers may make the server hold and do; the defaults of `Limits` if None.
+        users: Who may connect, see `Users`; None for anybody.
+        tls: How to encrypt, for example from `server_tls`; None for not at all.
+
+    Returns:
+        The server, which listens from the block's start to its end. Entering the block raises OSError if the address
+        can't be bound.
+    """
+    limits = limits if limits is not None else Limits()
+    return FileServer(
+        host,
+        port,
+        data if data is not None else ChatData(),
+        upload_expiry_seconds=upload_expiry_seconds,
+        limits=limits,
+        users=users,
+        tls=tls,
+    )
+
+
+def server_tls(
+    certificate: str | PathLike[str], key: str | PathLike[str], client_ca: str | None = None
+) -> ssl.SSLContext:
+    """A server's TLS.
+
+    Args:
+        certificate: A file with the certificate chain, as PEM.
+        key: A file with the private key, as PEM.
+        client_ca: A file with the authorities whose certificates clients must show; None if they need none.
+
+    Raises:
+        OSError: A file can't be read, or isn't what it should be (ssl.SSLError).
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(client_ca)
+    return context

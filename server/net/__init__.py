@@ -1,0 +1,1 @@
+"""Connections of the server: accepting them, and answering their requests."""

@@ -1,0 +1,1 @@
+"""Where files live: the interface of a store, and one module or package for each."""

@@ -1,0 +1,80 @@
+"""How a file's name stands on a disk: pure functions, without a look at any disk.
+
+A name has up to two places. An ordinary one may be an entry of the served folder as it is (`is_plain`). Every name, the
+ordinary ones too, has an encoded form (`encode`), for a folder that only we write to:
+
+- It is injective, and stays so on a file system that ignores case or Unicode normalisation: it has only lower-case
+  ASCII letters, digits and `-_.%=~`. Capitals, and all that isn't ASCII, are `%xx` escapes of their UTF-8 bytes.
+- It is safe everywhere: it starts with `=` or `~`, so it is no Windows device, not hidden, not `.` or `..`; it doesn't
+  end with a dot or a space.
+- It is reversible (`decode`), or, where it would be longer than 128 characters, the name's SHA-256. The full name of
+  such a file is kept beside it: see `server.folder`.
+"""
+
+import hashlib
+import re
+from typing import Final
+
+from shared.errors import InvalidName
+from shared.protocol.wire import check_name
+
+__all__ = ["decode", "encode", "fingerprint", "fingerprint_in", "is_plain"]
+
+# File systems allow 255, but Windows by default only 260 for a whole path.
+_MAX_ENCODED: Final = 128
+_MAX_PLAIN_BYTES: Final = 255
+
+_UNESCAPED: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_.")
+_ESCAPE: Final = re.compile(rb"%([0-9a-f]{2})")
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
+
+# What Windows refuses or takes for a device, a stream or a short 8.3 name, and `/` with it.
+_UNSAFE: Final = re.compile(r'[<>:"/\\|?*]|~[0-9]')
+_DEVICES: Final = frozenset(
+    ["con", "prn", "aux", "nul", "conin$", "conout$", "clock$"]
+    + [f"{port}{number}" for port in ("com", "lpt") for number in "0123456789¹²³"]
+)
+
+
+def is_plain(name: str) -> bool:
+    """Whether `name` can be a directory's entry as it is, seen by `ls`, on Linux, macOS and Windows alike.
+
+    Two plain names may still be one on a file system that ignores case or normalisation.
+    """
+    return (
+        name.isprintable()
+        and name.strip(". ") == name != ""
+        and not _UNSAFE.search(name)
+        and name.partition(".")[0].rstrip(" ").lower() not in _DEVICES
+        and len(name.encode("utf-8")) <= _MAX_PLAIN_BYTES
+    )
+
+
+def encode(name: str) -> str:
+    """The name of the file that holds `name`'s content in our own folder."""
+    raw = name.encode("utf-8")
+    escaped = "".join(chr(byte) if byte in _UNESCAPED else f"%{byte:02x}" for byte in raw)
+    if escaped.endswith("."):
+        escaped = f"{escaped[:-1]}%2e"
+    return f"={escaped}" if len(escaped) < _MAX_ENCODED else f"~{fingerprint(name)}"
+
+
+def decode(entry: str) -> str | None:
+    """The name whose `encode` is `entry`; None if there is none, or if `entry` is only a fingerprint."""
+    if not (entry.startswith("=") and entry.isascii()):
+        return None
+    try:
+        name = check_name(_ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), entry[1:].encode()).decode())
+    except (UnicodeDecodeError, InvalidName):
+        return None
+    return name if encode(name) == entry else None
+
+
+def fingerprint(text: str) -> str:
+    """64 hexadecimal digits that stand for `text` and nothing else: its SHA-256."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def fingerprint_in(entry: str) -> str | None:
+    """The fingerprint in `entry`, if that is what `encode` made of a long name; else None."""
+    return entry[1:] if entry.startswith("~") and _FINGERPRINT.fullmatch(entry, 1) else None

@@ -1,0 +1,350 @@
+"""Files in a folder of a disk: `server.store.Store` over `server.folder`, with no disk work in the event loop."""
+
+import asyncio
+import errno
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from os import PathLike, close, fspath, fstat
+from typing import Final, ParamSpec, TypeVar, cast
+from uuid import uuid4
+
+from shared.aio import run_blocking
+from shared.errors import Changed, NotFound, ServerFull
+from shared.files import disk
+from shared.protocol.digest import DEFAULT_ALGORITHM
+from shared.protocol.wire import FileInfo
+
+from ..base import FileWriter, OpenFile, Reader
+from ..parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists
+from .folder import Folder, PartFile
+from .names import fingerprint
+
+__all__ = ["DirectoryStore"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_THREADS: Final = 8
+
+# Files that may be open whatever the system's limit is.
+_MIN_OPEN: Final = 16
+
+# Suspended uploads whose running digests are kept, about a kilobyte each; a part beyond them is read again to go on.
+_MAX_SUSPENDED: Final = 1024
+
+
+class DirectoryStore:
+    """Files in a folder, which survive a `kill -9` at any moment: each is old or new, whole; uploads can go on.
+
+    A file with an ordinary name is a plain file of that name in the folder; a regular file that somebody puts there by
+    hand is served, too, with no digest. Subfolders, links and names that start with a dot aren't. Everything of ours is
+    in the subfolder `.rxfiles`; `server.folder` tells what.
+
+    A disk that is full, or a quota, is StorageFull wherever something is written. Uploads and readers may have half of
+    the descriptors that the process may open, as its limit was at the start; more of them, and whatever meets the
+    system's own limit, is ServerFull. On Windows a file can't be replaced
+    or deleted while it is read: that is a PermissionError.
+
+    Args:
+        path: The folder; `start` makes it if it isn't there.
+        max_file_bytes: The largest file it takes; None for no limit.
+    """
+
+    def __init__(self, path: str | PathLike[str], max_file_bytes: int | None = None) -> None:
+        self._folder = Folder(fspath(path))
+        self._max_file_bytes = max_file_bytes
+        self._locks = KeyedLocks()
+        self._open: dict[str, _DirectoryPart] = {}
+        self._suspended: OrderedDict[str, PartFile] = OrderedDict()
+        self._readers: set[_DirectoryReader] = set()
+        self._opening = 0
+        self._max_open: int | None = None
+        self._executor: ThreadPoolExecutor | None = None
+
+    async def start(self) -> None:
+        """Locks the folder, and removes what a killed process left behind; unfinished uploads stay.
+
+        Raises:
+            BlockingIOError: Another process serves the folder.
+            OSError: The folder can't be made, read or written.
+        """
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="directory-store")
+        descriptors = disk.max_descriptors()
+        self._max_open = None if descriptors is None else max(_MIN_OPEN, descriptors // 2)
+        try:
+            await run_blocking(self._executor, self._folder.open)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Closes every upload and reader, and unlocks the folder. Nothing but `start` may be called then."""
+        if self._executor is None:
+            return
+        for key in list(self._open):
+            async with self._locks[f"upload {key}"]:
+                if (part := self._open.get(key)) is not None:
+                    part.owner = None
+                    await part.close()
+        for reader in list(self._readers):
+            await reader.close()
+        await self.run(self._folder.close)
+        self._suspended.clear()
+        executor, self._executor = self._executor, None
+        executor.shutdown(wait=False)  # its threads are idle, but for calls that nobody waits for
+
+    async def stat(self, name: str) -> FileInfo:
+        return await self.run(self._folder.stat, name)
+
+    async def list(self, prefix: str = "") -> Sequence[FileInfo]:
+        return await self.run(self._folder.list, prefix)
+
+    async def open(self, name: str) -> Reader:
+        self._check_open_files()
+        reader = _DirectoryReader(self, name)
+        self._readers.add(reader)
+        try:
+            await self.run(reader.open, self._folder)
+        except BaseException:
+            await reader.close()
+            raise
+        return reader
+
+    async def begin(
+        self,
+        upload_id: str,
+        name: str,
+        *,
+        size: int | None,
+        algorithm: str | None,
+        overwrite: bool = True,
+    ) -> PartUpload:
+        spec = UploadSpec(upload_id, name, size, algorithm)
+        spec.check(self._max_file_bytes)
+        key = fingerprint(upload_id)
+        lock = self._locks[f"upload {key}"]
+        async with lock:
+            if not overwrite and await self.run(self._folder.exists, name):
+                raise already_exists(name)
+            part = self._open.get(key)
+            if part is not None:
+                spec.check_same(part.spec)
+            else:
+                part = await self._open_part(key, spec)
+            return PartUpload(part, lock, overwrite=overwrite, max_bytes=self._max_file_bytes)
+
+    async def put(self, name: str, content: bytes) -> None:
+        upload = await self.begin(uuid4().hex, name, size=len(content), algorithm=DEFAULT_ALGORITHM)
+        try:
+            await upload.append([content])
+            await upload.commit(None)
+        finally:
+            await upload.abort()
+
+    async def published(self, upload_id: str, name: str) -> FileInfo | None:
+        return await self.run(self._folder.published, upload_id, name)
+
+    async def uploaded(self, upload_id: str, name: str) -> int:
+        key = fingerprint(upload_id)
+        if (part := self._open.get(key)) is not None and part.owner is not None:
+            spec, offset = part.spec, part.digest.length
+        elif (found := await self.run(self._folder.read_part, key)) is not None:
+            spec, offset = found[0], found[1].st_size
+        else:
+            spec, offset = None, 0
+        if spec is None or spec.name != name:
+            raise NotFound(f"no unfinished upload {upload_id!r} of {name!r}", name=name)
+        return offset
+
+    async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
+        async with self.lock_of_file(name):
+            return await self.run(self._folder.delete, name, if_match)
+
+    async def sweep(self, max_age_seconds: float) -> int:
+        oldest = time.time() - max_age_seconds
+        dropped = 0
+        for key in await self.run(self._folder.stale_parts, oldest):
+            async with self._locks[f"upload {key}"]:
+                if not await self.run(self._folder.is_stale_part, key, oldest):
+                    continue  # somebody has come back to it
+                dropped += 1
+                if (part := self._open.get(key)) is not None:
+                    part.owner = None
+                    await part.drop()
+                else:
+                    self._suspended.pop(key, None)
+                    await self.run(self._folder.drop_part, key)
+        for name in await self.run(self._folder.orphans):
+            async with self.lock_of_file(name):
+                await self.run(self._folder.drop_orphan, name)
+        return dropped
+
+    # For the parts and readers below.
+
+    @property
+    def executor(self) -> ThreadPoolExecutor:
+        """The threads for this store's files."""
+        if self._executor is None:
+            raise RuntimeError("the store isn't started, or was closed")
+        return self._executor
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of a blocking function, called in one of the store's threads."""
+        try:
+            return await run_blocking(self.executor, function, *args, **kwargs)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise _too_many_files() from error
+            raise
+
+    def lock_of_file(self, name: str) -> asyncio.Lock:
+        """The lock of a file's name, and of all that some file system takes for the same."""
+        return self._locks[f"file {name.casefold()}"]
+
+    def forget(self, part: "_DirectoryPart", *, keep: bool) -> None:
+        """Notes that a part is closed, and whether its digest may be wanted again."""
+        self._open.pop(part.key, None)
+        self._suspended.pop(part.key, None)
+        if keep:
+            self._suspended[part.key] = part.file
+            if len(self._suspended) > _MAX_SUSPENDED:
+                self._suspended.popitem(last=False)
+
+    def is_open_again(self, part: "_DirectoryPart") -> bool:
+        """Whether somebody else goes on with a part that was closed."""
+        return self._open.get(part.key, part) is not part
+
+    def forget_reader(self, reader: "_DirectoryReader") -> None:
+        """Notes that a reader is closed."""
+        self._readers.discard(reader)
+
+    def _check_open_files(self) -> None:
+        """Raises ServerFull where one more may not be opened."""
+        is_open = len(self._open) + len(self._readers) + self._opening
+        if self._max_open is not None and is_open >= self._max_open:
+            raise _too_many_files()
+
+    async def _open_part(self, key: str, spec: UploadSpec) -> "_DirectoryPart":
+        self._check_open_files()
+        file = self._suspended.get(key)
+        if file is None or file.spec != spec:
+            file = PartFile(self._folder, spec)
+        self._opening += 1
+        try:
+            knows_all = await self.run(file.open)
+            while not knows_all:
+                knows_all = await self.run(file.catch_up)
+        except BaseException:
+            await self.run(file.close)
+            raise
+        finally:
+            self._opening -= 1
+        self._suspended.pop(key, None)
+        part = self._open[key] = _DirectoryPart(self, key, file)
+        return part
+
+
+class _DirectoryPart(Part):
+    """An unfinished upload on the disk."""
+
+    def __init__(self, store: DirectoryStore, key: str, file: PartFile) -> None:
+        super().__init__(file.spec)
+        self.digest = file.digest
+        self.key: Final = key
+        self.file: Final = file
+        self._store = store
+
+    async def write(self, chunks: Sequence[bytes]) -> None:
+        await self._store.run(self.file.write, chunks)
+
+    def writer(self, room: int, check: Callable[[], None]) -> FileWriter:
+        def write(data: memoryview) -> None:
+            check()
+            self.file.write([data])
+
+        def write_from(pipe: int, nbytes: int) -> None:
+            check()
+            self.file.write_from(pipe, nbytes)
+
+        return FileWriter(write, room, self._store.executor, write_from if self.spec.algorithm is None else None)
+
+    async def publish(self, *, overwrite: bool) -> FileInfo:
+        is_published = False
+        try:
+            await self._store.run(self.file.seal)
+            async with self._store.lock_of_file(self.spec.name):
+                info = await self._store.run(self.file.publish, overwrite=overwrite)
+            is_published = True
+        finally:
+            self._store.forget(self, keep=not is_published)
+        return info
+
+    async def close(self) -> None:
+        try:
+            await self._store.run(self.file.close)
+        finally:
+            self._store.forget(self, keep=True)
+
+    async def drop(self) -> None:
+        if self._store.is_open_again(self):
+            return
+        try:
+            await self._store.run(self.file.drop)
+        finally:
+            self._store.forget(self, keep=False)
+
+
+class _DirectoryReader:
+    """A file's descriptor: it stays with the content that it was opened for."""
+
+    def __init__(self, store: DirectoryStore, name: str) -> None:
+        self._store = store
+        self._name = name
+        self._lock = asyncio.Lock()
+        self._fd: int | None = None
+        self._info: FileInfo | None = None
+        self._written = 0
+
+    @property
+    def info(self) -> FileInfo:
+        assert self._info is not None, "it is known since `open`"
+        return self._info
+
+    async def read(self, offset: int, length: int) -> bytes:
+        async with self._lock:  # the descriptor's number mustn't become another file's while a thread reads
+            return await self._store.run(self._read, offset, length)
+
+    def file(self) -> OpenFile:
+        assert self._fd is not None, "it is open since `open`"
+        return OpenFile(self._fd, self._store.executor, self._is_same)
+
+    async def close(self) -> None:
+        async with self._lock:
+            fd, self._fd = self._fd, None
+            self._store.forget_reader(self)
+            if fd is not None:
+                await self._store.run(close, fd)
+
+    def open(self, folder: Folder) -> None:
+        """Blocks."""
+        self._fd, self._info = folder.open_file(self._name)
+        self._written = fstat(self._fd).st_mtime_ns
+
+    def _read(self, offset: int, length: int) -> bytes:
+        if self._fd is None:
+            raise RuntimeError("the reader is closed")
+        expected = max(0, min(length, self.info.size - offset))
+        data = disk.read_at(self._fd, expected, offset)
+        if len(data) < expected or not self._is_same():
+            raise Changed(f"{self._name!r} was changed while it was read", name=self._name)
+        return data
+
+    def _is_same(self) -> bool:
+        status = fstat(cast(int, self._fd))
+        return (status.st_size, status.st_mtime_ns) == (self.info.size, self._written)
+
+
+def _too_many_files() -> ServerFull:
+    return ServerFull("too many files are open just now; try again later")
