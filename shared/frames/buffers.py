@@ -8,6 +8,7 @@ enough, some milliseconds where the machine is a virtual one, that a thread touc
 import ctypes
 import mmap
 import sys
+import weakref
 from io import BytesIO
 from typing import Final
 
@@ -58,7 +59,11 @@ class ReservedBuffer:
         if not is_enough:
             self._buffer = BytesIO(bytes(nbytes))
         self._buffer.seek(nbytes)
-        return self._buffer.getbuffer()[:nbytes]
+        view = self._buffer.getbuffer()[:nbytes]
+        # Keeps what the view is of until the view is gone. If the garbage collector found both at once, it would clear
+        # them in any order: Python 3.13 reports an error of the buffer's then, and 3.12.1 crashes.
+        weakref.finalize(view, bool, view.obj)
+        return view
 
     def finish(self) -> bytes:
         """All of it, without a copy (in CPython); once."""

@@ -1,8 +1,10 @@
 """The buffer that large payloads are received into."""
 
+import gc
 import random
 import sys
 import threading
+import weakref
 
 import pytest
 
@@ -48,6 +50,20 @@ def test_room_is_made_before_it_is_needed(reserved: int, monkeypatch: pytest.Mon
     if sys.platform == "linux":
         # Where large pages begin, and wherever less than a MiB is left; not beyond what is reserved.
         assert made == [16 * MIB] if reserved == 18 * MIB else [16 * MIB, 20 * MIB, 24 * MIB]
+
+
+def test_a_buffer_may_be_garbage_while_it_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with an event loop that was dropped in the middle of a transfer. Python 3.13 reported it, 3.12.1 crashed."""
+    reported: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    buffer = ReservedBuffer()
+    memory = weakref.ref(buffer._buffer)
+    cycle: list[object] = [buffer, buffer.lend(MIB)]
+    cycle.append(cycle)
+    del buffer, cycle
+    gc.collect()
+    assert not reported
+    assert memory() is None
 
 
 async def test_room_is_made_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
