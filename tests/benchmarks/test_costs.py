@@ -1,7 +1,8 @@
 """What a transfer costs, without a clock: a change that copies once more, or asks the system more often, is seen on any
 machine, however noisy.
 
-Both ends are in this process, so each figure is of both together.
+Both ends are in this process, so each figure is of both together. The scheduler must not decide whether a test passes:
+what depends on which thread runs when is left out of the count where that is possible, and measured again otherwise.
 """
 
 import asyncio
@@ -34,6 +35,23 @@ MIB: Final = 1024 * 1024
 CONTENT: Final = bytes(range(256)) * (16 * MIB // 256)
 # What is smaller isn't a file's content, but an object that has to do with it.
 _LEAST_BYTES: Final = 32 * 1024
+# How often a figure is measured that a busy machine may raise.
+_ATTEMPTS: Final = 5
+
+
+async def check_again(measure: Callable[[], Awaitable[T]], check: Callable[[T], None]) -> None:
+    """Passes if one of a few measurements passes the check.
+
+    What the scheduler adds to a figure differs between attempts, and what the code costs doesn't: chance passes at
+    least one attempt, and a regression fails them all.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        measured = await measure()
+        try:
+            return check(measured)
+        except AssertionError:
+            pass
+    return check(await measure())
 
 
 class _Allocations:
@@ -86,25 +104,42 @@ def allocations() -> Iterator[_Allocations]:
 
 @contextmanager
 def calls() -> Iterator[Counter[str]]:
-    """Counts system calls that move content, and hops to threads."""
+    """Counts system calls that move content, and thread handoffs.
+
+    A call is counted by its name if it moved all that it could have moved: that is the code's decision. How often the
+    peer empties or fills the socket in between is the scheduler's, from run to run up to three times as often; these
+    calls are `partial`, or `waits` if they moved nothing.
+    """
     counted: Counter[str] = Counter()
 
     def count(owner: Any, name: str, what: str) -> None:
         inner: Callable[..., Any] = getattr(owner, name)
 
-        def counting(*args: Any, **kwargs: Any) -> Any:
-            counted[what] += 1
-            return inner(*args, **kwargs)
+        def counting(target: Any, data: Any, *args: Any) -> Any:
+            nbytes = sum(map(len, data)) if isinstance(data, list) else len(data)  # pyright: ignore
+            try:
+                moved = inner(target, data, *args)
+            except BlockingIOError:
+                counted["waits"] += 1
+                raise
+            # One byte wakes an event loop, as often as a thread has something for it.
+            counted["wake-ups" if nbytes == 1 else what if moved == nbytes else "partial"] += 1
+            return moved
 
         patch.setattr(owner, name, counting)
 
+    def run_in_executor(*args: Any) -> Any:
+        counted["handoff"] += 1
+        return inner_run(*args)
+
+    inner_run: Callable[..., Any] = asyncio.BaseEventLoop.run_in_executor
     with pytest.MonkeyPatch.context() as patch:
         count(socket.socket, "recv_into", "receive")
         count(socket.socket, "send", "send")
         count(os, "readv", "receive")
-        count(os, "writev", "writev")  # to a socket, or to the server's disk
+        count(os, "writev", "send")  # to a socket, or to the server's disk
         count(os, "preadv", "pread")
-        count(asyncio.BaseEventLoop, "run_in_executor", "hop")
+        patch.setattr(asyncio.BaseEventLoop, "run_in_executor", run_in_executor)
         yield counted
 
 
@@ -144,6 +179,7 @@ async def _measure(transfer: Transfer, paths: tuple[Path, Path], meter: Callable
             await transfer(files, client)
     for copy in (server / "copy", client / "copy"):
         assert not copy.exists() or copy.read_bytes() == CONTENT
+        copy.unlink(missing_ok=True)
     return counted
 
 
@@ -156,8 +192,11 @@ COPIES: Final = [(download_to, 0), (upload_from, 0), (download, 2), (upload, 1)]
 async def test_content_is_copied_no_more_often_than_it_must(
     transfer: Transfer, copies: int, paths: tuple[Path, Path]
 ) -> None:
-    allocated = await _measure(transfer, paths, allocations)
-    assert copies - 0.35 < allocated.nbytes / len(CONTENT) < copies + 0.35
+    def check(allocated: _Allocations) -> None:
+        assert copies - 0.35 < allocated.nbytes / len(CONTENT) < copies + 0.35
+
+    # More than usual goes through the event loop where the threads get the CPU late.
+    await check_again(lambda: _measure(transfer, paths, allocations), check)
 
 
 @pytest.mark.parametrize("transfer", [download_to, upload_from])
@@ -174,17 +213,25 @@ async def test_one_copy_more_would_be_seen(
     assert allocated.nbytes / len(CONTENT) > 0.35
 
 
-# Calls for each MiB, both ends together. A read from a socket brings 200 KiB and more, a chunk goes out with one call
-# and a second for what the socket didn't take, and a hop to a thread sends two chunks and more, or receives many.
-@pytest.mark.parametrize("transfer", [download_to, upload_from])
-async def test_the_system_is_asked_a_few_times_for_each_mib(transfer: Transfer, paths: tuple[Path, Path]) -> None:
-    counted = await _measure(transfer, paths, calls)
+# Calls for each MiB, both ends together: each of its four chunks is read, sent and received with one call, where the
+# socket takes and has all of it, and written with less than one. A thread handoff sends two chunks or more, or receives
+# many. An upload has up to one receipt a chunk: as many as the server's thread waits for the socket.
+@pytest.mark.parametrize(("transfer", "sends"), [(download_to, 8), (upload_from, 10)])
+async def test_the_system_is_asked_a_few_times_for_each_mib(
+    transfer: Transfer, sends: int, paths: tuple[Path, Path]
+) -> None:
     mib = len(CONTENT) / MIB
-    assert counted["receive"] / mib < 16
-    assert counted["pread"] / mib < 5
-    # Some are a byte that wakes the loop after a hop, or an upload's receipts.
-    assert (counted["writev"] + counted["send"]) / mib < 32
-    assert counted["hop"] / mib < 3
+
+    def check(counted: Counter[str]) -> None:
+        assert counted["pread"] / mib < 5
+        assert counted["receive"] / mib < 6
+        assert counted["send"] / mib < sends
+        # A call that finds the socket empty or full isn't repeated before that has changed.
+        assert counted["waits"] <= counted["receive"] + counted["send"] + counted["partial"]
+        # A thread that waited for long for the socket is given back: on a busy machine some handoffs more.
+        assert counted["handoff"] / mib < 3
+
+    await check_again(lambda: _measure(transfer, paths, calls), check)
 
 
 async def several_at_once(files: FileClient, folder: Path) -> None:
@@ -192,10 +239,13 @@ async def several_at_once(files: FileClient, folder: Path) -> None:
     await asyncio.gather(*(_await(files.download_to("content", folder / f"down {n}", window=4)) for n in range(4)))
 
 
-async def test_transfers_at_once_share_their_hops_to_threads(paths: tuple[Path, Path]) -> None:
-    """If each of them had its own, an item would be a hop."""
-    counted = await _measure(several_at_once, paths, calls)
-    assert counted["hop"] / (8 * len(CONTENT) / MIB) < 2
+async def test_transfers_at_once_share_their_thread_handoffs(paths: tuple[Path, Path]) -> None:
+    """If each of them had its own, an item would be a handoff."""
+
+    def check(counted: Counter[str]) -> None:
+        assert counted["handoff"] / (8 * len(CONTENT) / MIB) < 2
+
+    await check_again(lambda: _measure(several_at_once, paths, calls), check)
 
 
 async def test_small_requests_share_system_calls() -> None:
@@ -204,9 +254,8 @@ async def test_small_requests_share_system_calls() -> None:
         with calls() as counted:
             await asyncio.gather(*(_await(files.download("small")) for _ in range(512)))
     # Requests of 60 bytes gather to 16 frames a call, answers of 4 KiB to four.
-    assert counted["writev"] + counted["send"] < 512
-    assert counted["receive"] < 512
-    assert not counted["hop"]
+    assert counted["send"] + counted["receive"] + counted["partial"] < 512
+    assert not counted["handoff"]
 
 
 async def _await(observable: Awaitable[T]) -> T:
@@ -219,38 +268,53 @@ async def _await(observable: Awaitable[T]) -> T:
 async def test_a_small_request_takes_a_few_calls(verb: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_store, "_COUNTED_SECONDS", 60.0)  # a clock counts the files anew, now and then
     content = bytes(4096)
-    count = 0
 
-    def on_event(_: object, event: str, __: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
+    async def measure() -> float:
+        count = 0
 
-    async with serve(data=ChatData({"small": content})) as running, FileClient.connect(running.uri) as files:
-        asked: Callable[[], Awaitable[object]] = {
-            "download": lambda: files.download("small"),
-            "upload": lambda: files.upload("small", content),
-            "stat": lambda: files.stat("small"),
-        }[verb]
-        await asked()
-        # Made before they are counted, as tasks are the caller's.
-        requests = [_await(asked()) for _ in range(256)]
-        sys.setprofile(on_event)
-        try:
-            await asyncio.gather(*requests)
-        finally:
-            sys.setprofile(None)
-    assert count / len(requests) < most
+        def on_event(_: object, event: str, __: object) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        async with serve(data=ChatData({"small": content})) as running, FileClient.connect(running.uri) as files:
+            asked: Callable[[], Awaitable[object]] = {
+                "download": lambda: files.download("small"),
+                "upload": lambda: files.upload("small", content),
+                "stat": lambda: files.stat("small"),
+            }[verb]
+            await asked()
+            # Made before they are counted, as tasks are the caller's.
+            requests = [_await(asked()) for _ in range(256)]
+            sys.setprofile(on_event)
+            try:
+                await asyncio.gather(*requests)
+            finally:
+                sys.setprofile(None)
+        return count / len(requests)
+
+    def check(calls_each: float) -> None:
+        assert calls_each < most
+
+    # What is interrupted has its time slice used up sooner, and what the peer then gets in two reads costs more.
+    await check_again(measure, check)
 
 
 async def test_a_whole_file_in_one_frame_is_received_where_it_stays() -> None:
     """To copy it, or to clear its memory before, would hold the loop for many milliseconds."""
     content = CONTENT[: 15 * MIB]
     wire = memoryview(security.upload(1, b"large", content))
-    async with serve() as running, raw_peer(running.uri) as peer:
-        with allocations() as counted:
-            for start in range(0, len(wire), MIB):
-                peer.writer.write(wire[start : start + MIB])
-                await peer.writer.drain()
-            assert (await peer.receive()) is not None
-        assert running.data.files["large"] == content
-    assert counted.nbytes / len(content) < 1.35
+
+    async def measure() -> _Allocations:
+        async with serve() as running, raw_peer(running.uri) as peer:
+            with allocations() as counted:
+                for start in range(0, len(wire), MIB):
+                    peer.writer.write(wire[start : start + MIB])
+                    await peer.writer.drain()
+                assert (await peer.receive()) is not None
+            assert running.data.files["large"] == content
+        return counted
+
+    def check(allocated: _Allocations) -> None:
+        assert allocated.nbytes / len(content) < 1.35
+
+    await check_again(measure, check)
