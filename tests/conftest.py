@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-_SETTLE_SECONDS = 3.0
+_SETTLE_SECONDS = 10.0
 
 
 def pytest_collection_finish() -> None:

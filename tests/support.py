@@ -21,6 +21,8 @@ COMPOSITE = b"message/x.rsocket.composite-metadata.v0"
 
 APPLICATION_ERROR, REJECTED, INVALID, CONNECTION_ERROR = 0x201, 0x202, 0x204, 0x101
 
+PATIENCE = 15.0
+"""Seconds that a test waits at the most for what comes at once on an idle machine; many, as the machine may be busy."""
 
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 
@@ -125,7 +127,7 @@ class RawPeer:
         self.writer.write(b"".join(frames))
         await self.writer.drain()
 
-    async def receive(self, seconds: float = 5.0) -> RawFrame | None:
+    async def receive(self, seconds: float = PATIENCE) -> RawFrame | None:
         """The next frame that isn't a keepalive (those are answered); None at the end of the connection."""
         async with asyncio.timeout(seconds):
             while True:
@@ -209,7 +211,7 @@ def server_stream_ids(server: Any) -> list[int]:
     return [stream for connection in server._connections.values() for stream in stream_ids(connection)]
 
 
-async def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Waits until `condition()` is true."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():

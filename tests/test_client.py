@@ -35,6 +35,7 @@ from tests.support import (
     ERROR,
     FOLLOWS,
     NEXT,
+    PATIENCE,
     PAYLOAD,
     REQUEST_N,
     REQUEST_RESPONSE,
@@ -458,7 +459,7 @@ async def test_a_dead_connection_of_the_callers_is_told_as_such_and_fails_fast(e
                 files.stat("a"),
                 files.delete("a"),
             ):
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(PATIENCE):
                     with pytest.raises(ConnectionLost):
                         await ask
 

@@ -12,7 +12,7 @@ from reactivex import operators as ops
 
 from rx_client import ConnectOptions, FileClient
 from shared import ConnectionFailed
-from tests.support import REQUEST_RESPONSE, name_item, raw_peer, request, route_item
+from tests.support import PATIENCE, REQUEST_RESPONSE, name_item, raw_peer, request, route_item
 
 
 @asynccontextmanager
@@ -32,7 +32,7 @@ async def server_process(*arguments: str) -> AsyncGenerator[tuple[asyncio.subpro
 
 
 async def ended(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         _, stderr = await process.communicate()
     return process.returncode, stderr.decode()
 

@@ -19,6 +19,7 @@ from shared.protocol.metadata import MetadataItem, build_metadata
 from tests.support import (
     COMPOSITE,
     METADATA,
+    PATIENCE,
     REQUEST_CHANNEL,
     REQUEST_RESPONSE,
     REQUEST_STREAM,
@@ -133,7 +134,7 @@ class ServerProcess:
     async def stop(self) -> tuple[int | None, str]:
         """Its exit status after SIGTERM, and what it logged."""
         self.process.terminate()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             _, stderr = await self.process.communicate()
         return self.process.returncode, stderr.decode()
 

@@ -42,6 +42,7 @@ from tests.support import (
     KEEPALIVE,
     METADATA_PUSH,
     NEXT,
+    PATIENCE,
     PAYLOAD,
     REJECTED,
     REQUEST_CHANNEL,
@@ -748,5 +749,5 @@ async def test_digests_of_what_peers_have_already_hold_up_nobody() -> None:
             for each in (peer, other):
                 await each.send(*(request(stream_id, REQUEST_STREAM, metadata) for stream_id in range(1, 2001, 2)))
             assert (await receive(peer)).kind == PAYLOAD
-            async with asyncio.timeout(5):  # all of it takes the server much longer
+            async with asyncio.timeout(PATIENCE):  # all of it takes the server much longer
                 await serves(server.uri)

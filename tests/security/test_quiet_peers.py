@@ -41,6 +41,7 @@ from tests.security.support import MIB, server_process
 from tests.support import (
     CONNECTION_ERROR,
     ERROR,
+    PATIENCE,
     REQUEST_CHANNEL,
     REQUEST_RESPONSE,
     REQUEST_STREAM,
@@ -59,8 +60,6 @@ SHORT = ConnectOptions(
     reconnect_base=0.05,
     progress_timeout=0.8,
 )
-# What a test waits for at the most; each of the times above is far below it, also on a busy machine.
-PATIENCE = 10.0
 
 Ask = Callable[[FileClient, Path], Observable[Any]]
 

@@ -32,6 +32,7 @@ from tests.support import (
     CANCEL,
     FOLLOWS,
     NEXT,
+    PATIENCE,
     PAYLOAD,
     REQUEST_RESPONSE,
     REQUEST_STREAM,
@@ -86,7 +87,7 @@ async def test_what_is_under_way_is_finished_before_the_end(number: signal.Signa
             )
             await eventually(lambda: len(events) > 1)
             server.process.send_signal(number)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 await done
                 _, log = await server.process.communicate()
             assert isinstance(events[-1], Completed)

@@ -19,7 +19,7 @@ from server import FileServer
 from shared import ConnectionLost, InvalidRequest, Superseded, TransferError
 from shared.protocol.messages import ChunkHead, Receipt
 from tests.faults import fault_proxy
-from tests.support import INVALID, client_stream_ids, eventually, raw_peer
+from tests.support import INVALID, PATIENCE, client_stream_ids, eventually, raw_peer
 from tests.transfers.helpers import (
     CHUNK,
     QUICK,
@@ -412,7 +412,7 @@ async def test_a_file_that_changes_all_the_time_is_given_up(tmp_path: Path, file
         .subscribe(heard.on_next, heard.on_error, heard.on_completed)
     )
     try:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE):
             while heard.error is None and attempts < 100:
                 await asyncio.sleep(0.01)
         assert isinstance(heard.error, TransferError), f"started over {attempts} times"

@@ -14,7 +14,7 @@ from rx_client.operators import retry_backoff, stall_timeout
 from server import FileServer
 from shared import ConnectionFailed, ConnectionLost, Stalled
 from tests.faults import FaultProxy, fault_proxy
-from tests.support import client_stream_ids, eventually
+from tests.support import PATIENCE, client_stream_ids, eventually
 from tests.transfers.helpers import (
     CHUNK,
     QUICK,
@@ -202,7 +202,7 @@ async def test_a_black_hole_is_no_connection(proxy: FaultProxy, tmp_path: Path) 
             files.stat("n"),
         ):
             with pytest.raises(ConnectionFailed):
-                async with asyncio.timeout(3):
+                async with asyncio.timeout(PATIENCE):
                     await transfer
     assert list(tmp_path.glob("*got*")) == []
 
@@ -251,7 +251,7 @@ async def test_a_lost_connection_is_heard_by_all_that_is_under_way(
     await eventually(lambda: store.before_append.waiting and store.before_read.waiting == 2)
     proxy.cut()
     for each in heard:
-        await each.ended(2)
+        await each.ended()
         assert isinstance(each.error, ConnectionLost)
     store.before_append.open()
     store.before_read.open()
