@@ -253,10 +253,45 @@ async def test_a_system_that_cannot_move_bytes_by_itself(
     assert refused
 
 
+class Disk(threading.Event):
+    """While it isn't set, all that writes a file waits for it.
+
+    Attributes:
+        waiting: How many writes do.
+    """
+
+    waiting = 0
+
+    def pass_through(self) -> None:
+        self.waiting += 1
+        self.wait(10)
+        self.waiting -= 1
+
+
+@pytest.fixture
+def blocked_disk(monkeypatch: pytest.MonkeyPatch) -> Generator[Disk, None, None]:
+    """Set at first, and at the end."""
+    free = Disk()
+    free.set()
+    pwritev, splice = os.pwritev, os.splice
+
+    def slow_pwritev(fd: int, views: Any, offset: int) -> int:
+        free.pass_through()
+        return pwritev(fd, views, offset)
+
+    def slow_splice(source: int, target: int, nbytes: int, **how: Any) -> int:
+        if stats.S_ISREG(os.fstat(target).st_mode):
+            free.pass_through()
+        return splice(source, target, nbytes, **how)
+
+    monkeypatch.setattr(os, "pwritev", slow_pwritev)
+    monkeypatch.setattr(os, "splice", slow_splice)
+    yield free
+    free.set()
+
+
 @pytest.mark.parametrize("vanishes", [False, True])
-async def test_what_waits_for_a_slow_disk_is_bounded(
-    tmp_path: Path, vanishes: bool, blocked_disk: threading.Event
-) -> None:
+async def test_what_waits_for_a_slow_disk_is_bounded(tmp_path: Path, vanishes: bool, blocked_disk: Disk) -> None:
     """Items with metadata don't go past the loop; they would pile up there, all that were asked for on each stream."""
     store, limits = DirectoryStore(tmp_path / "store"), Limits(max_unstored_bytes=8_000_000)
     data = content(200_000)
@@ -299,28 +334,6 @@ async def test_a_stream_ends_while_another_ones_item_is_stuck(server: FileServer
 
 
 @pytest.fixture
-def blocked_disk(monkeypatch: pytest.MonkeyPatch) -> Generator[threading.Event, None, None]:
-    """Not set: whoever writes a file waits for it. Set at first, and at the end."""
-    free = threading.Event()
-    free.set()
-    pwritev, splice = os.pwritev, os.splice
-
-    def slow_pwritev(fd: int, views: Any, offset: int) -> int:
-        free.wait(10)
-        return pwritev(fd, views, offset)
-
-    def slow_splice(source: int, target: int, nbytes: int, **how: Any) -> int:
-        if stats.S_ISREG(os.fstat(target).st_mode):
-            free.wait(10)
-        return splice(source, target, nbytes, **how)
-
-    monkeypatch.setattr(os, "pwritev", slow_pwritev)
-    monkeypatch.setattr(os, "splice", slow_splice)
-    yield free
-    free.set()
-
-
-@pytest.fixture
 def failing_disk(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Errors that the next writes to a file fail with, one each; 0 for one that succeeds."""
     errors: list[int] = []
@@ -345,15 +358,14 @@ def failing_disk(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("algorithm", [None, "xxh3-128"])
 async def test_who_takes_over_waits_for_the_thread_of_an_older_one_also_when_the_one_between_has_gone(
-    server: FileServer, tmp_path: Path, algorithm: str | None, blocked_disk: threading.Event
+    server: FileServer, tmp_path: Path, algorithm: str | None, blocked_disk: Disk
 ) -> None:
     data = content(100_000)
     async with raw_peer(server.uri) as first, raw_peer(server.uri) as third:
         await Sending.begin(first, "n", digest=algorithm)
         blocked_disk.clear()
         await first.send(plain(1, data))
-        (transport,) = (transport for transport in server._connections if transport._diversions)
-        await eventually(lambda: transport._receiving is not None)
+        await eventually(lambda: blocked_disk.waiting)
         async with raw_peer(server.uri) as second:
             started = server.work.started
             await second.send(channel(1, b"n", json.dumps({"upload_id": "n", "digest": algorithm}).encode()))
