@@ -38,6 +38,13 @@ from tests.support import (
     transfer_item,
 )
 
+
+@pytest.fixture(autouse=True)
+def no_collector_of_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It collects garbage now and then in a process that has frozen what it began with, as that of the tests has."""
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: 0)
+
+
 LARGE, SMALL = 3_000_000, 60_000
 OURS = ("server.", "shared.", "rsocket.")
 # Where there is a client: RxPY's observers are circles themselves, and lead to what it asked for, and to the client.
