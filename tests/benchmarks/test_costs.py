@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import tracemalloc
 from asyncio.selector_events import _SelectorSocketTransport  # pyright: ignore[reportPrivateUsage]
 from collections import Counter
@@ -264,7 +265,7 @@ async def _await(observable: Awaitable[T]) -> T:
 
 # Calls of functions, ours, rsocket's and the interpreter's, at both ends together. They were some 1,200 when each
 # request was a chain of observables, and its answer a task; an operator more is 80 of them, a task 40.
-@pytest.mark.parametrize(("verb", "most"), [("download", 445), ("upload", 485), ("stat", 515)])
+@pytest.mark.parametrize(("verb", "most"), [("download", 435), ("upload", 475), ("stat", 505)])
 async def test_a_small_request_takes_a_few_calls(verb: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_store, "_COUNTED_SECONDS", 60.0)  # a clock counts the files anew, now and then
     content = bytes(4096)
@@ -285,17 +286,20 @@ async def test_a_small_request_takes_a_few_calls(verb: str, most: int, monkeypat
             await asked()
             # Made before they are counted, as tasks are the caller's.
             requests = [_await(asked()) for _ in range(256)]
-            sys.setprofile(on_event)
-            try:
-                await asyncio.gather(*requests)
-            finally:
-                sys.setprofile(None)
+            with pytest.MonkeyPatch.context() as patch:
+                # No time passes: a busy machine ends time slices after fewer frames, which costs each of them more.
+                now = time.monotonic()
+                patch.setattr(time, "monotonic", lambda: now)
+                sys.setprofile(on_event)
+                try:
+                    await asyncio.gather(*requests)
+                finally:
+                    sys.setprofile(None)
         return count / len(requests)
 
     def check(calls_each: float) -> None:
         assert calls_each < most
 
-    # What is interrupted has its time slice used up sooner, and what the peer then gets in two reads costs more.
     await check_again(measure, check)
 
 
