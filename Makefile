@@ -1,8 +1,8 @@
-# Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs, in .venv.
+# Two commands for a newcomer: `make demo` and `make test`. Each installs what it needs into .venv.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-# The first interpreter that is new enough; `make PYTHON=/path/to/python demo` names another.
+# The first interpreter that is new enough; `make PYTHON=/path/to/python demo` uses another one.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,\
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(p))))
 VENV ?= .venv
@@ -14,13 +14,13 @@ READY := $(VENV)/.ready
 help:
 	@echo 'make demo      the example pipelines on real files, against an embedded server'
 	@echo 'make test      the test suite'
-	@echo 'make test-all  the test suite on every Python (3.11, 3.12, 3.13) this machine has'
-	@echo 'make fuzz      a coverage-guided fuzzer on what reads a stranger'"'"'s bytes, three minutes'
-	@echo 'make bench     speed, latency and memory beside others, in some minutes; BENCH=--quick for one'
+	@echo 'make test-all  the test suite on every Python (3.11, 3.12, 3.13) that this machine has'
+	@echo 'make fuzz      a coverage-guided fuzzer on the code that parses a peer'"'"'s bytes, three minutes'
+	@echo 'make bench     speed, latency and memory beside other systems, some twelve minutes (BENCH=--quick: two)'
 	@echo 'make check     ruff (lint and format) and pyright strict'
 
 $(READY): pyproject.toml
-	@if [ -z '$(PYTHON)' ]; then echo 'Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3 ...' >&2; exit 1; fi
+	@if [ -z '$(PYTHON)' ]; then echo 'Python 3.11 or newer is needed; give its path: make PYTHON=/path/to/python3 ...' >&2; exit 1; fi
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@

@@ -2,7 +2,8 @@
 
 from .chunks import Chunk
 from .client import FileClient
-from .connection.connector import Connected, Connecting, ConnectionState, ConnectOptions, Disconnected, parse_uri
+from .connection.options import ConnectOptions, parse_uri
+from .connection.states import Connected, Connecting, ConnectionState, Disconnected
 from .events import Completed, Progress, Retrying, Started, TransferEvent
 from .requests.cold import ColdReactiveXClient
 from .transfers.sinks import AsyncWriter

@@ -1,18 +1,19 @@
-"""A piece of a file on its way, and the credit that it holds."""
+"""A piece of a file in a transfer, and the credit that it holds."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-__all__ = ["Chunk"]
+__all__ = ["Chunk", "release"]
 
 
 class Chunk:
-    """Some bytes of a file, and the claim on the sender's demand that came with them.
+    """Some bytes of a file, and the credit that the server spent to send them.
 
-    The claim is given back, and the server may send another chunk, when the subscriber's `on_next` returns, unless
-    somebody called `retain` inside it: then when `release` was called as often as `retain`.
+    The credit goes back, so that the server may send another chunk, when the subscriber's `on_next` returns; or, if
+    `retain` was called inside it, when `release` was called as often as `retain`.
 
     Attributes:
-        offset: Where in the file the bytes belong.
+        offset: The bytes' position in the file.
         data: The bytes.
     """
 
@@ -30,45 +31,44 @@ class Chunk:
         return f"Chunk(offset={self.offset}, {len(self.data)} bytes)"
 
     def retain(self) -> None:
-        """Keeps the credit beyond `on_next`, for a consumer that isn't done with the chunk when it returns.
+        """Keeps the credit beyond `on_next`, for a consumer that isn't done with the chunk when that returns.
 
         Raises:
-            RuntimeError: The credit was given back already.
+            RuntimeError: The credit has gone back already.
         """
-        self._credit.retain()
+        if not self._credit.holders:
+            raise RuntimeError("a chunk can be retained only before its on_next returns; its credit has gone back")
+        self._credit.holders += 1
 
     def release(self) -> None:
-        """Undoes one `retain`; the last one gives the credit back.
+        """Undoes one `retain`; the last release gives the credit back.
 
         Raises:
             RuntimeError: It was released more often than retained.
         """
-        self._credit.release()
+        credit = self._credit
+        if not credit.holders:
+            raise RuntimeError("the chunk was released more often than retained")
+        credit.holders -= 1
+        if not credit.holders and credit.on_released is not None:
+            credit.on_released()
 
     def replace(self, data: bytes) -> "Chunk":
-        """A chunk of other bytes (compressed, say) that holds the same credit, for the next stage of a pipeline."""
+        """A chunk of other bytes (compressed, say) with the same credit, for the next stage of a pipeline."""
         chunk = Chunk(self.offset, data)
         chunk._credit = self._credit
         return chunk
 
 
+def release(item: object) -> None:
+    """Releases `item` if it is a chunk; other items hold no credit."""
+    if isinstance(item, Chunk):
+        item.release()
+
+
+@dataclass(slots=True)
 class _Credit:
-    """Counts who still needs the chunk; starts with one, for the `on_next` that delivers it."""
+    """Counts a chunk's holders; the first is the `on_next` that delivers it."""
 
-    __slots__ = ("_holders", "_on_released")
-
-    def __init__(self, on_released: Callable[[], None] | None) -> None:
-        self._holders = 1
-        self._on_released = on_released
-
-    def retain(self) -> None:
-        if not self._holders:
-            raise RuntimeError("retain a chunk before its on_next returns; its credit was given back already")
-        self._holders += 1
-
-    def release(self) -> None:
-        if not self._holders:
-            raise RuntimeError("the chunk was released more often than retained")
-        self._holders -= 1
-        if not self._holders and self._on_released is not None:
-            self._on_released()
+    on_released: Callable[[], None] | None
+    holders: int = 1

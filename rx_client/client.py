@@ -31,9 +31,12 @@ from shared.protocol.messages import (
 from shared.protocol.wire import FileInfo, Route, decode_name, request_metadata
 
 from .chunks import Chunk
-from .connection.connector import Auth, Connection, ConnectionState, ConnectOptions, Connector, GivenConnection
+from .connection.managed import Connection
+from .connection.options import Auth, ConnectOptions
+from .connection.states import ConnectionState
 from .events import TransferEvent
-from .requests.cold import MAX_REQUEST_N, MAX_SMALL_BYTES, ask_for, ask_stream, cold
+from .requests.base import MAX_REQUEST_N, MAX_SMALL_BYTES
+from .requests.cold import ColdReactiveXClient
 from .rx.deadlines import check_deadline, within
 from .rx.observables import on_loop
 from .rx.tasks import from_coroutine
@@ -57,16 +60,25 @@ _SETTLE_SECONDS: Final = 5.0
 class FileClient:
     """Uploads, downloads and lists files over one RSocket connection.
 
-    What its methods return is cold: nothing is sent before somebody subscribes, each subscription is one request, and
+    What its methods return is cold: nothing is sent before it is subscribed to, each subscription is one request, and
     disposing a subscription cancels that request alone. Awaiting an observable gives its last value. Everything runs on
     the event loop that the connection belongs to; operators that need time use it, too.
+
+    In all methods `name` is 1 to 1,024 bytes of UTF-8 without control characters, `deadline` is how many seconds a
+    subscription may take, None for no limit, and `digest` is `xxh3-128`, `sha-256`, or None to do without verification.
+    A name that is no str is a TypeError at the call, a number or word out of its range a ValueError.
+
+    Every observable may fail, through `on_error`, with InvalidName; with the server's refusal, such as
+    PermissionDenied; with ConnectionFailed or ConnectionLost, Stalled if nothing moves, DeadlineExceeded, or
+    ProtocolError. All of them are `shared.errors.TransferError`. The methods say what else theirs may fail with.
 
     Args:
         rsocket: A connected rsocket with composite metadata; it stays the caller's to close. See also `connect`.
     """
 
     def __init__(self, rsocket: RSocketBase | Connection) -> None:
-        self._connector: Connector = rsocket if isinstance(rsocket, Connection) else GivenConnection(rsocket)
+        self._requests = ColdReactiveXClient(rsocket)
+        self._connector = self._requests.connector
         self._tasks: set[asyncio.Task[None]] = set()
 
     @staticmethod
@@ -86,23 +98,29 @@ class FileClient:
         Args:
             uri: `tcp://HOST[:PORT]`, or `tcps://HOST[:PORT]` with TLS; the port is 6565 if it isn't given.
             auth: A user name and a password, or a bearer token; None for neither.
-            tls: How to verify the server, and who this client is; the system's authorities if None.
+            tls: How to verify the server, and this client's certificate; the system's authorities if None.
             options: See `ConnectOptions`.
 
         Raises (on entering the block):
             ValueError: `uri` is something else, or `tls` is given with `tcp`.
-            ConnectionFailed: The connection is refused, the host unknown, the certificate wrong, or nobody answers.
+            ConnectionFailed: The connection is refused, the host unknown, the certificate wrong, or no answer comes.
             Unauthenticated: The server wants other credentials.
             ServerFull: The server has no room for another connection.
         """
-        return _connected(uri, options if options is not None else ConnectOptions(), auth, tls)
+        return _connected(uri, options or ConnectOptions(), auth, tls)
+
+    @property
+    def requests(self) -> ColdReactiveXClient:
+        """What this client's requests are made with, for an application's own routes over the same connection.
+
+        It is rsocket's `ReactiveXClient`, made cold: with demand, reconnects, and typed errors.
+        """
+        return self._requests
 
     def connection_state(self) -> Observable[ConnectionState]:
-        """Tells whether there is a connection.
+        """Emits Connecting, Connected or Disconnected(cause), as it is now and whenever it changes.
 
-        Returns:
-            Emits Connecting, Connected or Disconnected(cause), as it is now and whenever it changes; completes when the
-            client is closed. Of a connection that is the caller's own, it emits what it is now, and completes.
+        Completes when the client is closed; at once for a connection of the caller's own.
         """
         return self._connector.states()
 
@@ -120,21 +138,14 @@ class FileClient:
         """Stores `content` as the file `name`, in place of what has that name.
 
         Args:
-            name: 1 to 1,024 bytes of UTF-8 without control characters.
             content: The whole file. A mutable one is copied when this method is called.
-            deadline: Seconds that a subscription may take; None for no limit.
 
         Returns:
-            Emits one FileInfo (name and size; the tutorial's route tells no more) when the server has stored the file,
+            Emits one FileInfo (name and size; the tutorial's route has no more) when the server has stored the file,
             and completes.
 
         Raises:
-            TypeError: `name` isn't a str, or `content` isn't bytes-like.
-            ValueError: `deadline` isn't positive.
-
-        Raises (through `on_error`):
-            InvalidName: `name` isn't one.
-            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
+            TypeError: `content` isn't bytes-like.
         """
         _check_type(name)
         if not isinstance(content, bytes | bytearray | memoryview):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -146,21 +157,11 @@ class FileClient:
     def download(self, name: str, *, deadline: float | None = None) -> Observable[bytes]:
         """Fetches the whole file `name` into memory.
 
-        Args:
-            name: The file.
-            deadline: Seconds that a subscription may take; None for no limit.
-
         Returns:
             Emits exactly one `bytes`, also for an empty file, and completes.
 
-        Raises:
-            TypeError: `name` isn't a str.
-            ValueError: `deadline` isn't positive.
-
         Raises (through `on_error`):
-            InvalidName: `name` isn't one.
             NotFound: There is no such file.
-            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
         """
         _check_type(name)
         return self._ask(
@@ -191,24 +192,19 @@ class FileClient:
             request_n: The demand: the server is never more than this many names ahead of the subscriber.
             prefix: Only names that start with it.
             details: Whether to emit a FileInfo for each file instead of its name; not from a tutorial's server.
-            deadline: Seconds that a subscription may take; None for no limit.
 
         Returns:
             Emits each file's name or info, in the server's order, and completes; empty if there are no such files.
 
-        Raises:
-            ValueError: `request_n` isn't 1 to 2**31 - 1, or `deadline` isn't positive.
-
         Raises (through `on_error`):
             ProtocolError: The server sent something that can't be a file's name, or no details.
-            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
         """
         check_deadline(deadline)
         if prefix or details:
             metadata = transfer_request(Route.FILES, None, ListRequest(details, prefix))
         else:
             metadata = request_metadata(Route.FILES)
-        items = ask_stream(self._connector, Payload(b"", metadata), request_n, MAX_SMALL_BYTES)
+        items = self._requests.request_stream(Payload(b"", metadata), request_n, max_item_bytes=MAX_SMALL_BYTES)
         if details:
             return items.pipe(ops.map(_listed_info), within(deadline))
         # A tutorial's server doesn't know prefixes, and sends every name.
@@ -235,50 +231,39 @@ class FileClient:
         the same id is a new upload.
 
         Args:
-            name: 1 to 1,024 bytes of UTF-8 without control characters.
             source: A path; a binary file object (from its present position; it stays open); bytes; an iterable or
                 asynchronous iterable of bytes; a function that makes one from an offset, so that a retry can go on
                 there; or an Observable of bytes, of which no more than `window` items may wait. Iterables that aren't
                 lists or tuples are run in a thread.
-            size: The content's length in bytes, where the source doesn't tell; the server checks it.
-            chunk_size: Bytes in one item, 1 to 960,000. Where it is the default, a path without a digest is sent in
-                items of 786,432, of which a third of the window may be under way.
-            window: Chunks that may be under way and not yet durable, 1 or more. None is 16; and 64 from a path without
-                TLS, where none of them waits in memory.
+            size: The content's length in bytes, where the source doesn't know it; the server checks it.
+            chunk_size: Bytes in one item, 1 to 960,000. Where this and `window` are the defaults, a path without TLS is
+                sent in items of 786,432.
+            window: Items that may be under way and not yet durable, 1 or more. None is 16.
             overwrite: Whether a file of that name may be replaced.
-            digest: `xxh3-128`, `sha-256`, or None to do without verification.
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; made up if None.
-            deadline: Seconds that a subscription may take; None for no limit.
 
         Returns:
             Emits Started, Progress whenever more bytes are durable at the server, Completed when the file is verified
             and published, and completes.
 
         Raises:
-            TypeError: `name` isn't a str, or `source` is none of the above.
-            ValueError: A number or word is out of its range.
+            TypeError: `source` is none of the above.
 
         Raises (through `on_error`):
-            InvalidName: `name` isn't one.
             AlreadyExists: `overwrite` is False and there is such a file.
             IntegrityError: The server got other bytes than were sent; nothing was published.
             Superseded: A newer subscription took over.
             SourceExhausted: The source can't be read again from where the server wants to go on.
             BackpressureOverflow: The source is an Observable that outran the connection.
-            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
             OSError: The source's disk failed.
             Exception: Whatever an iterable or Observable source raised.
         """
         _check_type(name)
         _check_range("chunk_size", chunk_size, 1, MAX_CHUNK_BYTES)
-        _check_range("window", DEFAULT_WINDOW if window is None else window, 1, MAX_REQUEST_N)
-        _check_range("size", 0 if size is None else size, 0, None)
-        _check_digest(digest)
-        if upload_id is not None:
-            try:
-                check_upload_id(upload_id)
-            except InvalidRequest as error:
-                raise ValueError(error.message) from None
+        _check_range("window", window, 1, MAX_REQUEST_N, or_none=True)
+        _check_range("size", size, 0, or_none=True)
+        _check_word(check_algorithm, digest)
+        _check_word(check_upload_id, upload_id)
         transfer = UploadTransfer(
             name,
             to_source(source, DEFAULT_WINDOW if window is None else window),
@@ -289,7 +274,7 @@ class FileClient:
             algorithm=digest,
             upload_id=upload_id,
         )
-        return self._transfer(name, lambda emit: transfer.attempt(self._connector, emit, self._tasks), deadline)
+        return self._transfer(name, lambda emit: transfer.attempt(self._requests, emit, self._tasks), deadline)
 
     def download_to(
         self,
@@ -308,36 +293,30 @@ class FileClient:
         changed on the server meanwhile is started over.
 
         Args:
-            name: The file.
             sink: A path, whose folder exists; or an object with `async def write(data: bytes)`.
             offset: For a writer that has the file's first bytes: how many. They are not verified.
-            window: Chunks that the server may be ahead of the sink, 1 or more. None is 16; and 64 to a path without
-                TLS, as soon as none of them waits in memory.
-            digest: `xxh3-128`, `sha-256`, or None to do without verification.
-            deadline: Seconds that a subscription may take; None for no limit.
+            window: Items that the server may be ahead of the sink, 1 or more. None is 16.
 
         Returns:
             Emits Started (again with `resumed_from=0` if the file changed and is started over), Progress whenever more
             bytes are written, Completed when everything is there, verified and published, and completes.
 
         Raises:
-            TypeError: `name` isn't a str, or `sink` is neither.
-            ValueError: A number or word is out of its range, or `offset` is given with a path.
+            TypeError: `sink` is neither.
+            ValueError: `offset` is given with a path.
 
         Raises (through `on_error`):
-            InvalidName: `name` isn't one.
             NotFound: There is no such file.
             Changed: The file changed, and what a writer got can't be taken back.
             IntegrityError: Other bytes arrived than were sent; what was at the path is still there.
             StorageFull: The path's disk is full.
-            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
             OSError: The path's disk failed.
             Exception: Whatever the writer raised.
         """
         _check_type(name)
-        _check_range("offset", offset, 0, None)
-        _check_range("window", DEFAULT_WINDOW if window is None else window, 1, MAX_REQUEST_N)
-        _check_digest(digest)
+        _check_range("offset", offset, 0)
+        _check_range("window", window, 1, MAX_REQUEST_N, or_none=True)
+        _check_word(check_algorithm, digest)
         into: Sink
         if isinstance(sink, str | os.PathLike):
             if offset:
@@ -350,7 +329,7 @@ class FileClient:
         return self._transfer(
             name,
             lambda emit: download_into(
-                self._connector, name, into, algorithm=digest, digest_from=offset, window=window, emit=emit
+                self._requests, name, into, algorithm=digest, digest_from=offset, window=window, emit=emit
             ),
             deadline,
         )
@@ -372,61 +351,42 @@ class FileClient:
         `map_async`, `for_each_async` and `to_async_iter` of `rx_client.operators` do that for asynchronous consumers.
 
         Args:
-            name: The file.
             offset: Where the range starts, in bytes.
             length: How many bytes; None for all to the end. A range beyond the end is cut there.
             window: Chunks, 1 or more.
             if_match: The etag that the file must have; None if any will do.
-            digest: `xxh3-128`, `sha-256`, or None to do without verification.
-            deadline: Seconds that a subscription may take; None for no limit.
 
         Returns:
             Emits the chunks, in order; one without bytes if the range is empty. Completes when all have arrived and the
             range is verified: what was emitted before is not to be trusted until then.
 
-        Raises:
-            TypeError: `name` isn't a str.
-            ValueError: A number or word is out of its range.
-
         Raises (through `on_error`):
-            InvalidName: `name` isn't one.
             NotFound: There is no such file.
             Changed: It isn't the one that `if_match` names.
             InvalidRequest: `offset` is beyond the end.
             IntegrityError: Other bytes arrived than were sent, or too few.
-            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
         """
         _check_type(name)
-        _check_range("offset", offset, 0, None)
-        _check_range("length", 0 if length is None else length, 0, None)
+        _check_range("offset", offset, 0)
+        _check_range("length", length, 0, or_none=True)
         _check_range("window", window, 1, MAX_REQUEST_N)
-        _check_digest(digest)
+        _check_word(check_algorithm, digest)
         request = DownloadRequest(offset, length, if_match, digest)
 
         def make(rsocket: RSocketBase, observer: abc.ObserverBase[Chunk]) -> ChunkRequest:
             running = None if digest is None else Digest(digest)
             return ChunkRequest(self._connector, rsocket, name, request, window, observer, running)
 
-        return _naming(name, cold(self._connector, make), deadline)
+        return _naming(name, self._requests.cold(make)).pipe(within(deadline, name))
 
     def stat(self, name: str, *, deadline: float | None = None) -> Observable[FileInfo]:
         """Asks what is known of a file.
 
-        Args:
-            name: The file.
-            deadline: Seconds that a subscription may take; None for no limit.
-
         Returns:
             Emits one FileInfo, and completes.
 
-        Raises:
-            TypeError: `name` isn't a str.
-            ValueError: `deadline` isn't positive.
-
         Raises (through `on_error`):
-            InvalidName: `name` isn't one.
             NotFound: There is no such file.
-            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
         """
         _check_type(name)
         return self._ask_info(Route.STAT, name, FileRequest(), deadline)
@@ -435,28 +395,36 @@ class FileClient:
         """Removes a file.
 
         Args:
-            name: The file.
             if_match: The etag that it must have; None if any will do.
-            deadline: Seconds that a subscription may take; None for no limit.
 
         Returns:
             Emits the FileInfo of what was removed, and completes.
 
-        Raises:
-            TypeError: `name` isn't a str.
-            ValueError: `deadline` isn't positive.
-
         Raises (through `on_error`):
-            InvalidName: `name` isn't one.
             NotFound: There is no such file.
             Changed: It isn't the one that `if_match` names.
-            TransferError: The server refused, the connection was lost, or nothing moved, or ended, in time.
         """
         _check_type(name)
         return self._ask_info(Route.DELETE, name, FileRequest(if_match), deadline)
 
     def _ask_info(self, route: str, name: str, request: FileRequest, deadline: float | None) -> Observable[FileInfo]:
         return self._ask(name, lambda: Payload(b"", transfer_request(route, name, request)), answered_info, deadline)
+
+    def _ask(
+        self,
+        name: str,
+        make: Callable[[], Payload],
+        convert: Callable[[Payload], T],
+        deadline: float | None,
+        max_answer_bytes: float = MAX_SMALL_BYTES,
+    ) -> Observable[T]:
+        check_deadline(deadline)
+        try:
+            request = make()
+        except InvalidName as error:
+            return _naming(name, reactivex.throw(error))
+        asked = self._requests.ask(request, convert, lambda error: _about(error, name), max_answer_bytes)
+        return asked.pipe(within(deadline, name))
 
     def _transfer(
         self,
@@ -470,23 +438,7 @@ class FileClient:
             except TransferError as error:
                 raise _about(error, name) from error.__cause__
 
-        check_deadline(deadline)
-        return from_coroutine(named, self._tasks).pipe(within(deadline))
-
-    def _ask(
-        self,
-        name: str,
-        make: Callable[[], Payload],
-        convert: Callable[[Payload], T],
-        deadline: float | None,
-        max_answer_bytes: float = MAX_SMALL_BYTES,
-    ) -> Observable[T]:
-        try:
-            request = make()
-        except InvalidName as error:
-            return _naming(name, reactivex.throw(error), deadline)
-        asked = ask_for(self._connector, request, convert, lambda error: _about(error, name), max_answer_bytes)
-        return asked if deadline is None else _naming(name, asked, deadline)
+        return from_coroutine(named, self._tasks).pipe(within(deadline, name))
 
 
 @asynccontextmanager
@@ -508,33 +460,30 @@ def _check_type(name: str) -> None:
         raise TypeError(f"a file name must be a str, not {type(name).__name__}")
 
 
-def _check_range(what: str, value: int, least: int, most: int | None) -> None:
-    if not isinstance(value, int) or value < least or (most is not None and value > most):  # pyright: ignore[reportUnnecessaryIsInstance]
-        bounds = f"{least} or more" if most is None else f"{least} to {most}"
-        raise ValueError(f"{what} must be {bounds}, not {value!r}")
-
-
-def _check_digest(digest: str | None) -> None:
-    if digest is None:
+def _check_range(what: str, value: int | None, least: int, most: int | None = None, *, or_none: bool = False) -> None:
+    if value is None and or_none:
         return
+    if not isinstance(value, int) or value < least or (most is not None and value > most):
+        raise ValueError(f"{what} must be {least} {'or more' if most is None else f'to {most}'}, not {value!r}")
+
+
+def _check_word(check: Callable[[str], object], word: str | None) -> None:
     try:
-        check_algorithm(digest)
+        if word is not None:
+            check(word)
     except InvalidRequest as error:
         raise ValueError(error.message) from None
 
 
-def _naming(name: str, source: Observable[T], deadline: float | None) -> Observable[T]:
-    """`source`, its errors knowing which file they are about, with a deadline."""
-    check_deadline(deadline)
-    timely: Observable[T] = source.pipe(within(deadline))
-    return on_loop(timely.pipe(ops.catch(lambda error, _: reactivex.throw(_about(error, name)))))
+def _naming(name: str, source: Observable[T]) -> Observable[T]:
+    """`source`, its errors knowing which file they are about."""
+    return on_loop(source.pipe(ops.catch(lambda error, _: reactivex.throw(_about(error, name)))))
 
 
 def _about(error: Exception, name: str) -> Exception:
     """`error`, knowing which file it is about."""
     if isinstance(error, RemoteError) and error.message == repr(name):
-        # The tutorial's server answers with the text of its KeyError.
-        return NotFound.for_name(name)
+        return NotFound.for_name(name)  # the tutorial's server answers with the text of its KeyError
     if isinstance(error, TransferError) and error.name is None:
         error.name = name
     return error

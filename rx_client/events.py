@@ -1,4 +1,4 @@
-"""What a transfer says while it runs: a closed union, so that `match` can be exhaustive."""
+"""The events of a transfer: a closed union, so that `match` can be exhaustive."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ __all__ = ["Completed", "Progress", "Retrying", "Started", "TransferEvent"]
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The transfer goes on, or begins.
+    """An attempt has begun: the server has answered.
 
     Attributes:
-        upload_id: Names the upload for a later resume, in this process or another; None for a download.
-        total: The whole content's length in bytes; None if the source doesn't know it.
-        resumed_from: How many bytes are there already; 0 where the transfer starts (over).
+        upload_id: Identifies the upload for a later resume, in this process or another; None for a download.
+        total: The whole content's length in bytes; None if it isn't known.
+        resumed_from: Bytes that are durable already; 0 if the transfer starts at the beginning.
     """
 
     upload_id: str | None
@@ -27,7 +27,7 @@ class Progress:
     """More bytes are durable at the receiving end.
 
     Attributes:
-        transferred: Durable bytes since the beginning of the file, never less than before on one attempt.
+        transferred: Durable bytes since the beginning of the file; it never decreases during an attempt.
         total: As in `Started`.
     """
 
@@ -37,12 +37,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """An attempt failed, and another one will follow.
+    """An attempt has failed, and another one will follow.
 
     Attributes:
-        attempt: The number of the coming attempt; the first retry is 1, also after an attempt that got further.
+        attempt: The number of the next retry: 1 for the first, and for the first after an attempt with progress.
         delay: Seconds until it starts.
-        cause: Why the last one failed.
+        cause: The error of the last attempt.
     """
 
     attempt: int
@@ -55,7 +55,7 @@ class Completed:
     """The file is verified and published; nothing follows but the observable's completion.
 
     Attributes:
-        info: What was stored: at the server for an upload, as the server told for a download.
+        info: The stored file: for an upload as the server stored it, for a download as the server announced it.
     """
 
     info: FileInfo

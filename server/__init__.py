@@ -3,20 +3,29 @@
 from .app import FileServer, serve, server_tls
 from .data import ChatData, get_file_name
 from .limits import Limits
+from .routes.context import ConnectionContext
+from .routes.pull import Items
 from .routes.session import ChatUserSession
+from .routes.table import Model, Request, Route
 from .stores.base import Reader, Store, Upload
 from .stores.directory.store import DirectoryStore
 from .stores.memory import MemoryStore
-from .users import Users
+from .users import Right, Users
 
 __all__ = [
     "ChatData",
     "ChatUserSession",
+    "ConnectionContext",
     "DirectoryStore",
     "FileServer",
+    "Items",
     "Limits",
     "MemoryStore",
+    "Model",
     "Reader",
+    "Request",
+    "Right",
+    "Route",
     "Store",
     "Upload",
     "Users",

@@ -14,7 +14,7 @@ from shared.files import disk
 
 from .app import DEFAULT_HOST, DEFAULT_PORT, FileServer, serve, server_tls
 from .data import ChatData
-from .heap import keep_large_blocks_apart
+from .heap import map_large_blocks
 from .limits import Limits
 from .stores.directory.store import DirectoryStore
 from .users import Users
@@ -24,46 +24,29 @@ _SWITCH_SECONDS: Final = 0.0001
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m server", description="Serves files over RSocket.")
-    parser.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
-    parser.add_argument(
-        "--port", type=int, default=DEFAULT_PORT, help="TCP port; 0 picks a free one (default: %(default)s)"
-    )
-    parser.add_argument("--store", metavar="PATH", help="folder to keep the files in (default: memory)")
-    parser.add_argument(
-        "--upload-expiry",
-        metavar="SECONDS",
-        type=float,
-        default=24 * 60 * 60,
-        help="how long an unfinished upload is kept (default: a day)",
-    )
-    parser.add_argument(
-        "--auth-file",
-        metavar="FILE",
-        help="who may connect: NAME:HASH[:PERMISSIONS] a line, see python -m server.users",
-    )
-    parser.add_argument(
-        "--insecure", action="store_true", help="allow other addresses than loopback ones without --auth-file"
-    )
-    parser.add_argument("--tls-cert", metavar="FILE", help="certificate chain (PEM); with --tls-key")
-    parser.add_argument("--tls-key", metavar="FILE", help="private key (PEM); with --tls-cert")
-    parser.add_argument(
-        "--tls-client-ca", metavar="FILE", help="authorities whose certificates clients must show (PEM)"
-    )
-    names = ", ".join(field.name for field in dataclasses.fields(Limits))
-    parser.add_argument(
-        "--limit", metavar="NAME=NUMBER", action="append", default=[], help=f"may be repeated; NAME is one of {names}"
-    )
-    parser.add_argument(
-        "--log-level",
-        default="warning",
-        choices=["debug", "info", "warning", "error"],
-        help="info has a line for each connection and each transfer (default: %(default)s)",
-    )
+    add = parser.add_argument
+    add("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=DEFAULT_PORT, help="TCP port; 0 picks a free one (default: %(default)s)")
+    add("--store", metavar="PATH", help="folder to keep the files in (default: memory)")
+    day = 24 * 60 * 60.0
+    expiry = "how long an unfinished upload is kept (default: a day)"
+    add("--upload-expiry", metavar="SECONDS", type=float, default=day, help=expiry)
+    users = "users that may connect: NAME:HASH[:PERMISSIONS] a line, see python -m server.users"
+    add("--auth-file", metavar="FILE", help=users)
+    add("--insecure", action="store_true", help="allow other addresses than loopback ones without --auth-file")
+    add("--tls-cert", metavar="FILE", help="certificate chain (PEM); with --tls-key")
+    add("--tls-key", metavar="FILE", help="private key (PEM); with --tls-cert")
+    add("--tls-client-ca", metavar="FILE", help="authorities whose certificates clients must show (PEM)")
+    limits = "may be repeated; NAME is one of " + ", ".join(field.name for field in dataclasses.fields(Limits))
+    add("--limit", metavar="NAME=NUMBER", action="append", default=[], help=limits)
+    levels = ["debug", "info", "warning", "error"]
+    info = "info has a line for each connection and each transfer (default: %(default)s)"
+    add("--log-level", default="warning", choices=levels, help=info)
     return parser
 
 
 def _server(arguments: list[str] | None) -> FileServer:
-    """The server that the command line asks for; exits with 2 if that makes no sense."""
+    """The server for these command-line arguments; exits with status 2 if they are wrong."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if not 0 <= options.port <= 65535:
@@ -73,29 +56,20 @@ def _server(arguments: list[str] | None) -> FileServer:
     if (options.tls_cert is None) != (options.tls_key is None) or (options.tls_client_ca and not options.tls_cert):
         parser.error("--tls-cert and --tls-key go together, and --tls-client-ca with them")
     if options.auth_file is None and not options.insecure and not _is_loopback(options.host):
-        parser.error(f"{options.host} can be reached by others: give --auth-file, or --insecure to let anybody in")
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+        parser.error(f"{options.host} can be reached by others: give --auth-file, or --insecure to serve every peer")
+    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         limits = _limits(options.limit)
         users = None if options.auth_file is None else Users.read(options.auth_file)
-        tls = None
-        if options.tls_cert is not None:
-            tls = server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
+        tls = None if options.tls_cert is None else server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     data = None
     if options.store is not None:
         data = ChatData(DirectoryStore(options.store, max_file_bytes=limits.max_file_bytes))
+    expiry = options.upload_expiry
     return serve(
-        options.host,
-        options.port,
-        data=data,
-        upload_expiry_seconds=options.upload_expiry,
-        limits=limits,
-        users=users,
-        tls=tls,
+        options.host, options.port, data=data, upload_expiry_seconds=expiry, limits=limits, users=users, tls=tls
     )
 
 
@@ -131,14 +105,14 @@ async def _serve(server: FileServer) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the server; the process's exit status."""
+    """Runs the server; returns the process's exit status."""
     disk.raise_max_descriptors()
-    keep_large_blocks_apart()
+    map_large_blocks()
     server = _server(arguments)
-    # A thread that asks the disk has to get the interpreter back after each call: from a busy event loop only after
-    # this time. With Python's own 5 ms a listing of some hundred files took 15 s during a flood of bad requests.
+    # A thread waits for the interpreter after each call to the disk: while the event loop is busy, this long. With
+    # Python's default of 5 ms, a listing of some hundred files took 15 s during a flood of bad requests.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    gc.freeze()  # what is here now stays; the collector needn't look at it again and again
+    gc.freeze()  # the collector skips what is here now, which stays
     try:
         asyncio.run(_serve(server))
     except OSError as error:

@@ -3,25 +3,29 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from os import PathLike
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from shared.aio import run_blocking
 from shared.errors import TransferError
-from shared.frames.reassembly import ReassemblyBudget
+from shared.frames.budget import ReassemblyBudget
+from shared.frames.reassembly import Reassembler
 from shared.logs import limit_repeats, quiet_rsocket
 from shared.protocol.wire import DEFAULT_PORT
-from shared.transport.tcp import FrameTransport
+from shared.transport.base import Transport
 
 from .data import ChatData
-from .heap import FreeMemory
+from .heap import HeapTrimmer
 from .limits import Limits
 from .net.connection import ServerConnection
 from .net.listener import Listener
-from .stores.memory import MemoryStore
+from .routes.context import ConnectionContext
+from .routes.session import ChatUserSession
+from .routes.table import Route
 from .users import Users
 from .work import Work
 
@@ -31,6 +35,9 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_HOST: Final = "127.0.0.1"
 
+SessionFactory = Callable[[ChatData, ConnectionContext], ChatUserSession]
+"""Makes a connection's session, of what is served and of the connection."""
+
 # How long `close` lets the operations under way finish. Closing the connections takes up to a second more.
 _GRACE_SECONDS: Final = 2.0
 _UPLOAD_EXPIRY_SECONDS: Final = 24 * 60 * 60.0
@@ -38,11 +45,14 @@ _UPLOAD_EXPIRY_SECONDS: Final = 24 * 60 * 60.0
 _LEAST_SWEEP_SECONDS: Final = 1.0
 _MOST_SWEEP_SECONDS: Final = 60 * 60.0
 _WATCH_SECONDS: Final = 0.5
-# Those who say something that a peer can cause again and again.
+_MOST_RECEIVING_SECONDS: Final = 1.0
+# The loggers of what a peer can cause again and again.
 _LOGGERS: Final = (
+    "shared.engine",
     "shared.transport.tcp",
+    "server.app",
     "server.net.connection",
-    *(f"server.routes.{name}" for name in ("handler", "session", "upload")),
+    "server.work",
 )
 
 
@@ -64,19 +74,20 @@ class FileServer:
         limits: Limits,
         users: Users | None,
         tls: ssl.SSLContext | None,
+        make_session: SessionFactory,
     ) -> None:
         self.data = data
         self._limits = limits
-        if isinstance(data.store, MemoryStore):
-            data.store.set_limits(limits.max_store_bytes, limits.max_file_bytes)
+        data.store.apply_limits(limits.max_store_bytes, limits.max_file_bytes)
         self._users = users
         self._tls = tls
+        self._make_session = make_session
         self._budget = ReassemblyBudget(limits.max_reassembly_bytes)
         self._host = host
         self._port = port
         self._upload_expiry_seconds = upload_expiry_seconds
         self._listener: Listener | None = None
-        self._connections: dict[FrameTransport, ServerConnection] = {}
+        self._connections: dict[Transport, ServerConnection] = {}
         self.work: Work = Work()
 
     @property
@@ -100,8 +111,9 @@ class FileServer:
     async def __aenter__(self) -> Self:
         quiet_rsocket()
         limit_repeats(*_LOGGERS)
+        limit_repeats("server.net.admission", "server.net.listener", per_minute=1)
         await self.data.store.start()
-        listener = Listener(self._limits, self._tls, self._budget, self._connected, self._lost)
+        listener = Listener(self._limits, self._tls, self.on_connected, self.on_lost)
         try:
             await listener.open(self._host, self._port)
         except BaseException:
@@ -129,9 +141,9 @@ class FileServer:
                 # An operation has ended when its last answer is queued.
                 await asyncio.gather(*(connection.flush() for connection in list(self._connections.values())))
         connections = list(self._connections.values())
-        await listener.close()
-        # One may be storing what it has received: it is dropped, or taken on and cancelled, only behind that.
-        await asyncio.gather(*(connection.received() for connection in connections))
+        await asyncio.gather(listener.close(), *(connection.transport.close() for connection in connections))
+        # One may be storing what it has received: that is dropped, or completed and cancelled, only afterwards.
+        await asyncio.gather(*(connection.received(_MOST_RECEIVING_SECONDS) for connection in connections))
         await self.work.settle()
         await self.data.store.close()
 
@@ -148,24 +160,45 @@ class FileServer:
 
     async def _watch(self) -> None:
         """Closes connections that are silent, or take nothing, for too long."""
-        memory = FreeMemory()
+        trimmer = HeapTrimmer()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             self._check_connections()
-            if memory.is_due():
-                await run_blocking(None, memory.give_back)
+            if trimmer.is_due():
+                await run_blocking(None, trimmer.trim)
 
     def _check_connections(self) -> None:
         # Not in the loop above, whose variable would keep the last connection, and all that waits in it, for ever.
         for connection in list(self._connections.values()):
             connection.check()
 
-    def _connected(self, transport: FrameTransport, on_set_up: Callable[[], None]) -> None:
-        self._connections[transport] = ServerConnection(
-            transport, self.data, self.work, self._limits, self._users, on_set_up
-        )
+    def on_connected(self, transport: Transport, on_set_up: Callable[[], None] = lambda: None) -> Reassembler:
+        """Serves a connection, also one that another listener has accepted; returns what judges its payloads.
 
-    def _lost(self, transport: FrameTransport) -> None:
+        Args:
+            transport: The connection's; `on_lost` has to be called when it has ended.
+            on_set_up: Called when its SETUP was accepted.
+        """
+        try:
+            connection = ServerConnection(
+                transport,
+                self.data,
+                self.work,
+                self._limits,
+                self._budget,
+                self._users,
+                on_set_up,
+                self._make_session,
+            )
+        except Exception:  # of an app's session
+            _log.exception("a connection could not be served")
+            transport.abort()
+            return Reassembler()
+        self._connections[transport] = connection
+        return connection.reassembler
+
+    def on_lost(self, transport: Transport) -> None:
+        """A connection has ended."""
         connection = self._connections.pop(transport, None)
         if connection is not None:  # else it was refused
             connection.on_lost()
@@ -180,8 +213,18 @@ def serve(
     limits: Limits | None = None,
     users: Users | None = None,
     tls: ssl.SSLContext | None = None,
+    routes: Sequence[Route[Any]] | SessionFactory = (),
 ) -> FileServer:
     """A file server for apps and tests: `async with serve() as server: ... server.uri`.
+
+    An app's own routes are served beside ours, under the same limits, counted and logged as ours are:
+
+        async def count_lines(request: Request[None]) -> Payload:
+            reader = await request.session.store.open(request.name)
+            ...
+
+        lines = Route("lines", Model.REQUEST_RESPONSE, count_lines, right=Right.READ, is_about_file=True)
+        async with serve(routes=[lines]) as server: ...
 
     Args:
         host: The address to listen on.
@@ -191,20 +234,28 @@ def serve(
         limits: What peers may make the server hold and do; the defaults of `Limits` if None.
         users: Who may connect, see `Users`; None for anybody.
         tls: How to encrypt, for example from `server_tls`; None for not at all.
+        routes: The app's own routes. Or what makes each connection's session, such as a subclass of `ChatUserSession`
+            whose `router_factory` adds routes in rsocket's way.
+
+    Raises:
+        ValueError: A route has the name and the interaction model of another one, or of ours.
 
     Returns:
         The server, which listens from the block's start to its end. Entering the block raises OSError if the address
         can't be bound.
     """
-    limits = limits if limits is not None else Limits()
+    make_session = routes if callable(routes) else partial(ChatUserSession, routes=tuple(routes))
+    if not callable(routes):
+        ChatUserSession(routes=routes).router_factory()  # raises now, rather than for the first connection
     return FileServer(
         host,
         port,
         data if data is not None else ChatData(),
         upload_expiry_seconds=upload_expiry_seconds,
-        limits=limits,
+        limits=limits if limits is not None else Limits(),
         users=users,
         tls=tls,
+        make_session=make_session,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the server serves, and the tutorial's way to name a file in a request."""
+"""What the server serves, and how a request names a file in the tutorial."""
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from rsocket.extensions.composite_metadata import CompositeMetadata
 from shared.protocol.metadata import MetadataItem
 from shared.protocol.wire import chat_filename_mimetype, parse_name
 
-from .routes.upload import UploadOwners
 from .stores.base import Store
 from .stores.memory import MemoryStore
+from .stores.owners import UploadOwners
 
-__all__ = ["ChatData", "get_file_name"]
+__all__ = ["ChatData", "find_items", "get_file_name"]
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,19 @@ class ChatData:
 
     Attributes:
         files: Where the files live: by default a dictionary of each file's content by name, in memory, as in the
-            tutorial; what the server stores there is `bytes` of its own. Or any other `Store`.
+            tutorial; the server only puts `bytes` of its own there. Or any other `Store`.
     """
 
     files: MutableMapping[str, bytes] | Store = field(default_factory=dict[str, bytes])
 
     @cached_property
     def store(self) -> Store:
-        """`files` as a `Store`; a dictionary stays the one place where its files are."""
+        """`files` as a `Store`, which keeps no copy of a dictionary's files."""
         return MemoryStore(self.files) if isinstance(self.files, MutableMapping) else self.files
 
     @cached_property
     def uploads(self) -> UploadOwners:
-        """Who has which unfinished upload."""
+        """The newest channel of each unfinished upload."""
         return UploadOwners()
 
 
@@ -45,5 +45,13 @@ def get_file_name(composite_metadata: CompositeMetadata) -> str:
         InvalidRequest: There is none, or more than one.
         InvalidName: It is empty, over 1,024 bytes, not UTF-8, or has NUL or control characters.
     """
-    found = composite_metadata.find_by_mimetype(chat_filename_mimetype)
-    return parse_name([MetadataItem(chat_filename_mimetype, bytes(item.content or b"")) for item in found])
+    return parse_name(find_items(composite_metadata, chat_filename_mimetype))
+
+
+def find_items(composite_metadata: CompositeMetadata, *mimetypes: bytes) -> list[MetadataItem]:
+    """The items of these mimetypes, in place of rsocket's."""
+    return [
+        MetadataItem(mimetype, bytes(item.content or b""))
+        for mimetype in mimetypes
+        for item in composite_metadata.find_by_mimetype(mimetype)
+    ]

@@ -1,4 +1,4 @@
-"""What one peer, and all peers together, may make the server hold and do; each limit with a safe default."""
+"""What one peer, and all peers together, may make the server hold and do; each limit has a safe default."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -12,35 +12,35 @@ _MIB: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The server's limits. Each is refused with its own error, and logged once for a connection.
+    """The server's limits. What exceeds one is refused with the given error code, which is logged once a connection.
 
-    A connection whose SETUP wasn't accepted yet may send nothing but that SETUP, of `max_setup_bytes`.
+    A connection without an accepted SETUP may send nothing but that SETUP, of `max_setup_bytes`.
 
     Attributes:
-        max_request_bytes: One payload, whole or in fragments: `too_large`. Larger files go in chunks.
-        max_connection_bytes: What one connection's payloads hold while they aren't whole: `server_full`.
-        max_reassembly_bytes: The same for all connections together: `server_full`. It is those that stall, or hold far
-            more than others, who are refused then.
-        max_unstored_bytes: What has arrived of uploads in chunks, and isn't stored yet, of all connections together. A
-            connection that has some isn't read from until there is less; nor is one that has an eighth of it.
+        max_request_bytes: One payload, whole or in fragments: `too_large`. Larger files are sent in chunks.
+        max_connection_bytes: What one connection's incomplete payloads hold: `server_full`.
+        max_reassembly_bytes: The same for all connections together: `server_full`, for those that stall, or that hold
+            far more than others.
+        max_unstored_bytes: What has arrived of uploads in chunks and isn't stored yet, on all connections together.
+            Until there is less, a connection that has some isn't read from; nor is one that has an eighth of it.
         max_metadata_bytes: One payload's metadata: `too_large`. A larger frame without a payload, such as a keepalive,
             ends the connection.
         max_setup_bytes: A SETUP frame. A larger one ends the connection.
         max_store_bytes: Files and unfinished uploads of a memory store together: `storage_full`. Each counts with its
             content, its name, and 1,024 bytes.
         max_file_bytes: One file: `too_large`.
-        max_streams: Requests under way on one connection, those that aren't whole yet included: `too_many_streams`.
-        max_requests: Requests under way on all connections together: `server_full`. A connection may have 16 all the
-            same.
-        max_connections: Connections in all, TLS handshakes among them. For one more the connection without an accepted
-            SETUP that has waited longest is closed; if there is none, the new one is rejected with `server_full`.
+        max_streams: Requests under way on one connection, incomplete ones included: `too_many_streams`.
+        max_requests: Requests under way on all connections together: `server_full`. Each connection may have 16 in any
+            case.
+        max_connections: Connections in all, TLS handshakes included. For one more, the connection that has waited
+            longest for its SETUP to be accepted is closed; if there is none, the new one is rejected: `server_full`.
         max_connections_per_address: The same for one address; None for no limit, since a proxy is one address.
-        setup_seconds: A connection without an accepted SETUP is closed after this; a TLS handshake, too.
+        setup_seconds: A connection whose TLS handshake, or then its accepted SETUP, takes longer than this is closed.
         idle_seconds: A connection that was silent for this long, keepalives included, is closed. A SETUP may announce
             a longer lifetime, up to ten times this.
-        payload_seconds: A payload that isn't whole and grows by less than 32 KiB in this time: `stalled`. So is a frame
-            that doesn't arrive.
-        blocked_seconds: A connection whose peer takes nothing of what waits for it is closed after this.
+        payload_seconds: An incomplete payload that grows by less than 32 KiB in this time is refused: `stalled`. So is
+            an incomplete frame.
+        blocked_seconds: A connection whose peer reads nothing of what waits for it is closed after this.
         max_errors_per_minute: Errors that one connection's requests may cause. One more ends it.
     """
 

@@ -1,4 +1,4 @@
-"""What a server has under way: its tasks, and how its operations end."""
+"""The operations of one server: counts them, logs how each one ends, and owns their tasks."""
 
 import asyncio
 import logging
@@ -23,10 +23,11 @@ class Work:
     """Counts the operations of one server and owns the tasks that do them.
 
     Attributes:
-        started: Requests that were taken on.
-        completed: Those whose answer was handed to the connection as a whole.
+        started: Requests that were begun.
+        completed: Those whose whole answer was handed to the connection.
         failed: Those that ended with an error.
         cancelled: Those that the client cancelled, or whose connection ended, before that.
+        idle: Set while no operation is under way.
         unstored_bytes: What has arrived of uploads in chunks and isn't stored yet.
     """
 
@@ -38,8 +39,8 @@ class Work:
         self.unstored_bytes = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cleaning: set[asyncio.Task[None]] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     @property
     def active(self) -> int:
@@ -49,37 +50,32 @@ class Work:
     def begin(self, what: str) -> "Operation":
         """Counts an operation as started; `what` is for the log."""
         self.started += 1
-        self._idle.clear()
+        self.idle.clear()
         return Operation(self, what)
 
     def spawn(
         self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Task[T]:
-        """Runs `function(*args, **kwargs)` in a task that `settle` waits for."""
+        """Runs `function(*args, **kwargs)` in a task that `settle` cancels and waits for."""
         task = asyncio.get_running_loop().create_task(function(*args, **kwargs))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     def clean_up(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs `function()` in a task that `settle` doesn't cancel: it frees what nobody else would."""
+        """Runs `function()`, which frees something, in a task that `settle` waits for and doesn't cancel."""
         task = asyncio.get_running_loop().create_task(function())
         self._cleaning.add(task)
         task.add_done_callback(self._cleaning.discard)
 
-    def check_idle(self) -> None:
-        """Wakes `drain` if nothing is under way."""
-        if not self.active:
-            self._idle.set()
-
     async def drain(self, seconds: float) -> None:
-        """Waits until nothing is under way, `seconds` at the most."""
+        """Waits until no operation is under way, for `seconds` at most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._idle.wait()
+                await self.idle.wait()
 
     async def settle(self) -> None:
-        """Cancels the tasks that are left and waits for their end, and for what is cleaned up behind them."""
+        """Cancels the tasks that are left, and waits until they and all clean-ups have ended."""
         while self._tasks or self._cleaning:
             for task in self._tasks:
                 task.cancel()
@@ -87,38 +83,45 @@ class Work:
 
 
 class Operation:
-    """One request under way; the first call of `end` counts, and logs one line.
+    """One request under way. The first call of `end` counts it and logs one line.
 
     Attributes:
+        what: The peer, the route and the file, for the log.
         nbytes: Bytes of content so far, for the log.
     """
 
     def __init__(self, work: Work, what: str) -> None:
+        self.what = what
         self.nbytes = 0
         self._work: Work | None = work
-        self._what = what
         self._started_at = time.monotonic()
 
     def end(self, outcome: BaseException | None) -> None:
-        """Counts the operation as completed (None), cancelled (CancelledError) or failed (anything else)."""
+        """Counts the operation as completed (None), cancelled (CancelledError) or failed (anything else).
+
+        An error that has no meaning on the wire is logged with its traceback.
+        """
         work, self._work = self._work, None
         if work is None:
             return
         if outcome is None:
             work.completed += 1
-            said = "completed"
+            result = "completed"
         elif isinstance(outcome, asyncio.CancelledError):
             work.cancelled += 1
-            said = "cancelled"
+            result = "cancelled"
         else:
             work.failed += 1
-            said = f"failed: {_code(outcome)}"
-        _log.info("%s: %d bytes in %.3f s, %s", self._what, self.nbytes, time.monotonic() - self._started_at, said)
-        work.check_idle()
+            result = f"failed: {_code(outcome)}"
+            if not isinstance(outcome, TransferError | RSocketProtocolError):
+                _log.error("a request failed: %s", self.what, exc_info=outcome)
+        _log.info("%s: %d bytes in %.3f s, %s", self.what, self.nbytes, time.monotonic() - self._started_at, result)
+        if not work.active:
+            work.idle.set()
 
 
 def _code(error: BaseException) -> str:
-    """The word for an error on the wire."""
+    """The error's code on the wire."""
     if isinstance(error, RSocketProtocolError):
         return (error.data or "").partition(":")[0]
     return error.code if isinstance(error, TransferError) and error.code else "internal"

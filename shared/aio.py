@@ -1,37 +1,49 @@
-"""Blocking work, in threads."""
+"""Small asyncio helpers: blocking calls in threads, waits that outlast a cancellation, wake-ups."""
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
 
-__all__ = ["run_blocking"]
+__all__ = ["run_blocking", "wait_uncancelled", "wake"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 async def run_blocking(executor: Executor | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of `function(*args, **kwargs)`, called in a thread.
+    """Calls `function(*args, **kwargs)` in a thread of `executor` (None: the loop's default) and returns its result.
 
-    A thread can't be stopped. So a caller that is cancelled gets its CancelledError only after the function has
-    returned: whoever comes next never finds a write still under way.
-
-    Args:
-        executor: Whose thread; the event loop's default executor if None.
-        function: What to call.
+    A thread can't be stopped, so a cancelled caller gets its CancelledError only when the function has returned: the
+    next operation never overlaps with a write that is still under way.
     """
-    call = asyncio.get_running_loop().run_in_executor(executor, lambda: function(*args, **kwargs))
+    loop = asyncio.get_running_loop()
+    return await wait_uncancelled(loop.run_in_executor(executor, lambda: function(*args, **kwargs)))
+
+
+async def wait_uncancelled(future: "asyncio.Future[T]") -> T:
+    """Waits until `future` is done and returns its result, or raises its exception.
+
+    A cancellation neither reaches the future nor shortens the wait: it is raised when the future is done, instead of
+    its result. For threads that use a descriptor or a buffer which the caller frees afterwards.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
     try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError:
-        while not call.done():
-            try:
-                await asyncio.wait([call])
-            except asyncio.CancelledError:
-                continue  # the first one is raised below, when nothing runs any more
-        if not call.cancelled():
-            call.exception()  # seen; the caller didn't wait for it
-        raise
+        if cancelled is None:
+            return future.result()
+        if not future.cancelled():
+            future.exception()  # retrieved, so that asyncio doesn't report it
+        raise cancelled
     finally:
-        del call  # whose exception leads to this frame, in a circle
+        del cancelled, future  # their exceptions refer to this frame: a reference cycle otherwise
+
+
+def wake(waiter: "asyncio.Future[None] | None") -> None:
+    """Completes `waiter`; does nothing if there is none, or if it is done or cancelled already."""
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

@@ -1,40 +1,119 @@
-"""An rsocket's loops, for both ends: what rsocket 0.4.20's own do, with a fifth of the work for each frame.
+"""rsocket over a `Transport` of ours, for both ends; the only file that touches rsocket's private side.
 
-Its own sender makes an asynchronous context manager for each frame, both of its loops make up what might be logged of
-each, whether or not anybody listens, and its queue is one for any number of readers and writers. For a frame of a small
-request that is half of what the frame costs.
+What rsocket 0.4.20 doesn't offer, and where its names come from (tests/test_canaries.py notices when one changes):
+
+- `_sender`: its own makes an asynchronous context manager for each frame, and its queue is one for any number of
+  readers and writers: half of what a frame of a small request costs. Here the `Outbox` is the queue.
+- `_handle_next_frame`, and `_handle_frame_by_type` for the rest of its work: its own formats each frame for the log,
+  whether or not anything is logged, joins fragments without a limit, and warns of frames for streams that have ended.
+- `_stream_control`, `_streams`: the open streams, which can't be asked for in public; `_register_stream` adds one.
+- `_keepalive_timeout_task`: its own counts keepalives alone, which on a slow link wait behind megabytes.
+- `_is_closing`, `_receiver_task`, `_setup_internals`, `_reset_internals`, `_before_sender`, `_finally_sender`: its
+  connection's life, which has no public hooks.
 """
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketTransportError
-from rsocket.frame import CONNECTION_STREAM_ID, Frame, FrameFragmentMixin, initiate_request_frame_types
+from rsocket.frame import (
+    CONNECTION_STREAM_ID,
+    FragmentableFrame,
+    Frame,
+    FrameFragmentMixin,
+    FrameType,
+    exception_to_error_frame,
+    initiate_request_frame_types,
+)
+from rsocket.frame_builders import to_cancel_frame
 from rsocket.handlers.request_cahnnel_responder import RequestChannelResponder
 from rsocket.rsocket_base import RSocketBase
+from rsocket.rsocket_client import RSocketClient
+from rsocket.streams.stream_handler import StreamHandler
+from rsocket.transports.transport import Transport as RSocketTransport
 
-from .files.lane import FileItems, ItemsTurn
+from .aio import run_blocking
+from .errors import ServerError, TransferError, to_protocol_error
+from .frames.budget import ReassemblyBudget, ReassemblyLimits
+from .frames.fragments import SplitPayload, Spool
+from .frames.outbox import FileTurn, Outbox, SkippedFrame
+from .frames.reassembly import Reassembler
+from .frames.rules import PayloadRules, Refusal
+from .transport.base import Transport
 
-__all__ = ["FrameHandlers", "LeanRSocket"]
+__all__ = ["ClientEngine", "RSocketEngine", "is_usable"]
 
 _log = logging.getLogger(__name__)
 
 FrameHandlers = Mapping[type[Frame], Callable[[Frame], Awaitable[None]]]
+StreamHandlerT = TypeVar("StreamHandlerT", bound=StreamHandler)
 
-# Asked by type: rsocket's classes are abstract ones, of which `isinstance` costs ten times as much.
 _REQUESTS: Final = frozenset[type[Frame]](initiate_request_frame_types)
 
 
-class LeanRSocket(RSocketBase):
-    """To be inherited from beside `RSocketClient` or `RSocketServer`, after it; its transport gives whole frames."""
+def is_usable(rsocket: RSocketBase) -> bool:
+    """Whether a request on this connection can be answered; else it would wait until it has stalled."""
+    # In either case rsocket's sender has stopped; the second is all that rsocket does about unanswered keepalives.
+    return not rsocket._is_closing and rsocket.is_server_alive()
 
-    def _reset_internals(self) -> None:
-        super()._reset_internals()
-        self._send_queue: _SendQueue = _SendQueue()
+
+class RSocketEngine(RSocketBase):
+    """To be inherited from beside `RSocketClient` or `RSocketServer`, after it.
+
+    Attributes:
+        transport: The connection's; the class that inherits sets it before rsocket's tasks start.
+        reassembler: Judges and joins the peer's payloads; to be handed to the transport.
+        outbox: What waits to be sent.
+    """
+
+    transport: Transport
+    reassembler: Reassembler
+    outbox: Outbox
+
+    def _init_engine(self, limits: ReassemblyLimits, budget: ReassemblyBudget | None, outbox: Outbox) -> None:
+        """To be called before rsocket's own constructor, which starts its tasks."""
+        self.reassembler = Reassembler(limits, budget, _Rules(self))
+        self.outbox = outbox
+        self._has_refused = False
+
+    # What a connection decides
+
+    def spool(self, request: FragmentableFrame, metadata: bytes) -> Spool | None:
+        """See `PayloadRules`."""
+        return None
+
+    def max_payload_bytes(self, stream_id: int) -> float:
+        """See `PayloadRules`."""
+        return float("inf")
+
+    def must_wait(self) -> bool:
+        """Whether nothing more is taken from the peer for now; `may_take` then says when that may have changed."""
+        return False
+
+    async def may_take(self) -> None:
+        """Returns when `must_wait` is to be asked again."""
+
+    def admits(self, frame: Frame) -> bool:
+        """Whether a frame of the connection itself, or the first of a stream, is handled; else it is dropped."""
+        return True
+
+    # What is open
+
+    @property
+    def stream_count(self) -> int:
+        """How many streams are open."""
+        return len(self._stream_control._streams)
+
+    def stream(self, stream_id: int) -> StreamHandler | None:
+        """What handles an open stream."""
+        return self._stream_control._streams.get(stream_id)
+
+    def register_stream(self, stream_id: int, handler: StreamHandlerT) -> StreamHandlerT:
+        """Lets `handler` have the frames of a stream that the peer has opened."""
+        return self._register_stream(stream_id, handler)
 
     def finish_stream(self, stream_id: int) -> None:
         """As rsocket's, whose cache of fragments is empty here."""
@@ -50,89 +129,177 @@ class LeanRSocket(RSocketBase):
             if type(stream) is RequestChannelResponder:
                 _untie(stream)
 
+    # Receiving
+
+    def make_feed(self) -> RSocketTransport:
+        """What rsocket takes for its transport."""
+        return _Feed(self.transport, self.reassembler)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Notifies the peer, and this side's handler of the stream, that a payload was refused."""
+        if not self._has_refused:
+            self._has_refused = True  # logged once: a flood of them must not fill the disk
+            _log.warning("refused a payload from %s: %s; more of it isn't logged", self.transport.peer, refusal.error)
+        stream_id, error = refusal.stream_id, to_protocol_error(refusal.error)
+        if refusal.kind == FrameType.PAYLOAD:
+            # Its stream may be this side's or the peer's: one is ended by CANCEL, the other by ERROR.
+            self.send_frame(to_cancel_frame(stream_id))
+        self.send_error(stream_id, error, is_sent=refusal.kind != FrameType.REQUEST_FNF)
+        handler = self.stream(stream_id)
+        if refusal.kind == FrameType.PAYLOAD and handler is not None:
+            handler.frame_received(exception_to_error_frame(stream_id, error))
+
     async def _handle_next_frame(self, frame: Frame, async_frame_handler_by_type: FrameHandlers) -> None:
-        stream_id = frame.stream_id
-        if stream_id == CONNECTION_STREAM_ID or type(frame) in _REQUESTS:
-            await self._handle_frame_by_type(frame, async_frame_handler_by_type)
+        while self.must_wait():
+            await self.may_take()
+        if type(frame) is SkippedFrame:
+            return  # see `Transport.next_frame`
+        if frame.stream_id == CONNECTION_STREAM_ID or type(frame) in _REQUESTS:
+            if self.admits(frame):
+                await self._handle_frame_by_type(frame, async_frame_handler_by_type)
             return
-        handler = self._stream_control._streams.get(stream_id)
+        handler = self._stream_control._streams.get(frame.stream_id)
         if handler is not None:  # else the stream has ended on this side
             handler.frame_received(frame)
 
+    async def received(self, seconds: float) -> None:
+        """Returns when nothing that was received is being handled any more, or after so many seconds."""
+        if self._receiver_task is not None:
+            await asyncio.wait([self._receiver_task], timeout=seconds)
+
+    # Sending
+
+    def send_frame(self, frame: Frame | FrameFragmentMixin) -> None:
+        """Lets a frame, or a payload, wait for its turn."""
+        self.outbox.put(frame)
+
+    def send_priority_frame(self, frame: Frame | FrameFragmentMixin) -> None:
+        """Lets a frame, the SETUP, have the next turn."""
+        self.outbox.put_first(frame)
+
+    def send_error(self, stream_id: int, exception: Exception, *, is_sent: bool = True) -> None:
+        """As rsocket's; with `is_sent=False` the peer isn't notified, since it expects no answer."""
+        if is_sent:
+            super().send_error(stream_id, exception)
+
     async def _sender(self) -> None:
+        transport, outbox, reassembler = self.transport, self.outbox, self.reassembler
         try:
-            transport = await self._current_transport()
             self._before_sender()
-            queue = self._send_queue
             while self.is_server_alive():
-                if queue.empty():
-                    await queue.wait()
-                source = queue.get_nowait()
-                frame = _fragment(source) if isinstance(source, FrameFragmentMixin) else source
-                if frame is not source and frame.flags_follows:
-                    queue.put_nowait(source)  # after a fragment it is the others' turn
-                if isinstance(frame, ItemsTurn):
-                    queue.share(frame)
-                await transport.send_frame(frame)
-                if frame.sent_future is not None:
-                    frame.sent_future.set_result(None)
-                if queue.empty():
-                    await transport.on_send_queue_empty()
+                entry = await outbox.take()
+                if isinstance(entry, FileTurn):
+                    lane = transport.lane
+                    if lane is None:
+                        raise RSocketTransportError("the connection has ended")
+                    await lane.send(entry.jobs, entry.waiting)
+                else:
+                    if type(entry) is not SkippedFrame:
+                        reassembler.on_sent(entry)
+                        await transport.send(entry)
+                    outbox.on_sent(entry)
+                if outbox.is_empty:
+                    await transport.flush()
         except (RSocketTransportError, asyncio.CancelledError):
-            pass  # the connection has ended, or is closed; whoever waits for something hears it from the receiver
+            pass  # the connection has ended, or is closed; the receiver notifies whatever waits for something
         except Exception:
             _log.exception("a connection can't send any more")
             raise
         finally:
+            outbox.close()
             await self._finally_sender()
+
+
+class ClientEngine(RSocketClient, RSocketEngine):
+    """The client's; rsocket's own watch of the peer counts keepalives alone."""
+
+    def _setup_internals(self) -> None:
+        self._reset_internals()  # rsocket's does this when it connects; what fails before needs the table of streams
+
+    async def watch_peer(self) -> None:
+        """Runs beside the receiver, until the peer is found dead."""
+
+    async def _keepalive_timeout_task(self) -> None:
+        await self.watch_peer()
+
+
+class _Rules(PayloadRules):
+    """What an engine decides about its peer's payloads; the reassembler drops this when the connection has ended."""
+
+    def __init__(self, engine: RSocketEngine) -> None:
+        self._engine = engine
+        self.spool = engine.spool
+        self.max_payload_bytes = engine.max_payload_bytes
+        self.on_refused = engine.refuse
+
+    def count_streams(self) -> int:
+        return self._engine.stream_count
+
+    def on_frame_refused(self, error: TransferError) -> None:
+        self._engine.transport.fail(ErrorCode.CONNECTION_ERROR, f"invalid_frame: {error.message}")
+
+
+class _Feed(RSocketTransport):
+    """A `Transport` of ours as rsocket sees one: gives whole frames, their payloads joined or stored."""
+
+    def __init__(self, transport: Transport, reassembler: Reassembler) -> None:
+        super().__init__()
+        self._transport = transport
+        self._reassembler = reassembler
+        self._is_exhausted = False
+
+    async def next_frame_generator(self) -> "_Feed | None":
+        return None if self._is_exhausted else self
+
+    def __aiter__(self) -> "_Feed":
+        return self
+
+    async def __anext__(self) -> Frame:
+        while True:
+            received = await self._transport.next_frame()
+            if received is None:
+                self._is_exhausted = True
+                raise StopAsyncIteration
+            frame = await self._continue(received) if type(received) is SplitPayload else received
+            if isinstance(frame, Frame):
+                return frame
+
+    async def send_frame(self, frame: Frame) -> None:
+        await self._transport.send(frame)
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    async def _continue(self, payload: SplitPayload) -> Frame | None:
+        """Does what there is to do for a payload in several frames; the frame that stands for it if it is whole."""
+        if payload.spool is not None:
+            return await self._store(payload, payload.spool)
+        if payload.is_whole:
+            self._reassembler.release(payload)
+            return payload.join()
+        await run_blocking(None, payload.make_room)
+        return None
+
+    async def _store(self, payload: SplitPayload, spool: Spool) -> Frame | None:
+        """Stores what arrived of a payload; nothing is received meanwhile, so that no more of it waits."""
+        try:
+            await spool.write(payload.take_data())
+        except asyncio.CancelledError:
+            spool.abandon()
+            raise
+        except Exception as error:  # whatever a disk raises
+            if self._reassembler.is_wanted(payload):  # else it was refused or cancelled meanwhile
+                if not isinstance(error, TransferError):
+                    _log.exception("a payload from %s could not be stored", self._transport.peer)
+                    error = ServerError("the server failed to store the payload")
+                spool.abandon()
+                self._reassembler.refuse(payload, error)
+            return None
+        finally:
+            self._reassembler.release(payload)
+        return payload.join() if payload.is_whole else None
 
 
 def _untie(channel: RequestChannelResponder) -> None:
     """A channel that has ended and its subscriber refer to each other: they would keep the whole connection."""
     channel.subscriber = None
-
-
-def _fragment(source: FrameFragmentMixin) -> Frame:
-    """The next fragment of a payload or request."""
-    frame = source.get_next_fragment()
-    assert frame is not None, "it is taken out of the queue with its last fragment"
-    return frame
-
-
-class _SendQueue:
-    """What waits to be sent; one task takes it out."""
-
-    def __init__(self) -> None:
-        self._items: deque[Frame | FrameFragmentMixin] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-
-    def empty(self) -> bool:
-        return not self._items
-
-    def qsize(self) -> int:
-        return len(self._items)
-
-    def put_nowait(self, item: Frame | FrameFragmentMixin) -> None:
-        self._items.append(item)
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    def get_nowait(self) -> Frame | FrameFragmentMixin:
-        return self._items.popleft()
-
-    def share(self, turn: ItemsTurn) -> None:
-        """Lets the items of files that are next have that turn, too: one hop to a thread is enough for all of them."""
-        staying = int(turn.flags_follows)  # those that are here for their next turn, too, don't wait for this one
-        while self._items and isinstance(items := self._items[0], FileItems) and turn.share(items):
-            self._items.popleft()
-            if items.get_next_fragment().flags_follows:
-                self._items.append(items)
-                staying += 1
-        turn.waiting = lambda: len(self._items) - staying
-
-    async def wait(self) -> None:
-        """Returns when there is an item."""
-        while not self._items:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter

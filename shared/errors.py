@@ -1,6 +1,6 @@
-"""Every error that a user of a transfer can meet, and how each one travels in an RSocket ERROR frame.
+"""Every error that a transfer can end with, and how each is carried by an RSocket ERROR frame.
 
-The tree (`*` marks the retryable ones: the same request may succeed later, unchanged)::
+The tree; the errors with `*` are retryable, that is, the same request may succeed later::
 
     TransferError
     ├── RequestRefused            the request can't be served as it stands
@@ -19,7 +19,7 @@ The tree (`*` marks the retryable ones: the same request may succeed later, unch
     ├── ServerFull *              server_full
     ├── TooManyStreams *          too_many_streams
     ├── ServerError *             internal
-    ├── RemoteError               (an error text that is none of the above, from a foreign server)
+    ├── RemoteError               (a foreign server's error text, which has none of the codes above)
     ├── ProtocolError             (the peer answered something that the protocol doesn't allow)
     ├── Stalled *                 stalled
     ├── DeadlineExceeded          (also a TimeoutError; the operation took longer than its `deadline`)
@@ -30,7 +30,7 @@ The tree (`*` marks the retryable ones: the same request may succeed later, unch
             └── ClientClosed      (the application closed the client)
 
 On the wire an error is `code: message` in UTF-8, with a frame code of 0x201 (APPLICATION_ERROR), 0x202 (REJECTED: the
-server is full) or 0x204 (INVALID: the request is malformed). Those without a `code` above are made by the client alone.
+server is full) or 0x204 (INVALID: the request is malformed). Errors without a code are raised by the client alone.
 """
 
 from typing import ClassVar
@@ -70,7 +70,7 @@ __all__ = [
     "to_protocol_error",
 ]
 
-# Longer texts are cut: an error is one line for a person, and must fit one small frame.
+# Longer texts are cut: an error is one line for a person, and fits one small frame.
 _MAX_MESSAGE_CHARS = 2048
 
 
@@ -78,16 +78,24 @@ class TransferError(Exception):
     """The root of the tree above.
 
     Attributes:
-        code: The word that stands for this class on the wire; "" where it never travels.
-        error_code: The ERROR frame's code that goes with it.
-        retryable: Whether the same request, unchanged, may succeed later.
-        message: One line for a person; what to do about it, where that can be said.
+        code: The class's name on the wire; "" if it is raised by the client alone.
+        error_code: The code of its ERROR frame.
+        retryable: Whether the same request may succeed later.
+        message: One line for a person; it says what to do, where that is known.
         name: The file that the error is about, or None.
     """
 
     code: ClassVar[str] = ""
     error_code: ClassVar[ErrorCode] = ErrorCode.APPLICATION_ERROR
     retryable: ClassVar[bool] = False
+
+    def __init_subclass__(
+        cls, *, code: str | None = None, error_code: ErrorCode | None = None, retryable: bool | None = None
+    ) -> None:
+        super().__init_subclass__()
+        cls.code = cls.code if code is None else code
+        cls.error_code = cls.error_code if error_code is None else error_code
+        cls.retryable = cls.retryable if retryable is None else retryable
 
     def __init__(self, message: str, *, name: str | None = None) -> None:
         super().__init__(message)
@@ -96,113 +104,76 @@ class TransferError(Exception):
 
 
 class RequestRefused(TransferError):
-    """The request can't be served as it stands; asking again won't help."""
+    """The request can't be served as it stands; repeating it won't help."""
 
 
-class InvalidRequest(RequestRefused):
-    """The request is malformed: its metadata is missing, truncated, doubled, or says something that has no meaning."""
-
-    code = "invalid_request"
-    error_code = ErrorCode.INVALID
+class InvalidRequest(RequestRefused, code="invalid_request", error_code=ErrorCode.INVALID):
+    """The request is malformed: its metadata is missing, truncated, duplicated or meaningless."""
 
 
-class InvalidName(RequestRefused):
+class InvalidName(RequestRefused, code="invalid_name", error_code=ErrorCode.INVALID):
     """The file name is empty, over 1,024 bytes, not UTF-8, or has NUL or control characters."""
 
-    code = "invalid_name"
-    error_code = ErrorCode.INVALID
 
-
-class UnknownRoute(RequestRefused):
+class UnknownRoute(RequestRefused, code="unknown_route"):
     """The server has no such route for this interaction model."""
 
-    code = "unknown_route"
 
-
-class NotFound(RequestRefused):
-    """There is no file of that `name`."""
-
-    code = "not_found"
+class NotFound(RequestRefused, code="not_found"):
+    """There is no file `name`."""
 
     @classmethod
     def for_name(cls, name: str) -> "NotFound":
-        """The error for a file that isn't there."""
+        """The error for a missing file."""
         return cls(f"no file named {name!r}", name=name)
 
 
-class AlreadyExists(RequestRefused):
-    """There is a file of that `name` already, and the request said not to overwrite it."""
-
-    code = "already_exists"
+class AlreadyExists(RequestRefused, code="already_exists"):
+    """There is a file `name` already, and the request doesn't allow to overwrite it."""
 
 
-class Changed(RequestRefused):
-    """The file isn't the one that `if_match` names any more."""
-
-    code = "changed"
+class Changed(RequestRefused, code="changed"):
+    """The file's etag isn't the request's `if_match`."""
 
 
-class TooLarge(RequestRefused):
+class TooLarge(RequestRefused, code="too_large"):
     """The content is over the server's limit for one file or one request."""
 
-    code = "too_large"
+
+class Unauthenticated(RequestRefused, code="unauthenticated"):
+    """The server requires authentication, and the connection's credentials are missing or wrong."""
 
 
-class Unauthenticated(RequestRefused):
-    """The server wants to know who is asking, and the connection's credentials are missing or wrong."""
-
-    code = "unauthenticated"
+class PermissionDenied(RequestRefused, code="permission_denied"):
+    """The user is authenticated and doesn't have the right."""
 
 
-class PermissionDenied(RequestRefused):
-    """The user is known and may not do this."""
-
-    code = "permission_denied"
+class IntegrityError(TransferError, code="integrity_error"):
+    """The received bytes aren't the bytes that were sent; nothing was published."""
 
 
-class IntegrityError(TransferError):
-    """The bytes that arrived aren't the bytes that were sent; nothing was published."""
-
-    code = "integrity_error"
-
-
-class Superseded(TransferError):
+class Superseded(TransferError, code="superseded"):
     """A newer transfer with the same `upload_id` took over."""
 
-    code = "superseded"
 
-
-class StorageFull(TransferError):
+class StorageFull(TransferError, code="storage_full"):
     """The server's disk or memory store has no room for the content."""
 
-    code = "storage_full"
+
+class ServerFull(TransferError, code="server_full", error_code=ErrorCode.REJECTED, retryable=True):
+    """The server has no capacity at the moment."""
 
 
-class ServerFull(TransferError):
-    """The server has no capacity just now."""
-
-    code = "server_full"
-    error_code = ErrorCode.REJECTED
-    retryable = True
-
-
-class TooManyStreams(TransferError):
+class TooManyStreams(TransferError, code="too_many_streams", error_code=ErrorCode.REJECTED, retryable=True):
     """This connection has more requests under way than the server allows."""
 
-    code = "too_many_streams"
-    error_code = ErrorCode.REJECTED
-    retryable = True
 
-
-class ServerError(TransferError):
-    """The server failed in a way that isn't the request's fault; its own log says how."""
-
-    code = "internal"
-    retryable = True
+class ServerError(TransferError, code="internal", retryable=True):
+    """The server failed, and not because of the request; its log says why."""
 
 
 class RemoteError(TransferError):
-    """A foreign server answered with an error text that isn't in our list; `message` is its text."""
+    """A foreign server sent an error text that has none of the codes; `message` is the text."""
 
 
 class ProtocolError(TransferError):
@@ -217,53 +188,28 @@ class BackpressureOverflow(TransferError):
     """A source that can't be slowed down outran its buffer."""
 
 
-class Stalled(TransferError, TimeoutError):
-    """Nothing moved within the time allowed. A server says so of a payload whose rest doesn't come."""
-
-    code = "stalled"
-    retryable = True
+class Stalled(TransferError, TimeoutError, code="stalled", retryable=True):
+    """Nothing was moved in the time allowed; a server sends this about a payload whose rest doesn't arrive."""
 
 
 class DeadlineExceeded(TransferError, TimeoutError):
     """The operation took longer than its `deadline`."""
 
 
-class ConnectionFailed(TransferError, ConnectionError):
+class ConnectionFailed(TransferError, ConnectionError, retryable=True):
     """No connection could be made: refused, unresolvable, timed out, or the peer rejected our SETUP."""
-
-    retryable = True
 
 
 class ConnectionLost(ConnectionFailed):
     """The connection ended while the operation was under way."""
 
 
-class ClientClosed(ConnectionLost):
+class ClientClosed(ConnectionLost, retryable=False):
     """The application closed the client."""
-
-    retryable = False
 
 
 _BY_CODE: dict[str, type[TransferError]] = {
-    error.code: error
-    for error in (
-        InvalidRequest,
-        InvalidName,
-        UnknownRoute,
-        NotFound,
-        AlreadyExists,
-        Changed,
-        TooLarge,
-        Unauthenticated,
-        PermissionDenied,
-        IntegrityError,
-        Superseded,
-        StorageFull,
-        ServerFull,
-        TooManyStreams,
-        ServerError,
-        Stalled,
-    )
+    kind.code: kind for kind in (*TransferError.__subclasses__(), *RequestRefused.__subclasses__()) if kind.code
 }
 
 _SETUP_ERRORS = frozenset({ErrorCode.INVALID_SETUP, ErrorCode.UNSUPPORTED_SETUP, ErrorCode.REJECTED_SETUP})
@@ -271,15 +217,15 @@ _CONNECTION_ERRORS = frozenset({ErrorCode.CONNECTION_ERROR, ErrorCode.CONNECTION
 
 
 def is_retryable(error: Exception) -> bool:
-    """Whether the same request, unchanged, may succeed later."""
+    """Whether the same request may succeed later."""
     return isinstance(error, TransferError) and error.retryable
 
 
 def to_protocol_error(error: BaseException) -> RSocketProtocolError:
-    """What rsocket turns into an ERROR frame for `error`.
+    """The exception that rsocket sends as the ERROR frame of `error`.
 
-    An exception from outside the tree becomes `internal` with a fixed text: its own may name paths, queries or secrets,
-    and belongs in the server's log alone.
+    An exception that isn't in the tree becomes `internal` with a fixed text: its own text may contain paths, queries or
+    secrets, and belongs in the server's log alone.
     """
     if not (isinstance(error, TransferError) and error.code):
         error = ServerError("the server failed to serve this request; its log says why")
@@ -288,13 +234,7 @@ def to_protocol_error(error: BaseException) -> RSocketProtocolError:
 
 
 def from_error_frame(error_code: int, data: bytes | bytearray | memoryview, name: str | None = None) -> TransferError:
-    """The exception for an ERROR frame; never raises, whatever a peer sends.
-
-    Args:
-        error_code: The frame's code.
-        data: The frame's data; what isn't UTF-8 in it is replaced.
-        name: The file that the request was about.
-    """
+    """The exception for an ERROR frame, of a request about the file `name`. Never raises: invalid UTF-8 is replaced."""
     text = _one_line(bytes(data).decode("utf-8", errors="replace"))
     code, separator, message = text.partition(": ")
     known = _BY_CODE.get(code) if separator else None

@@ -1,4 +1,4 @@
-"""Keeps rsocket's log for what somebody should read."""
+"""Bounds how often a warning is logged: what a peer can cause once it can cause a million times."""
 
 import logging
 import time
@@ -6,71 +6,62 @@ from typing import Final
 
 __all__ = ["limit_repeats", "quiet_rsocket"]
 
-# Each of these is what rsocket 0.4.20 says, at WARNING or ERROR, of a cancel or a disconnect that went as it should.
+# What rsocket 0.4.20 logs, at WARNING or ERROR, of a cancel or a disconnect that went as it should.
 _NORMAL: Final = frozenset(
     {
         "%s: Dropping frame from unknown stream %d",
         "Runtime error canceling task: %s",
-        "Error",  # with the traceback of a disconnect that the other end of the code reports, too
+        "Error",  # with the traceback of a disconnect that the sender or receiver reports as well
     }
 )
-# Whatever a peer can make rsocket say, it can make it say a million times.
-_SECONDS_BETWEEN: Final = 60.0
-# What of ours may be said for each connection is said of so many of them in that time.
-_REPEATS: Final = 10
+_WINDOW_SECONDS: Final = 60.0
+# rsocket has some thirty messages, and we have fewer; those that hold a peer's words must not pile up.
+_MAX_MESSAGES: Final = 100
 
 
-class _Sparse(logging.Filter):
-    """Drops what is normal, and all but the first in a minute of what isn't, by its wording."""
+class _RepeatLimit(logging.Filter):
+    """Drops warnings and errors that are repeated too often, by their message before its arguments are put in.
 
-    def __init__(self) -> None:
+    Args:
+        per_minute: How many of each message pass in a minute.
+        notice: Appended to the last one that passes.
+        ignored: Messages that never pass.
+    """
+
+    def __init__(self, per_minute: int, notice: str = "", ignored: frozenset[str] = frozenset()) -> None:
         super().__init__()
-        self._said_at: dict[str, float] = {}
+        self._per_minute = per_minute
+        self._notice = notice
+        self._ignored = ignored
+        self._counts: dict[str, tuple[float, int]] = {}  # since when, and how many since
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
-        wording = str(record.msg)
-        now = time.monotonic()
-        if wording in _NORMAL or now - self._said_at.get(wording, -_SECONDS_BETWEEN) < _SECONDS_BETWEEN:
+        message, now = str(record.msg), time.monotonic()
+        if message in self._ignored:
             return False
-        if len(self._said_at) > 100:
-            self._said_at.clear()  # rsocket has some thirty wordings; one with a peer's words in it must not pile up
-        self._said_at[wording] = now
-        return True
-
-
-class _Repeats(logging.Filter):
-    """Drops what is said too often, by its wording: who connects again and again must not fill the disk either."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: dict[str, tuple[float, int]] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
-            return True
-        wording, now = str(record.msg), time.monotonic()
-        since, count = self.said.get(wording, (now, 0))
-        if now - since >= _SECONDS_BETWEEN:
+        since, count = self._counts.get(message, (now, 0))
+        if now - since >= _WINDOW_SECONDS:
             since, count = now, 0
-        self.said[wording] = since, count + 1
-        if count + 1 == _REPEATS:
-            record.msg = f"{wording}; more of this kind isn't logged for a minute"
-        return count < _REPEATS
+        if len(self._counts) > _MAX_MESSAGES:
+            self._counts.clear()
+        self._counts[message] = since, count + 1
+        if count + 1 == self._per_minute:
+            record.msg = message + self._notice
+        return count < self._per_minute
 
 
-_FILTER: Final = _Sparse()
-_REPEATED: Final = _Repeats()
+_RSOCKET: Final = _RepeatLimit(1, ignored=_NORMAL)
 
 
 def quiet_rsocket() -> None:
     """Stops rsocket's logger from reporting normal cancels and disconnects, and from repeating itself."""
-    logging.getLogger("pyrsocket").addFilter(_FILTER)  # adding the same filter again changes nothing
+    logging.getLogger("pyrsocket").addFilter(_RSOCKET)  # adding the same filter again changes nothing
 
 
-def limit_repeats(*loggers: str) -> None:
-    """From now on, each wording of a warning or error of these loggers is logged ten times in a minute at the most."""
-    _REPEATED.said.clear()
-    for name in loggers:
-        logging.getLogger(name).addFilter(_REPEATED)
+def limit_repeats(*loggers: str, per_minute: int = 10) -> None:
+    """From now on, each message of these loggers passes `per_minute` times at most, if it is a warning or an error."""
+    for logger in map(logging.getLogger, loggers):
+        logger.filters = [each for each in logger.filters if not isinstance(each, _RepeatLimit)]
+        logger.addFilter(_RepeatLimit(per_minute, "; more of this kind isn't logged for a minute"))

@@ -1,4 +1,4 @@
-"""What every test proves besides its own point: it left no task, thread, file descriptor or unseen exception behind."""
+"""What every test checks in addition: it leaves no task, thread, file descriptor or unhandled exception behind."""
 
 import asyncio
 import gc
@@ -13,7 +13,7 @@ _SETTLE_SECONDS = 10.0
 
 
 def pytest_collection_finish() -> None:
-    """What is here now stays to the end: the collector, which looks at all there is after each test, needn't see it."""
+    """Freezes what was imported, so that the garbage collection after each test doesn't visit it."""
     gc.collect()
     gc.freeze()
 
@@ -21,8 +21,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 async def nothing_left_behind() -> AsyncGenerator[None, None]:
     loop = asyncio.get_running_loop()
-    unseen: list[dict[str, Any]] = []
-    loop.set_exception_handler(lambda _, context: unseen.append(context))
+    unhandled: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: unhandled.append(context))
     fds, threads = _fds(), _threads()
 
     yield
@@ -32,14 +32,14 @@ async def nothing_left_behind() -> AsyncGenerator[None, None]:
     while (tasks := asyncio.all_tasks() - {asyncio.current_task()}) and loop.time() < deadline:
         await asyncio.sleep(0.01)
     assert not tasks, f"tasks left behind: {tasks}"
-    gc.collect()  # so that exceptions nobody retrieved are reported here, not in some later test
+    gc.collect()  # reports exceptions that were never retrieved here, not in a later test
     while (left := _threads() - threads) and loop.time() < deadline:
         await asyncio.sleep(0.01)
     assert not left, f"threads left behind: {left}"
     while (open_now := _fds() - fds) and loop.time() < deadline:
         await asyncio.sleep(0.01)
     assert not open_now, f"file descriptors left behind: {open_now}"
-    assert not unseen, f"exceptions that nobody handled: {unseen}"
+    assert not unhandled, f"unhandled exceptions: {unhandled}"
 
 
 def _fds() -> set[tuple[str, str]]:

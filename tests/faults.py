@@ -1,4 +1,4 @@
-"""A TCP proxy that does to a connection what networks do: cuts it, stalls it, swallows it, slows it, lets it drip."""
+"""A TCP proxy with a network's faults: it cuts, stalls, slows or fragments connections, or never answers."""
 
 import asyncio
 import socket
@@ -14,14 +14,14 @@ _SLOW_READ_BYTES = 2 * 1024
 
 
 class Direction:
-    """One way through the proxy, for all connections.
+    """One direction through the proxy, for all connections.
 
     Attributes:
         nbytes: Bytes forwarded so far.
-        cut_after: Forward so many more, then cut that connection, once; None for never.
-        stall_after: Forward so many more, then no byte, with everything open, until `flow`; None for never.
-        dribble: The most bytes forwarded at a time, a turn of the loop apart; 0 for no such limit.
-        rate: Bytes forwarded in a second, by all connections together; None for as many as there are.
+        cut_after: Bytes to forward before that connection is cut, once; None for never.
+        stall_after: Bytes to forward before everything stalls, with open connections, until `flow`; None for never.
+        dribble: The most bytes forwarded in one event-loop iteration; 0 for no limit.
+        rate: Bytes forwarded in a second, by all connections together; None for no limit.
     """
 
     def __init__(self) -> None:
@@ -36,20 +36,20 @@ class Direction:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether it forwards nothing, now or as soon as something comes."""
+        """Whether nothing is forwarded at the moment."""
         return not self._may_flow.is_set()
 
     def stall(self) -> None:
-        """Forwards nothing from now on."""
+        """Stops forwarding, until `flow`."""
         self._may_flow.clear()
 
     def flow(self) -> None:
-        """Goes on, if it was stalled."""
+        """Ends a stall."""
         self.stall_after = None
         self._may_flow.set()
 
     async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Forwards until the connection ends, or is to be cut."""
+        """Forwards until the connection ends or is cut."""
         while data := await reader.read(self.dribble or (_READ_BYTES if self.rate is None else _SLOW_READ_BYTES)):
             while data:
                 await self._may_flow.wait()
@@ -84,18 +84,18 @@ class Direction:
 
 
 class FaultProxy:
-    """Forwards each connection to a server, as far as it is let. Made by `fault_proxy`.
+    """Forwards each connection to a server; made by `fault_proxy`.
 
     Args:
         target: The server's URI.
-        buffer_bytes: What each buffer on the way may hold, so that a slow link is felt at once; None for the defaults.
+        buffer_bytes: The size of each buffer, small so that a slow link slows its sender at once; None for defaults.
 
     Attributes:
-        target: The server's URI; may be changed, for the connections to come.
+        target: The server's URI; a change applies to new connections.
         up: From the clients to the server.
         down: From the server to the clients.
         accepted: Connections so far.
-        is_black_hole: Whether new connections are accepted and left unanswered.
+        is_black_hole: Whether new connections are accepted and never answered.
     """
 
     def __init__(self, target: str, buffer_bytes: int | None = None) -> None:
@@ -110,31 +110,31 @@ class FaultProxy:
 
     @property
     def uri(self) -> str:
-        """Where clients find it."""
+        """The proxy's own URI."""
         assert self._listener is not None
         host, port = self._listener.sockets[0].getsockname()[:2]
         return f"tcp://{host}:{port}"
 
     @property
     def connections(self) -> int:
-        """Those that are open."""
+        """Open connections."""
         return len(self._connections)
 
     async def open(self) -> None:
-        """Listens, on a port of its own."""
+        """Begins to listen, on a free port."""
         sock = self._socket()
         sock.bind(("127.0.0.1", 0))
         self._listener = await asyncio.start_server(self._accept, sock=sock, limit=self._reads_ahead)
 
     async def close(self) -> None:
-        """Cuts everything, and listens no more."""
+        """Stops listening, and cuts every connection."""
         assert self._listener is not None
         self._listener.close()
         self.cut()
         await eventually(lambda: not self._connections)
 
     def cut(self) -> None:
-        """Resets every connection, on both sides, with all that is under way."""
+        """Resets every connection, on both sides."""
         for connection in self._connections:
             connection.cancel()
 
@@ -143,8 +143,8 @@ class FaultProxy:
         return _READ_BYTES if self._buffer_bytes is None else self._buffer_bytes
 
     def _socket(self) -> socket.socket:
-        """A new socket; its buffers are set before it is connected, since the window that it announces depends on them,
-        and its segments are as short as a network's, since those of loopback wouldn't fit them.
+        """A new socket. Its buffers are set before it is connected, since its TCP window depends on them. Its segments
+        are as short as a network's, since those of loopback don't fit into small buffers.
         """
         sock = socket.socket()
         sock.setblocking(False)
@@ -194,7 +194,7 @@ class FaultProxy:
 
 @asynccontextmanager
 async def fault_proxy(target: str, buffer_bytes: int | None = None) -> AsyncGenerator[FaultProxy, None]:
-    """A proxy to the server at `target`, as `tcp://HOST:PORT`; it forwards everything until it is told otherwise."""
+    """A proxy to the server at `target`, a `tcp://HOST:PORT`; it forwards everything until a fault is set."""
     proxy = FaultProxy(target, buffer_bytes)
     await proxy.open()
     try:

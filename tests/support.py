@@ -1,4 +1,4 @@
-"""Parts that several tests need: a peer that speaks raw frames, built without rsocket, and looks into stream tables."""
+"""What several tests need: a peer that sends and receives raw frames without rsocket, and the open streams."""
 
 import asyncio
 import importlib
@@ -22,18 +22,18 @@ COMPOSITE = b"message/x.rsocket.composite-metadata.v0"
 APPLICATION_ERROR, REJECTED, INVALID, CONNECTION_ERROR = 0x201, 0x202, 0x204, 0x101
 
 PATIENCE = 15.0
-"""Seconds that a test waits at the most for what comes at once on an idle machine; many, as the machine may be busy."""
+"""The most seconds that a test waits for what comes at once on an idle machine; the machine may be busy."""
 
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 
 
 def on_uvloop(scenario: Coroutine[Any, Any, None]) -> None:
-    """Runs it on a uvloop of its own; not in a thread that has a loop already."""
+    """Runs `scenario` on a new uvloop; for threads without a running event loop."""
     importlib.import_module("uvloop").run(scenario)
 
 
 async def _nothing() -> None:
-    """So that uvloop opens, before any test looks, the pipe that it keeps for ever."""
+    """Runs on uvloop once before any test counts descriptors: uvloop opens a pipe that it never closes."""
 
 
 if HAS_UVLOOP:
@@ -42,7 +42,7 @@ if HAS_UVLOOP:
 
 @dataclass(frozen=True)
 class RawFrame:
-    """A frame as it stood on the wire."""
+    """A frame as it was on the wire."""
 
     stream_id: int
     kind: int
@@ -84,7 +84,7 @@ def payload(metadata: bytes | None, data: bytes = b"") -> tuple[int, bytes]:
 
 
 def item(mimetype: bytes, content: bytes, *, length: int | None = None) -> bytes:
-    """A composite metadata item; `length` lies about the content's."""
+    """A composite metadata item; `length` is written in place of the content's."""
     head = bytes([0x80 | 0x7E]) if mimetype == b"route" else bytes([len(mimetype) - 1]) + mimetype
     return head + (len(content) if length is None else length).to_bytes(3, "big") + content
 
@@ -173,7 +173,7 @@ async def raw_peer(uri: str, *, set_up: bool = True) -> AsyncGenerator[RawPeer, 
 
 @asynccontextmanager
 async def raw_server(serve_one: Callable[[RawPeer], Awaitable[None]]) -> AsyncGenerator[str, None]:
-    """A server whose connections are each handled by `serve_one`; gives its URI."""
+    """A server that handles each connection with `serve_one`; yields its URI."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

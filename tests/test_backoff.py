@@ -12,7 +12,7 @@ BASE, CAP = 0.1, 2.0
 
 
 def gaps(lives: list[float], *, jitter: float = 1.0) -> list[float]:
-    """Seconds between the attempts of one who asks again at once, whose connections live for so long."""
+    """Seconds between attempts, if each follows at once the loss of a connection that lived for so long."""
     backoff, now, gaps = Backoff(BASE, CAP, lambda: jitter), 1000.0, list[float]()
     for life in lives:
         began = now = now + backoff.wait(now)
@@ -38,7 +38,7 @@ def test_one_delay_is_at_least_half_of_what_it_may_be() -> None:
     assert BASE / 2 <= backoff.wait(0.0) <= BASE
 
 
-def test_a_cut_of_a_connection_that_lived_is_gone_on_from_at_once_and_the_next_ones_soon() -> None:
+def test_the_loss_of_a_connection_that_lived_is_made_good_at_once_and_further_losses_soon() -> None:
     assert gaps([60.0, 60.0, 0.0, 0.0, 60.0, 1.0, 0.0]) == pytest.approx([60.0, 60.0, 0.1, 0.2, 60.0, 1.0, 0.2])
 
 
@@ -52,7 +52,7 @@ def test_failed_attempts_count_as_those_that_made_a_connection() -> None:
     assert began == pytest.approx([0.0, 0.1, 0.3, 0.7])
 
 
-def test_who_asks_late_does_not_wait() -> None:
+def test_a_late_attempt_does_not_wait() -> None:
     backoff = Backoff(BASE, CAP)
     for now in (0.0, 10.0, 20.0):
         assert backoff.wait(now) == 0.0

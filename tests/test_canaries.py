@@ -1,19 +1,26 @@
-"""Canaries: rsocket 0.4.20 and reactivex 6, used the obvious way and without our code, still misbehave as we found.
+"""Canaries: rsocket 0.4.20 and reactivex 6, used in the obvious way and without our code, still have their faults.
 
-A canary that fails is good news: a release has mended something, and the remedy that its docstring names can go. The
-numbers are those of `test_traps.py`, which shows that our users don't meet the same faults. Where a fault is that
-nothing happens, a canary waits a moment, so a slow machine can hide a remedy but never makes a canary fail.
+A canary that fails is good news: a release has fixed something, and the remedy that its docstring names can go. The
+numbers are those of `test_traps.py`, which shows that our users don't meet these faults. Where the fault is that
+nothing happens, a canary waits for `A_MOMENT`: a slow machine can hide a fix, but never makes a canary fail.
+
+What the product uses of rsocket's private side is in `shared/engine.py` alone, whose docstring gives the reasons; the
+first tests notice when a release changes it.
 """
 
+import ast
 import asyncio
+import importlib
 import inspect
 import logging
+import re
 import struct
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +30,7 @@ from reactivestreams.subscriber import DefaultSubscriber, Subscriber
 from reactivex import Observable, Subject
 from reactivex import operators as ops
 from reactivex.internal.exceptions import SequenceContainsNoElementsError
-from rsocket.exceptions import RSocketStreamIdInUse, RSocketTransportError
+from rsocket.exceptions import RSocketTransportError
 from rsocket.extensions.composite_metadata import CompositeMetadata
 from rsocket.frame import (
     FrameFragmentMixin,
@@ -46,7 +53,9 @@ from rsocket.routing.request_router import RequestRouter
 from rsocket.rsocket_base import RSocketBase
 from rsocket.rsocket_client import RSocketClient
 from rsocket.rsocket_server import RSocketServer
+from rsocket.stream_control import StreamControl
 from rsocket.streams.stream_from_generator import StreamFromGenerator
+from rsocket.streams.stream_handler import StreamHandler
 from rsocket.transports.tcp import TransportTCP
 
 from tests.support import (
@@ -69,6 +78,7 @@ from tests.support import (
     stream_ids,
 )
 
+ROOT = Path(__file__).parents[1]
 SMALLEST_FRAGMENTS = 64
 A_MOMENT = 0.03
 
@@ -106,7 +116,7 @@ class Handler(BaseRequestHandler):
 async def plain_server(
     handler: BaseRequestHandler, **options: Any
 ) -> AsyncGenerator[tuple[str, list[RSocketServer]], None]:
-    """A server as in rsocket's examples; gives its URI and its sessions."""
+    """A server as in rsocket's examples; yields its URI and its sessions."""
     sessions: list[RSocketServer] = []
 
     def accept(*connection: Any) -> None:
@@ -146,7 +156,7 @@ async def plain_pair(
 
 
 class AtOnce(DefaultPublisherSubscription):
-    """Publishes all its items on the first request, the last one as such."""
+    """Publishes all its items on the first request; the last one completes the stream."""
 
     def __init__(self, *items: Payload) -> None:
         self._items = items
@@ -162,7 +172,7 @@ class Silent(DefaultPublisherSubscription):
 
 
 class Collector(DefaultSubscriber):
-    """Subscribes one item at a time, and remembers them."""
+    """Requests one item at a time, and records them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +197,7 @@ class Collector(DefaultSubscriber):
 
 
 async def assert_hangs(future: Awaitable[Any]) -> None:
-    """Asserts that a moment isn't enough for `future`, and cancels it."""
+    """Asserts that `future` isn't done after `A_MOMENT`, and cancels it."""
     waiting = asyncio.ensure_future(future)
     done, _ = await asyncio.wait([waiting], timeout=A_MOMENT)
     assert not done, "it ended"
@@ -197,7 +207,7 @@ async def assert_hangs(future: Awaitable[Any]) -> None:
 
 @contextmanager
 def errors_of_the_loop() -> Iterator[list[dict[str, Any]]]:
-    """Collects what rsocket leaves to the event loop's exception handler."""
+    """Collects the errors that reach the event loop's exception handler."""
     loop = asyncio.get_running_loop()
     before, seen = loop.get_exception_handler(), list[dict[str, Any]]()
     loop.set_exception_handler(lambda _, context: seen.append(context))
@@ -211,52 +221,100 @@ def echo(data: bytes) -> Payload:
     return Payload(data)
 
 
-# What we rely on
+# What our code relies on
 
 
 def test_the_versions_are_those_that_were_examined() -> None:
-    """Each statement of this module, of `tests/typings` and of our comments on rsocket is about these versions."""
+    """This module, `tests/typings` and all comments on rsocket are about these versions."""
     assert metadata.version("rsocket") == "0.4.20"
     assert metadata.version("reactivex") == "6.1.0"
 
 
-def test_the_private_parts_that_we_use_are_there() -> None:
-    """`server/connection.py` and `shared/lean.py` override or call all of these, `rx_client/requests.py` some."""
+def test_the_methods_that_we_override_or_call_have_the_parameters_that_we_expect() -> None:
+    """The private ones are for `shared/engine.py`, the public ones also for `server/net` and `rx_client`."""
 
     def parameters(function: Callable[..., Any]) -> list[str]:
         return list(inspect.signature(function).parameters)
 
-    assert parameters(RSocketBase._register_stream) == ["self", "stream_id", "handler"]
-    assert parameters(RSocketBase.send_payload) == ["self", "stream_id", "payload", "complete", "is_next"]
-    assert parameters(RSocketBase.send_request) == ["self", "frame"]
-    assert parameters(RSocketBase.send_error) == ["self", "stream_id", "exception"]
-    assert parameters(RSocketBase._handle_frame_by_type) == ["self", "frame", "async_frame_handler_by_type"]
-    assert parameters(RSocketBase.handle_setup) == ["self", "frame"]
-    assert parameters(RSocketBase.handle_request_response) == ["self", "frame"]
-    for name in ("_reset_internals", "_sender", "_before_sender", "_finally_sender", "is_server_alive"):
+    for name in (
+        *("_reset_internals", "_sender", "_before_sender", "_finally_sender", "_setup_internals"),
+        *("is_server_alive", "get_fragment_size_bytes"),
+    ):
         assert parameters(getattr(RSocketBase, name)) == ["self"]
-    assert parameters(RSocketBase._handle_next_frame) == ["self", "frame", "async_frame_handler_by_type"]
+    for name in ("_handle_next_frame", "_handle_frame_by_type"):
+        assert parameters(getattr(RSocketBase, name)) == ["self", "frame", "async_frame_handler_by_type"]
+    for name in ("handle_setup", "handle_request_response", "handle_error", "handle_resume", "handle_keep_alive"):
+        assert parameters(getattr(RSocketBase, name)) == ["self", "frame"]
+    for name in ("send_frame", "send_priority_frame", "send_request"):
+        assert parameters(getattr(RSocketBase, name)) == ["self", "frame"]
+    assert parameters(RSocketBase._register_stream) == ["self", "stream_id", "handler"]
+    assert parameters(RSocketBase.register_new_stream) == ["self", "handler"]
     assert parameters(RSocketBase.finish_stream) == ["self", "stream_id"]
+    assert parameters(RSocketBase.stop_all_streams) == ["self", "error_code", "data"]
+    assert parameters(RSocketBase.send_payload) == ["self", "stream_id", "payload", "complete", "is_next"]
+    assert parameters(RSocketBase.send_error) == ["self", "stream_id", "exception"]
+    assert parameters(RSocketClient._keepalive_timeout_task) == ["self"]
+    assert parameters(StreamHandler._finish_stream) == ["self"]  # for classes that inherit: our requests and replies
     assert parameters(FrameFragmentMixin.get_next_fragment) == ["self", "requires_length_header"]
 
 
 async def test_a_connection_has_the_private_state_that_we_read() -> None:
-    """`rx_client/connection.py` reads `_is_closing`; `server/connection.py` `_handler` and `_stream_control`."""
+    """`shared/engine.py` reads `_is_closing`, `_receiver_task` and `_stream_control._streams`."""
     handler = Handler(respond=lambda _: asyncio.get_running_loop().create_future())
     async with plain_pair(handler) as (client, server):
         assert client._is_closing is False
-        assert server._handler is handler
+        assert isinstance(server._receiver_task, asyncio.Task)
         asking = client.request_response(Payload(b"x"))
-        await eventually(lambda: stream_ids(server))
-        server._stream_control.assert_stream_id_available(3)
-        with pytest.raises(RSocketStreamIdInUse):
-            server._stream_control.assert_stream_id_available(1)
+        await eventually(lambda: server._stream_control._streams)
+        assert list(client._stream_control._streams) == list(server._stream_control._streams) == [1]
         asking.cancel()
     assert client._is_closing is True
 
 
+def private_names(*classes: type) -> set[str]:
+    """The private methods and attributes that these classes' own code defines or uses on `self`."""
+    names = set[str]()
+    for each in classes:
+        for node in ast.walk(ast.parse(inspect.getsource(each))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self":
+                names.add(node.attr)
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+
+
+def private_uses(path: Path) -> set[str]:
+    """The private names of rsocket's connection that a product file reads, calls or overrides."""
+    connection = private_names(RSocketBase, RSocketClient, RSocketServer, StreamControl)
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    tree, found = ast.parse(path.read_text()), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            found |= {node.attr} & connection
+    for definition in tree.body:
+        cls = getattr(module, definition.name) if isinstance(definition, ast.ClassDef) else object
+        if issubclass(cls, RSocketBase):
+            found |= private_names(cls) & connection
+    return found
+
+
+PRODUCT = [path for package in ("shared", "server", "rx_client") for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def test_only_the_engine_uses_the_private_side_of_rsockets_connection() -> None:
+    users = {path.relative_to(ROOT).as_posix(): used for path in PRODUCT if (used := private_uses(path))}
+    assert set(users) == {"shared/engine.py"}
+
+
+def test_the_engine_says_why_it_uses_each_private_name() -> None:
+    engine = ROOT / "shared" / "engine.py"
+    reasons = ast.get_docstring(ast.parse(engine.read_text()))
+    assert reasons is not None
+    assert private_uses(engine) == set(re.findall(r"\b_[a-z]\w*", reasons))
+
+
 async def test_the_sender_asks_a_queued_frame_for_fragments_and_once_more_after_the_last() -> None:
-    """`shared/outgoing.py` is such a queued frame; the assertion in it relies on this."""
+    """`OutgoingFrame` in `shared/frames/outgoing.py` is such a frame, on an application's own rsocket, too."""
 
     class Queued(FrameFragmentMixin):
         def __init__(self) -> None:
@@ -275,11 +333,13 @@ async def test_the_sender_asks_a_queued_frame_for_fragments_and_once_more_after_
         assert queued.asked == [True, True, True]
 
 
-# Bytes are lost or corrupted, silently
+# Bytes are silently lost or corrupted
 
 
 async def test_trap_1_fragments_of_one_streams_items_interleave() -> None:
-    """Remedy: the assertion in `server/connection.py` that an item of a stream fits one frame."""
+    """Remedy: `ServerConnection.send_payload` in `server/net/connection.py` and `ChannelRequest.send_item` in
+    `rx_client/requests/channel.py` only send items that fit one frame.
+    """
     items = [b"a" * 100, b"b" * 100]
     handler = Handler(publish=lambda: AtOnce(*map(Payload, items)))
     async with plain_pair(handler, SMALLEST_FRAGMENTS) as (client, _):
@@ -289,13 +349,17 @@ async def test_trap_1_fragments_of_one_streams_items_interleave() -> None:
 
 
 def test_trap_2_the_length_of_a_large_frame_wraps() -> None:
-    """Remedy: the fragment size that `rx_client/requests.py` insists on, and the assertion in `shared/transport.py`."""
+    """Remedy: `Request.send` in `rx_client/requests/base.py` always has a fragment size, and `TcpTransport.send` in
+    `shared/transport/tcp.py` an assertion.
+    """
     upload = to_request_response_frame(1, Payload(bytes(2**24)), fragment_size_bytes=None).get_next_fragment()
     assert int.from_bytes(serialize_prefix_with_frame_size_header(upload)[:3], "big") == 6
 
 
 async def test_trap_3_a_cancelled_request_is_sent_and_served() -> None:
-    """Remedy: `shared/outgoing.py` holds back what isn't sent; `shared/reassembly.py` drops what was."""
+    """Remedy: `OutgoingFrame.withdraw` in `shared/frames/outgoing.py` holds back what isn't sent; `Reassembler` in
+    `shared/frames/reassembly.py` drops what was.
+    """
     served: list[bytes] = []
     handler = Handler(respond=lambda data: served.append(bytes(data)) or Payload(b"ok"))
     async with plain_pair(handler, SMALLEST_FRAGMENTS) as (client, _):
@@ -307,7 +371,9 @@ async def test_trap_3_a_cancelled_request_is_sent_and_served() -> None:
 
 
 async def test_trap_4_payloads_are_mutable_and_not_copied() -> None:
-    """Remedy: `bytes(...)` where data comes in: `server/session.py`, `rx_client/client.py`, `rx_client/requests.py`."""
+    """Remedy: `bytes(...)` in `rx_client/client.py` and in `server/routes/tutorial.py`; `checked` in
+    `rx_client/requests/base.py`.
+    """
     content = bytearray(b"content")
     assert to_payload_frame(1, Payload(content)).get_next_fragment().data is content
 
@@ -318,7 +384,9 @@ async def test_trap_4_payloads_are_mutable_and_not_copied() -> None:
 
 
 async def test_trap_5_an_item_that_is_empty_in_both_vanishes() -> None:
-    """Remedy: the assertion in `server/stream.py`; the name in an upload's reply in `server/session.py`."""
+    """Remedy: the check in `PullStream` in `server/routes/pull.py`; the name in the reply of `_upload` in
+    `server/routes/tutorial.py`.
+    """
     items = [Payload(b"a"), Payload(b"", b""), Payload(b"c")]
     async with plain_pair(Handler(publish=lambda: AtOnce(*items)), SMALLEST_FRAGMENTS) as (client, _):
         got = await ReactiveXClient(client).request_stream(Payload(b"x")).pipe(ops.to_list())
@@ -326,16 +394,16 @@ async def test_trap_5_an_item_that_is_empty_in_both_vanishes() -> None:
 
 
 def test_trap_6_truncated_metadata_is_a_shorter_name() -> None:
-    """Remedy: `shared/metadata.py`."""
+    """Remedy: `parse_metadata` in `shared/protocol/metadata.py`."""
     found = CompositeMetadata().parse(item(b"chat/file-name", b"secret", length=len(b"secret.txt"))).items
     assert [each.content for each in found] == [b"secret"]
 
 
-# Observables that are not what Rx users expect
+# Observables that behave otherwise than Rx users expect
 
 
 async def test_trap_7_a_request_is_sent_at_the_call_and_only_then() -> None:
-    """Remedy: `cold` in `rx_client/requests.py`."""
+    """Remedy: `ColdReactiveXClient.cold` in `rx_client/requests/cold.py`."""
     served: list[bytes] = []
 
     def respond(data: bytes) -> Payload:
@@ -351,7 +419,7 @@ async def test_trap_7_a_request_is_sent_at_the_call_and_only_then() -> None:
 
 
 async def test_trap_7_disposing_one_subscription_ends_the_other() -> None:
-    """Remedy: `cold` in `rx_client/requests.py`."""
+    """Remedy: `ColdReactiveXClient.cold` in `rx_client/requests/cold.py`."""
     errors: list[BaseException] = []
     answer = asyncio.get_running_loop().create_future()
     async with plain_pair(Handler(respond=lambda _: answer)) as (client, _):
@@ -364,15 +432,15 @@ async def test_trap_7_disposing_one_subscription_ends_the_other() -> None:
 
 
 async def test_trap_7_a_second_subscription_to_a_stream_hangs() -> None:
-    """Remedy: `cold` in `rx_client/requests.py`."""
+    """Remedy: `ColdReactiveXClient.cold` in `rx_client/requests/cold.py`."""
     async with plain_pair(Handler(publish=lambda: AtOnce(Payload(b"a")))) as (client, _):
         once = ReactiveXClient(client).request_stream(Payload(b"x"))
         await once
         await assert_hangs(once)
 
 
-async def test_trap_7_a_stream_disposed_in_the_same_tick_leaks() -> None:
-    """Remedy: the synchronous `Request` in `rx_client/requests.py`."""
+async def test_trap_7_a_stream_disposed_in_the_same_iteration_leaks() -> None:
+    """Remedy: `Request.send` in `rx_client/requests/base.py` opens the stream at once, and `Request.cancel` ends it."""
     async with plain_pair(Handler(respond=echo)) as (client, _):
         ReactiveXClient(client).request_stream(Payload(b"x")).subscribe().dispose()
         await client.request_response(Payload(b"a round trip later"))
@@ -380,14 +448,14 @@ async def test_trap_7_a_stream_disposed_in_the_same_tick_leaks() -> None:
 
 
 async def test_trap_8_an_empty_response_is_no_response() -> None:
-    """Remedy: `_ResponseRequest` in `rx_client/requests.py` emits it."""
+    """Remedy: `ResponseRequest` in `rx_client/requests/response.py` emits it."""
     async with plain_pair(Handler(respond=lambda _: Payload())) as (client, _):
         with pytest.raises(SequenceContainsNoElementsError):
             await ReactiveXClient(client).request_response(Payload(b"x"))
 
 
-async def test_trap_9_a_slow_consumer_slows_nobody() -> None:
-    """Remedy: `rx_client/chunks.py`, whose credit goes back when the consumer is done."""
+async def test_trap_9_a_slow_consumer_does_not_slow_the_producer() -> None:
+    """Remedy: `Chunk` in `rx_client/chunks.py`: the credit of a chunk returns when the consumer is done with it."""
     produced = 0
 
     def items() -> Iterator[tuple[Payload, bool]]:
@@ -404,7 +472,7 @@ async def test_trap_9_a_slow_consumer_slows_nobody() -> None:
 
 
 async def test_trap_10_an_observable_is_pulled_without_limit_and_never_disposed() -> None:
-    """Remedy: `PullStream` in `server/stream.py`."""
+    """Remedy: `PullStream` in `server/routes/pull.py`."""
     pulled: list[int] = []
     subject = Subject[Payload]()
     many = reactivex.from_iterable(range(1_000)).pipe(ops.do_action(pulled.append), ops.map(lambda _: Payload(b"x")))
@@ -419,8 +487,8 @@ async def test_trap_10_an_observable_is_pulled_without_limit_and_never_disposed(
     assert subject.observers
 
 
-async def test_trap_11_an_observer_that_raises_tells_the_server_and_the_stream_goes_on() -> None:
-    """Remedy: `Request.frame_received` in `rx_client/requests.py`."""
+async def test_trap_11_what_an_observer_raises_is_sent_to_the_server_and_the_stream_goes_on() -> None:
+    """Remedy: `Request.frame_received` in `rx_client/requests/base.py`."""
     errors: list[str] = []
 
     async def serve_one(peer: RawPeer) -> None:
@@ -442,7 +510,7 @@ async def test_trap_11_an_observer_that_raises_tells_the_server_and_the_stream_g
 
 
 async def test_trap_12_a_timeout_fires_on_a_foreign_thread() -> None:
-    """Remedy: `rx_client/observables.py`."""
+    """Remedy: `LoopObservable` in `rx_client/rx/observables.py`."""
     fired: list[threading.Thread] = []
     reactivex.never().pipe(ops.timeout(0.001)).subscribe(on_error=lambda _: fired.append(threading.current_thread()))
     await eventually(lambda: fired)
@@ -450,7 +518,7 @@ async def test_trap_12_a_timeout_fires_on_a_foreign_thread() -> None:
 
 
 async def test_trap_13_the_last_item_completes_without_on_complete() -> None:
-    """Remedy: `_StreamRequest` in `rx_client/requests.py` reads the frame's flags itself."""
+    """Remedy: `StreamRequest` in `rx_client/requests/stream.py` reads the frame's flags."""
     collector = Collector()
     async with plain_pair(Handler(publish=lambda: AtOnce(Payload(b"only")))) as (client, _):
         client.request_stream(Payload(b"x")).subscribe(collector)
@@ -462,7 +530,9 @@ async def test_trap_13_the_last_item_completes_without_on_complete() -> None:
 
 
 async def test_trap_14_a_request_on_a_lost_connection_hangs() -> None:
-    """Remedy: `Connector.current` in `rx_client/connection.py`."""
+    """Remedy: `is_usable` in `shared/engine.py`, asked by `GivenConnection.current` in
+    `rx_client/connection/connector.py`; a managed connection ends its requests by itself.
+    """
     async with plain_pair(Handler(respond=echo)) as (client, server):
         await server.close()
         await eventually(lambda: client._is_closing)
@@ -470,7 +540,7 @@ async def test_trap_14_a_request_on_a_lost_connection_hangs() -> None:
 
 
 async def test_trap_14_a_refused_connect_does_not_raise_until_the_close() -> None:
-    """Remedy: `rx_client/connection.py` opens the socket."""
+    """Remedy: `dial_tcp` in `rx_client/connection/dial.py` opens the socket, not rsocket."""
 
     async def refused() -> AsyncGenerator[TransportTCP, None]:
         raise ConnectionRefusedError
@@ -485,7 +555,7 @@ async def test_trap_14_a_refused_connect_does_not_raise_until_the_close() -> Non
 
 
 async def test_trap_15_a_keepalive_timeout_ends_nothing() -> None:
-    """Remedy: `_ClientHandler` in `rx_client/connection.py`."""
+    """Remedy: `ClientSession.watch_peer` in `rx_client/connection/session.py`."""
     noticed = asyncio.Event()
 
     class Noticing(BaseRequestHandler):
@@ -508,23 +578,23 @@ async def test_trap_15_a_keepalive_timeout_ends_nothing() -> None:
 
 @pytest.mark.parametrize("answer", [None, b"bytes"])
 async def test_trap_17_an_answer_that_is_no_payload_hangs_the_client(answer: object) -> None:
-    """Remedy: `_Reply` in `server/connection.py`."""
+    """Remedy: `_answer` in `server/routes/dispatch.py` checks what a handler gives."""
     with errors_of_the_loop() as errors:
         async with plain_pair(Handler(respond=lambda _: answer)) as (client, _):
             await assert_hangs(client.request_response(Payload(b"x")))
     assert isinstance(errors[0]["exception"], AttributeError)
 
 
-async def test_trap_17_a_text_as_data_makes_the_connection_mute() -> None:
-    """Remedy: `_Reply` in `server/connection.py`."""
+async def test_trap_17_a_text_as_data_silences_the_connection() -> None:
+    """Remedy: `_answer` in `server/routes/dispatch.py`, and `checked` in `rx_client/requests/base.py`."""
     async with plain_pair(Handler(respond=lambda data: Payload("text" if data == b"text" else data))) as (client, _):
         await assert_hangs(client.request_response(Payload(b"text")))
         await assert_hangs(client.request_response(Payload(b"another")))
         assert not client._is_closing
 
 
-async def test_trap_17_a_handler_that_is_cancelled_makes_the_connection_mute() -> None:
-    """Remedy: `_typed` in `server/session.py`, and tasks as answers."""
+async def test_trap_17_a_handler_that_is_cancelled_silences_the_connection() -> None:
+    """Remedy: `_call` in `server/routes/dispatch.py` makes an error of it."""
 
     async def respond(data: bytes) -> Payload:
         if data == b"cancel":
@@ -537,8 +607,8 @@ async def test_trap_17_a_handler_that_is_cancelled_makes_the_connection_mute() -
         assert not client._is_closing
 
 
-async def test_trap_17_a_cancelled_fire_and_forget_makes_the_connection_mute() -> None:
-    """Remedy: none; `rx_client` has no fire-and-forget of its own."""
+async def test_trap_17_a_cancelled_fire_and_forget_silences_the_connection() -> None:
+    """Remedy: `FireAndForgetRequest` in `rx_client/requests/oneway.py` has no future that could be cancelled."""
     with errors_of_the_loop():
         async with plain_pair(Handler(respond=echo)) as (client, _):
             client.fire_and_forget(Payload(b"x")).cancel()
@@ -547,7 +617,7 @@ async def test_trap_17_a_cancelled_fire_and_forget_makes_the_connection_mute() -
 
 
 async def test_trap_18_a_rejected_setup_changes_nothing() -> None:
-    """Remedy: `ServerConnection.handle_setup` in `server/connection.py`, and the gate in `server/handler.py`."""
+    """Remedy: `ServerConnection.handle_setup` in `server/net/connection.py` ends the connection."""
 
     class Rejecting(Handler):
         async def on_setup(self, data_encoding: bytes, metadata_encoding: bytes, payload: Payload) -> None:
@@ -558,7 +628,7 @@ async def test_trap_18_a_rejected_setup_changes_nothing() -> None:
 
 
 async def test_trap_19_a_slow_handler_holds_up_the_connection() -> None:
-    """Remedy: `ChatUserSession._answer` in `server/session.py` gives tasks."""
+    """Remedy: `Dispatcher.answer` in `server/routes/dispatch.py` gives a task."""
     seen: list[bytes] = []
     release = asyncio.Event()
 
@@ -583,7 +653,9 @@ def numbers(count: int) -> Observable[Payload]:
 
 
 async def test_trap_20_a_disposed_upload_goes_on() -> None:
-    """Remedy: `ChannelRequest` in `rx_client/requests.py` and `rx_client/uploading.py` stop the source themselves."""
+    """Remedy: `UploadTransfer.attempt` in `rx_client/transfers/upload.py` and `ExchangeRequest` in
+    `rx_client/requests/exchange.py` stop the source.
+    """
     collector = Collector()
     async with plain_pair(Handler(connect=lambda: (Silent(), collector))) as (client, _):
         upload = ReactiveXClient(client).request_channel(Payload(b"x"), observable=numbers(100)).subscribe()
@@ -593,7 +665,9 @@ async def test_trap_20_a_disposed_upload_goes_on() -> None:
 
 
 async def test_trap_20_an_upload_goes_on_after_the_servers_error() -> None:
-    """Remedy: `server/upload.py` and `_RefusedChannel` in `server/handler.py` cancel as well."""
+    """Remedy: `UploadChannel` in `server/routes/upload.py` and `_Refusal` in `server/routes/dispatch.py` send a CANCEL
+    as well.
+    """
 
     class Failing(DefaultPublisherSubscription):
         def request(self, n: int) -> None:
@@ -609,7 +683,9 @@ async def test_trap_20_an_upload_goes_on_after_the_servers_error() -> None:
 
 
 async def test_trap_20_an_error_of_the_uploads_source_is_not_reported() -> None:
-    """Remedy: `rx_client/uploading.py` reports it."""
+    """Remedy: `ChannelRequest.fail` in `rx_client/requests/channel.py` and `ExchangeRequest` in
+    `rx_client/requests/exchange.py` report it.
+    """
     collector = Collector()
     async with plain_pair(Handler(connect=lambda: (Silent(), collector))) as (client, _):
         failing = reactivex.throw(OSError("the disk"))
@@ -617,16 +693,16 @@ async def test_trap_20_an_error_of_the_uploads_source_is_not_reported() -> None:
         assert collector.calls == ["on_error"]
 
 
-async def test_trap_21_the_subscriber_of_an_upload_is_not_told_of_a_lost_connection() -> None:
-    """Remedy: `UploadChannel` in `server/upload.py` is the publisher, too, which is told."""
+async def test_trap_21_the_subscriber_of_an_upload_is_not_notified_of_a_lost_connection() -> None:
+    """Remedy: `UploadChannel` in `server/routes/upload.py` is the publisher as well, which is cancelled."""
     collector = Collector()
     cancelled = asyncio.Event()
 
-    class Told(DefaultPublisherSubscription):
+    class Cancelled(DefaultPublisherSubscription):
         def cancel(self) -> None:
             cancelled.set()
 
-    async with plain_server(Handler(connect=lambda: (Told(), collector))) as (uri, _):
+    async with plain_server(Handler(connect=lambda: (Cancelled(), collector))) as (uri, _):
         async with raw_peer(uri) as peer:
             await peer.send(request(1, REQUEST_CHANNEL, None, b"x"), frame(1, PAYLOAD, NEXT, b"item"))
             await eventually(lambda: collector.items)
@@ -635,7 +711,7 @@ async def test_trap_21_the_subscriber_of_an_upload_is_not_told_of_a_lost_connect
 
 
 async def test_trap_22_without_a_publisher_the_client_completes_before_the_upload() -> None:
-    """Remedy: `UploadChannel` in `server/upload.py` publishes a receipt after the commit."""
+    """Remedy: `UploadChannel` in `server/routes/upload.py` publishes a receipt after the commit."""
     collector = Collector()
     received: list[int] = []
     async with plain_pair(Handler(connect=lambda: (None, collector))) as (client, _):
@@ -646,7 +722,7 @@ async def test_trap_22_without_a_publisher_the_client_completes_before_the_uploa
 
 
 async def test_trap_23_a_stream_cancelled_in_the_segment_of_its_request_leaks() -> None:
-    """Remedy: `PullStream` in `server/stream.py`."""
+    """Remedy: `PullStream.cancel` in `server/routes/pull.py` works before the first request, too."""
     handler = Handler(respond=echo, publish=lambda: StreamFromGenerator(lambda: iter(())))
     async with plain_server(handler) as (uri, sessions), raw_peer(uri) as peer:
         await peer.send(request(1, REQUEST_STREAM, None, b"x") + frame(1, CANCEL))
@@ -654,14 +730,14 @@ async def test_trap_23_a_stream_cancelled_in_the_segment_of_its_request_leaks() 
         assert answer is not None
         assert answer.error == (APPLICATION_ERROR, "'StreamFromGenerator' object has no attribute '_generator'")
         assert stream_ids(sessions[0]) == [1]
-        sessions[0]._stream_control._streams.clear()  # it would make the end of the connection fail, too
+        sessions[0]._stream_control._streams.clear()  # it would make the connection's end fail as well
 
 
 # Memory and load
 
 
-def test_trap_24_what_a_stranger_has_the_server_reassemble_is_unlimited() -> None:
-    """Remedy: `Reassembler` in `shared/reassembly.py`, which has limits, and leaves the cache nothing to join."""
+def test_trap_24_what_an_unauthenticated_peer_has_the_server_reassemble_is_unlimited() -> None:
+    """Remedy: `Reassembler` in `shared/frames/reassembly.py` has limits; rsocket's cache gets only whole frames."""
     cache = FrameFragmentCache()
     for _ in range(20):
         fragment = RequestResponseFrame() if not cache._frames_by_stream_id else PayloadFrame()
@@ -671,13 +747,13 @@ def test_trap_24_what_a_stranger_has_the_server_reassemble_is_unlimited() -> Non
 
 
 async def test_trap_24_the_send_queue_is_unlimited() -> None:
-    """Remedy: `SendWindow` in `server/stream.py`."""
+    """Remedy: `SendWindow` in `server/routes/window.py`, and `Outbox.control_bytes` in `shared/frames/outbox.py`."""
     async with plain_pair(Handler()) as (_, server):
         assert server._send_queue.maxsize == 0
 
 
 def test_trap_25_the_socket_is_read_in_small_pieces() -> None:
-    """Remedy: `shared/transport.py`."""
+    """Remedy: `FrameDecoder` in `shared/transport/decoder.py` receives 64 KiB, or the rest of a large frame."""
     assert inspect.signature(TransportTCP).parameters["read_buffer_size"].default == 1024
 
 
@@ -701,7 +777,7 @@ async def test_trap_26_an_exceptions_text_reaches_the_client() -> None:
     "error", [struct.pack(">I", 0x301) + b"text", struct.pack(">I", APPLICATION_ERROR) + b"\xff"], ids=["code", "text"]
 )
 async def test_trap_26_an_unusual_error_hangs_the_client(error: bytes) -> None:
-    """Remedy: `_parse_error` in `shared/frames.py` and `from_error_frame` in `shared/errors.py`."""
+    """Remedy: `_parse_error` in `shared/frames/codec.py` and `from_error_frame` in `shared/errors.py`."""
 
     async def serve_one(peer: RawPeer) -> None:
         while (got := await peer.receive()) is not None:
@@ -716,7 +792,7 @@ async def test_trap_26_an_unusual_error_hangs_the_client(error: bytes) -> None:
 
 
 async def test_trap_27_a_listing_fails_when_a_file_is_uploaded_meanwhile() -> None:
-    """Remedy: the snapshot in `ChatUserSession._list` in `server/session.py`."""
+    """Remedy: the snapshot in `_list` in `server/routes/tutorial.py`."""
     stored = {b"a": b"", b"b": b""}
     names = ((Payload(name), False) for name in stored)
     async with plain_pair(Handler(publish=lambda: StreamFromGenerator(lambda: names))) as (client, _):
@@ -726,14 +802,16 @@ async def test_trap_27_a_listing_fails_when_a_file_is_uploaded_meanwhile() -> No
 
 
 async def test_trap_28_the_reactivex_handler_has_holes() -> None:
-    """Remedy: our server uses rsocket's own handlers: `server/handler.py`."""
+    """Remedy: `Dispatcher` in `server/routes/dispatch.py` is a handler of rsocket's own kind, and
+    `ColdReactiveXClient.request_channel` in `rx_client/requests/cold.py` makes its own channels.
+    """
     with pytest.raises(RecursionError):
         await ReactivexHandlerAdapter(BaseReactivexHandler()).on_metadata_push(Payload())
     assert list(inspect.signature(ReactivexChannel).parameters) == ["observable", "observer", "limit_rate"]
 
 
 async def test_trap_29_the_router_goes_by_names_and_unquoted_annotations() -> None:
-    """Remedy: `server/session.py` names its parameters so, and has no `from __future__ import annotations`."""
+    """Remedy: `TableRouter.route` in `server/routes/dispatch.py` calls the table's handlers itself."""
     seen: list[object] = []
     router = RequestRouter(payload_deserializer=lambda cls, _: f"deserialised as {cls}")
 
@@ -755,10 +833,10 @@ def test_trap_29_the_command_of_rsocket_is_not_installed() -> None:
     assert not metadata.entry_points(group="console_scripts", name="rsocket-py")
 
 
-async def test_trap_31_normal_cancels_and_disconnects_are_logged_as_trouble(
+async def test_trap_31_normal_cancels_and_disconnects_are_logged_as_warnings(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Remedy: `shared/logs.py`."""
+    """Remedy: `quiet_rsocket` in `shared/logs.py`."""
     monkeypatch.setattr(logging.getLogger("pyrsocket"), "filters", [])
     async with plain_pair(Handler(respond=echo)) as (client, server):
         await client.request_response(Payload(b"x"))
@@ -772,7 +850,9 @@ async def test_trap_31_normal_cancels_and_disconnects_are_logged_as_trouble(
 
 
 def test_trap_32_retries_are_immediate_and_observables_are_not_iterated() -> None:
-    """Remedy: `rx_client/operators`."""
+    """Remedy: `retry_backoff` in `rx_client/operators/_retry_backoff.py` and `to_async_iter` in
+    `rx_client/operators/_to_async_iter.py`.
+    """
     assert not hasattr(ops, "retry_when")
     assert list(inspect.signature(ops.retry).parameters) == ["retry_count"]
     assert not hasattr(Observable, "__aiter__")
@@ -784,3 +864,21 @@ def test_trap_32_merge_queues_without_bound() -> None:
     source = reactivex.from_iterable(range(1_000)).pipe(ops.do_action(pulled.append))
     source.pipe(ops.map(lambda _: reactivex.never()), ops.merge(max_concurrent=1)).subscribe().dispose()
     assert len(pulled) == 1_000
+
+
+# The remedies
+
+CANARIES = [test for name, test in list(globals().items()) if name.startswith("test_trap_")]
+
+
+@pytest.mark.parametrize("canary", CANARIES)
+def test_every_remedy_is_where_its_canary_says(canary: Callable[..., object]) -> None:
+    remedy = " ".join((canary.__doc__ or "").split())
+    assert remedy.startswith("Remedy: ")
+    places = re.findall(r"`([\w.]+)` (?:and `([\w.]+)` )?in `([\w/]+\.py)`", remedy)
+    assert places or remedy.startswith(("Remedy: none;", "Remedy: `bytes(...)`"))
+    for *names, path in places:
+        code = (ROOT / path).read_text()
+        for part in ".".join(filter(None, names)).split("."):
+            assert re.search(rf"\b(class |def |self\.){part}\b", code), (path, part)
+    assert all((ROOT / path).exists() for path in re.findall(r"`([\w/]+\.py)`", remedy))

@@ -139,7 +139,7 @@ async def test_errors_are_ours_and_know_the_name(server: FileServer, files: File
 # Cold
 
 
-async def test_nothing_is_sent_before_somebody_subscribes(server: FileServer, files: FileClient) -> None:
+async def test_nothing_is_sent_before_a_subscription(server: FileServer, files: FileClient) -> None:
     files.upload("n", b"x")
     files.download("a")
     files.list_files()
@@ -220,10 +220,10 @@ async def test_a_synchronous_dispose_sends_no_request(server: FileServer, files:
 async def test_a_dispose_in_the_middle_of_an_upload_stores_nothing(server: FileServer, files: FileClient) -> None:
     subscription = files.upload("n", BIG).subscribe()
     (connection,) = await _connections(server)
-    await eventually(lambda: connection._file_transport._reassembler.pending)
+    await eventually(lambda: connection.reassembler.pending)
     subscription.dispose()
     await files.download("a")
-    await eventually(lambda: not connection._file_transport._reassembler.pending)
+    await eventually(lambda: not connection.reassembler.pending)
     assert "n" not in server.data.files
 
 
@@ -231,11 +231,11 @@ async def test_a_dispose_in_the_middle_of_a_download_stops_the_server(server: Fi
     server.data.files["big"] = BIG * 5
     got: list[bytes] = []
     subscription = files.download("big").subscribe(got.append)
-    transport = files._connector.current()._next_transport.result()
-    await eventually(lambda: transport._reassembler.pending)
+    rsocket = files._connector.current()
+    await eventually(lambda: rsocket.reassembler.pending)
     subscription.dispose()
     await eventually(lambda: server.work.cancelled == 1)
-    assert not transport._reassembler.pending
+    assert not rsocket.reassembler.pending
     assert await files.download("a") == b"A"
     assert got == []
 
@@ -313,7 +313,7 @@ async def test_cancelling_the_task_that_awaits_cancels_the_transfer(server: File
 # Observers that raise, and time
 
 
-async def test_an_observer_that_raises_gets_its_own_error_and_the_server_hears_nothing(
+async def test_an_observer_that_raises_gets_its_own_error_and_the_server_only_a_cancel(
     server: FileServer, files: FileClient
 ) -> None:
     server.data.files.update({f"f{number}": b"" for number in range(100)})
@@ -372,7 +372,7 @@ async def test_a_refused_connect_raises() -> None:
         uri = server.uri
     with pytest.raises(ConnectionFailed, match=uri):
         async with FileClient.connect(uri):
-            pytest.fail("nobody listens there")
+            pytest.fail("nothing listens there")
 
 
 async def test_an_unknown_host_raises() -> None:
@@ -398,7 +398,7 @@ async def test_a_lost_connection_ends_what_is_under_way_and_the_next_subscriptio
         pending = asyncio.ensure_future(_value(files.download("big")))
         await eventually(lambda: server.work.active)
         (connection,) = await _connections(server)
-        connection._file_transport._transport.abort()
+        connection.transport.abort()
         with pytest.raises(ConnectionLost):
             await pending
         assert await files.download("a") == b"A"
@@ -414,7 +414,7 @@ async def test_a_lost_connection_that_is_the_callers_is_not_made_again(server: F
         files = FileClient(rsocket)
         assert await files.download("a") == b"A"
         (connection,) = await _connections(server)
-        connection._file_transport._transport.abort()
+        connection.transport.abort()
         await eventually(lambda: rsocket._is_closing)
         for again in (files.download("a"), files.list_files(), files.upload_from("n", b"x")):
             with pytest.raises(ConnectionLost):
@@ -422,7 +422,7 @@ async def test_a_lost_connection_that_is_the_callers_is_not_made_again(server: F
 
 
 @pytest.mark.parametrize("end", ["the peer closes", "the peer resets", "the peer is silent", "the caller closes"])
-async def test_a_dead_connection_of_the_callers_is_told_as_such_and_fails_fast(end: str, tmp_path: Path) -> None:
+async def test_a_dead_connection_of_the_callers_is_reported_and_fails_fast(end: str, tmp_path: Path) -> None:
     may_end = asyncio.Event()
 
     async def peer(peer: RawPeer) -> None:

@@ -1,4 +1,4 @@
-"""The exception tree and its way through ERROR frames."""
+"""The exception tree, and its mapping to ERROR frames and back."""
 
 import inspect
 import re
@@ -28,18 +28,18 @@ def test_an_error_comes_back_as_it_was_sent(error: type[TransferError]) -> None:
     assert (str(received), received.message, received.name) == ("it says: why", "it says: why", "a.txt")
 
 
-def test_each_code_stands_for_one_class() -> None:
+def test_each_code_has_one_class() -> None:
     codes = [error.code for error in ON_THE_WIRE]
     assert len(set(codes)) == len(codes) == 16
 
 
 @pytest.mark.parametrize("error", [e for e in CLASSES if not e.code])
-def test_what_is_made_by_the_client_alone_never_travels(error: type[TransferError]) -> None:
+def test_an_error_that_only_the_client_makes_is_sent_as_internal(error: type[TransferError]) -> None:
     assert to_protocol_error(error("secret")).data.startswith("internal: ")
 
 
 @pytest.mark.parametrize("error", [KeyError("nope"), OSError(2, "No such file", "/etc/secret"), ValueError("SELECT *")])
-def test_a_foreign_exception_says_nothing_of_itself(error: Exception) -> None:
+def test_another_exception_is_sent_without_its_text(error: Exception) -> None:
     sent = to_protocol_error(error)
     assert sent.error_code == ErrorCode.APPLICATION_ERROR
     assert sent.data == "internal: the server failed to serve this request; its log says why"
@@ -62,19 +62,19 @@ def test_a_foreign_exception_says_nothing_of_itself(error: Exception) -> None:
         (0x201, b"\xff\xfe", errors.RemoteError),
     ],
 )
-def test_foreign_errors_are_typed_too(code: int, text: bytes, expected: type[TransferError]) -> None:
+def test_errors_of_other_implementations_are_typed_too(code: int, text: bytes, expected: type[TransferError]) -> None:
     assert type(from_error_frame(code, text)) is expected
 
 
 @given(st.integers(0, 0xFFFFFFFF), st.binary(max_size=5000))
-def test_any_error_frame_gives_one_printable_line(code: int, data: bytes) -> None:
+def test_any_error_frame_becomes_one_printable_line(code: int, data: bytes) -> None:
     error = from_error_frame(code, data)
     assert error.message
     assert error.message.isprintable()
     assert len(error.message) <= 2048 + 100
 
 
-def test_retryable_are_those_that_may_succeed_later() -> None:
+def test_retryable_are_transient_errors() -> None:
     assert {error.__name__ for error in CLASSES if error.retryable} == {
         "ConnectionFailed",
         "ConnectionLost",
@@ -88,7 +88,7 @@ def test_retryable_are_those_that_may_succeed_later() -> None:
     assert not is_retryable(ValueError("x"))
 
 
-def test_the_tree_at_the_top_of_the_module_is_the_tree() -> None:
+def test_the_tree_in_the_modules_docstring_is_right() -> None:
     assert errors.__doc__ is not None
     drawn = {
         (match["name"], bool(match["star"]), match["code"] or "")
@@ -97,6 +97,6 @@ def test_the_tree_at_the_top_of_the_module_is_the_tree() -> None:
     assert drawn == {(error.__name__, error.retryable, error.code) for error in CLASSES if error is not TransferError}
 
 
-def test_connection_errors_are_the_builtin_kind_too() -> None:
+def test_connection_errors_derive_from_the_builtin_ones() -> None:
     assert issubclass(errors.ConnectionFailed, ConnectionError)
     assert issubclass(errors.Stalled, TimeoutError)

@@ -1,4 +1,4 @@
-"""The composite metadata codec: what it builds it parses, what rsocket builds it parses, and it guesses at nothing."""
+"""The composite metadata codec: it parses what it builds and what rsocket builds, and refuses what is malformed."""
 
 import pytest
 from hypothesis import given
@@ -137,5 +137,5 @@ def test_a_route_has_1_to_255_bytes(name: str) -> None:
         build_routing(name)
 
 
-def test_an_unknown_well_known_id_is_carried_along() -> None:
+def test_an_unknown_well_known_id_is_parsed_as_its_number() -> None:
     assert parse_metadata(b"\x81\x00\x00\x02hi") == [MetadataItem(b"#1", b"hi")]

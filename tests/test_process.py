@@ -1,4 +1,4 @@
-"""`python -m server`, as a process."""
+"""The process of `python -m server`: its arguments, its signals, its exit status."""
 
 import asyncio
 import signal
@@ -51,7 +51,7 @@ async def test_it_serves_until_a_signal_and_exits_0_with_clients_connected(numbe
                 await files.download("a")
 
 
-async def test_it_exits_in_time_with_a_reader_that_stopped() -> None:
+async def test_it_exits_in_time_with_a_client_that_stopped_reading() -> None:
     async with server_process("--port", "0") as (process, line):
         uri = line.split()[-1]
         async with FileClient.connect(uri) as files:
@@ -63,7 +63,7 @@ async def test_it_exits_in_time_with_a_reader_that_stopped() -> None:
                 assert await ended(process) == (0, "")
 
 
-async def test_a_port_in_use_is_said_in_one_line() -> None:
+async def test_a_port_in_use_is_reported_in_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

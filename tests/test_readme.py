@@ -1,4 +1,4 @@
-"""Every Python snippet of the README and the docs runs as it is written, and prints what stands below it."""
+"""Every Python snippet of the README runs as it is, and prints the output block below it; every path exists."""
 
 import asyncio
 import re
@@ -21,7 +21,7 @@ def test_there_are_snippets() -> None:
 
 
 @pytest.mark.parametrize(("code", "output"), SNIPPETS)
-async def test_a_snippet_runs_and_prints_what_it_says(code: str, output: str | None) -> None:
+async def test_a_snippet_runs_and_prints_its_output_block(code: str, output: str | None) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-W", "error", "-c", code, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -37,7 +37,14 @@ async def test_a_snippet_runs_and_prints_what_it_says(code: str, output: str | N
         assert stdout.decode() == output
 
 
-def test_the_readme_names_exactly_two_set_up_commands() -> None:
+def test_the_readme_has_exactly_two_set_up_commands() -> None:
     console = re.search(r"^```console\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     assert console is not None
     assert [line.split("#")[0].split() for line in console[1].splitlines()] == [["make", "demo"], ["make", "test"]]
+
+
+def test_every_path_in_the_readme_exists() -> None:
+    paths = re.findall(r"`((?:rx_client|server|shared|tests)/[\w/]*(?:\.py)?)`", (ROOT / "README.md").read_text())
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    packages = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("[rs]*/*/__init__.py")}
+    assert packages <= {path.rstrip("/") for path in paths}

@@ -1,4 +1,4 @@
-"""The server, as a client sees it that knows nothing but the bytes of the protocol."""
+"""The server as seen on the wire, by a client that sends and receives raw frames."""
 
 import asyncio
 import socket
@@ -84,8 +84,8 @@ async def test_small_frames_do_not_wait_for_each_other(host: str) -> None:
     async with serve(host) as server, raw_peer(server.uri.replace("[::1]", "localhost")):
         await eventually(lambda: server._connections)
         for transport in server._connections:
-            assert transport._socket is not None
-            assert transport._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            own = transport._transport.get_extra_info("socket")
+            assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def test_upload_answers_with_the_name_and_no_data(server: FileServer, peer: RawPeer) -> None:
@@ -161,14 +161,14 @@ async def test_a_listing_is_a_snapshot(server: FileServer, peer: RawPeer) -> Non
     assert (await expect(peer)).flags == COMPLETE
 
 
-async def test_a_listing_that_nobody_reads_is_not_put_in_memory(server: FileServer) -> None:
+async def test_a_listing_that_is_not_read_is_not_buffered(server: FileServer) -> None:
     server.data.files.update({f"{number:0>1000}": b"" for number in range(50_000)})
     async with raw_peer(server.uri) as peer:
         await peer.send(listing(1, 0x7FFFFFFF))
         await expect(peer)
         await asyncio.sleep(0.3)
-        queues = [connection._send_queue.qsize() for connection in server._connections.values()]
-        assert max(queues) <= 1_001
+        queues = [len(connection.outbox._entries) for connection in server._connections.values()]
+        assert 1 <= max(queues) <= 1_001
     await eventually(lambda: server.work.cancelled == 1)
 
 
@@ -261,7 +261,7 @@ async def test_a_cancelled_download_is_not_sent_to_its_end(server: FileServer, p
     while (got := await expect(peer)).stream_id == 1:
         received += len(got.data)
     assert got.kind == ERROR
-    assert received < 50_000_000  # what the sockets' buffers had taken
+    assert received < 50_000_000  # what the socket buffers hold
 
 
 async def test_a_download_gets_the_content_that_was_there_when_it_began(server: FileServer, peer: RawPeer) -> None:
@@ -278,10 +278,10 @@ async def test_a_download_gets_the_content_that_was_there_when_it_began(server: 
     assert server.data.files["a"] == b"new"
 
 
-# A connection is never held up, and lives
+# A request neither delays nor ends the connection
 
 
-async def test_a_slow_request_holds_up_nobody() -> None:
+async def test_a_slow_request_does_not_delay_others() -> None:
     class SlowFiles(dict[str, bytes]):
         pass
 
@@ -401,7 +401,7 @@ async def test_what_needs_no_answer_gets_none(server: FileServer, peer: RawPeer)
     assert server.data.files == {}
 
 
-async def test_an_exception_of_the_store_says_nothing_of_itself() -> None:
+async def test_a_stores_exception_is_not_disclosed() -> None:
     class BrokenFiles(dict[str, bytes]):
         def __getitem__(self, name: str) -> bytes:
             raise OSError(5, "Input/output error", f"/srv/secret/{name}")
@@ -412,7 +412,7 @@ async def test_an_exception_of_the_store_says_nothing_of_itself() -> None:
         assert error.error == (APPLICATION_ERROR, "internal: the server failed to serve this request; its log says why")
 
 
-# The connection's own frames
+# Frames of stream 0
 
 
 async def test_a_setup_without_composite_metadata_ends_the_connection(server: FileServer) -> None:
@@ -423,7 +423,7 @@ async def test_a_setup_without_composite_metadata_ends_the_connection(server: Fi
         assert await peer.receive() is None
 
 
-async def test_a_connection_begins_with_a_setup(server: FileServer) -> None:
+async def test_a_connection_must_begin_with_a_setup(server: FileServer) -> None:
     for first in (upload(1, b"a", b"x"), listing(1, 1), frame(0, KEEPALIVE, 0x80, bytes(8)), request_n(1, 1)):
         async with raw_peer(server.uri, set_up=False) as peer:
             await peer.send(first, upload(3, b"b", b"y"))
@@ -468,14 +468,14 @@ async def test_a_second_setup_ends_the_connection(peer: RawPeer) -> None:
         frame(1, 0x3F),  # unknown type
         b"\x00\x00\x00",  # empty frame
         b"\x00\x00\x01\x00",
-        frame(0, REQUEST_RESPONSE),  # a request on the connection's own stream
+        frame(0, REQUEST_RESPONSE),  # a request on stream 0
         frame(1, REQUEST_RESPONSE, METADATA, b"\xff\xff\xff"),  # metadata beyond the frame
         frame(1, REQUEST_STREAM, 0, b"\x00"),  # no room for request-n
         frame(1, 0x0B, 0, b""),  # an ERROR without a code
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
 )
-async def test_what_is_no_frame_ends_the_connection_with_an_error(peer: RawPeer, garbage: bytes) -> None:
+async def test_a_malformed_frame_ends_the_connection_with_an_error(peer: RawPeer, garbage: bytes) -> None:
     await peer.send(garbage)
     error = await expect(peer)
     assert (error.stream_id, error.kind, error.error[0]) == (0, ERROR, 0x101)
@@ -514,7 +514,7 @@ async def test_a_server_can_be_closed_with_clients_connected_and_busy() -> None:
         await peer.close()
 
 
-async def test_operations_under_way_are_finished_before_the_end() -> None:
+async def test_closing_waits_for_operations_under_way() -> None:
     content = bytes(range(256)) * 40_000
     async with serve(data=ChatData({"large": content})) as server, raw_peer(server.uri) as peer:
         await peer.send(download(1, b"large"))
@@ -529,7 +529,7 @@ async def test_operations_under_way_are_finished_before_the_end() -> None:
 
 
 @pytest.mark.parametrize("seconds", [1e-9, 0.0])
-async def test_uploads_that_expire_at_once_are_looked_for_now_and_then(seconds: float) -> None:
+async def test_uploads_that_expire_at_once_are_swept_periodically(seconds: float) -> None:
     class Counted(MemoryStore):
         sweeps = 0
 

@@ -19,7 +19,7 @@ from rsocket.rsocket_client import RSocketClient
 from rsocket.transports.tcp import TransportTCP
 
 from rx_client import Chunk, ColdReactiveXClient, Completed, FileClient, TransferEvent
-from rx_client.connection.connector import ConnectOptions
+from rx_client.connection.options import ConnectOptions
 from server import ChatData, FileServer, serve
 from shared import AlreadyExists, ConnectionFailed, ConnectionLost, FileInfo, NotFound, RemoteError, ServerError
 from tests.support import (
@@ -141,14 +141,12 @@ async def test_trap_3_a_cancelled_upload_is_not_stored(server: FileServer, files
     upload = files.upload("cancelled", LARGE).subscribe()
     await asyncio.sleep(0)
     upload.dispose()
-    await eventually(rsocket_of(files)._send_queue.empty)
+    await eventually(lambda: rsocket_of(files).outbox.is_empty)
     assert await files.download("small") == SMALL  # what was sent has arrived by now
     assert "cancelled" not in server.data.files
 
 
-async def test_trap_4_what_is_stored_and_what_is_uploaded_is_nobody_elses(
-    server: FileServer, files: FileClient
-) -> None:
+async def test_trap_4_what_is_stored_and_what_is_uploaded_is_a_copy(server: FileServer, files: FileClient) -> None:
     content = bytearray(b"before")
     upload = files.upload("name", content)
     content[:] = b"after"
@@ -259,7 +257,7 @@ async def test_trap_10_a_listing_is_pulled_item_by_item_and_ends_with_its_cancel
     await eventually(lambda: server.work.cancelled == 1)
 
 
-async def test_trap_11_an_observer_that_raises_ends_its_request_and_the_server_hears_nothing_of_it() -> None:
+async def test_trap_11_an_observer_that_raises_ends_its_request_and_the_server_gets_a_cancel() -> None:
     heard: list[RawFrame] = []
     errors: list[Exception] = []
 
@@ -429,7 +427,7 @@ async def test_trap_20_an_error_of_the_uploads_source_is_reported(server: FileSe
     assert "name" not in server.data.files
 
 
-async def test_trap_20_the_client_of_a_refused_channel_is_told_to_stop(server: FileServer, peer: RawPeer) -> None:
+async def test_trap_20_a_refused_channel_is_cancelled(server: FileServer, peer: RawPeer) -> None:
     await peer.send(request(1, REQUEST_CHANNEL, route_item("no such route"), b"x", n=1))
     assert [(await receive(peer)).kind for _ in range(2)] == [ERROR, CANCEL]
     assert server_stream_ids(server) == []
@@ -470,14 +468,14 @@ async def test_trap_23_a_stream_cancelled_in_the_segment_of_its_request_leaves_n
 # Memory and load
 
 
-async def test_trap_24_a_listing_that_nobody_reads_waits(server: FileServer, peer: RawPeer) -> None:
+async def test_trap_24_a_listing_that_is_not_read_waits(server: FileServer, peer: RawPeer) -> None:
     server.data.files.update({f"{number:0>1000}": b"" for number in range(12_000)})
     await peer.send(request(1, REQUEST_STREAM, route_item("files"), n=0x7FFFFFFF))
     assert (await receive(peer)).kind == PAYLOAD
     (session,) = server._connections.values()
-    await eventually(lambda: session._send_queue.qsize() >= 999)  # as many as the window holds
+    await eventually(lambda: len(session.outbox._entries) >= 999)  # as many as the window holds
     await asyncio.sleep(0.05)
-    assert session._send_queue.qsize() <= 1_001
+    assert len(session.outbox._entries) <= 1_001
 
 
 # Smaller

@@ -1,4 +1,4 @@
-"""Both ways with the tutorial: its client, written with plain rsocket, against our server; ours against its server."""
+"""Interoperability with the tutorial: its client, in plain rsocket, with our server, and our client with its server."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -68,7 +68,7 @@ async def test_the_tutorials_client_gets_our_errors() -> None:
         assert server.data.files == {"a": b"x"}
 
 
-# The tutorial's server, as the tutorial has it
+# The tutorial's server, as published
 
 
 @asynccontextmanager
@@ -132,7 +132,7 @@ async def test_our_client_against_the_tutorials_server(size: int) -> None:
             await files.download("nope")
 
 
-# Our parts inside the tutorial's
+# Our session in the tutorial's server
 
 
 async def test_our_session_inside_rsockets_own_handler_and_transport() -> None:

@@ -1,7 +1,7 @@
-"""Types: those that a user's code gets, and that our stubs of rsocket tell the truth.
+"""The types that a caller's code gets, and the agreement of our stubs with rsocket.
 
-Pyright is a wheel (in the `dev` extra) that brings its own JavaScript but needs Node.js. It takes the machine's `node`;
-where there is none it downloads one, once, and without a network the tests fail with its message.
+Pyright is a wheel (in the `dev` extra) with its own JavaScript, but it needs Node.js. It takes the machine's `node`; if
+there is none it downloads one, once, and without a network the tests fail with its message.
 """
 
 import ast
@@ -28,14 +28,14 @@ def test_precise_types_reach_strict_code_without_stubs_of_rsocket(tmp_path: Path
     (tmp_path / "pyrightconfig.json").write_text(json.dumps({"include": ["."], **rules}))
     ran = subprocess.run(
         [sys.executable, "-m", "pyright", "--project", tmp_path, "--pythonpath", sys.executable, "--outputjson"],
-        # So that it is this checkout that is found, and found as a library, as by a user.
+        # Makes pyright find this checkout, as an installed library.
         env={**os.environ, "PYTHONPATH": str(_ROOT)},
         capture_output=True,
         text=True,
         timeout=50,
         check=False,
     )
-    _, brace, rest = ran.stdout.partition("{")  # what comes before it is the download of Node.js
+    _, brace, rest = ran.stdout.partition("{")  # the lines before it are of a download of Node.js
     assert brace, f"pyright did not run: {ran.stdout}{ran.stderr}"
     report = json.loads(brace + rest)
     assert report["summary"]["filesAnalyzed"] == 1
@@ -53,7 +53,7 @@ def _stub_modules() -> Iterator[tuple[str, ast.Module]]:
 
 
 @pytest.mark.parametrize(("name", "stub"), [pytest.param(*found, id=found[0]) for found in _stub_modules()])
-def test_stubs_are_true_to_the_library(name: str, stub: ast.Module) -> None:
+def test_stubs_match_the_library(name: str, stub: ast.Module) -> None:
     module = importlib.import_module(name)
     for node in stub.body:
         match node:

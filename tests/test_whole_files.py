@@ -1,4 +1,4 @@
-"""The tutorial's routes over a folder: a file of any size goes through without being held in memory."""
+"""The tutorial's routes with a directory store: files of any size are transferred without being held in memory."""
 
 import asyncio
 import os
@@ -39,7 +39,7 @@ async def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def server(folder: Path) -> AsyncGenerator[FileServer, None]:
-    # Far less than the files: whoever held one would be refused.
+    # Far less than the files' size: a file held in memory would be refused.
     limits = Limits(max_request_bytes=3 * MIB, max_connection_bytes=3 * MIB, max_file_bytes=30 * MIB)
     data = ChatData(DirectoryStore(folder, max_file_bytes=limits.max_file_bytes))
     async with serve(data=data, limits=limits) as server:
@@ -68,7 +68,7 @@ async def test_whole_files_go_both_ways(server: FileServer, folder: Path, size: 
         assert (await files.stat("a.bin")).size == size
 
 
-async def test_both_ways_at_once_and_many(server: FileServer) -> None:
+async def test_concurrent_uploads_and_downloads(server: FileServer) -> None:
     async with FileClient.connect(server.uri) as files:
         uploads = [asyncio.ensure_future(_value(files.upload(f"{n}", LARGE[n:]))) for n in range(4)]
         await asyncio.gather(*uploads)
@@ -132,7 +132,7 @@ async def test_a_disposed_download_stops_and_closes_its_file(server: FileServer)
 
 
 async def test_a_cancel_at_any_moment_closes_the_file(server: FileServer) -> None:
-    """Also just when the file is open, and the task that sends it hasn't begun."""
+    """The CANCEL may also come when the file is open and the task that sends it hasn't started."""
     store = server.data.store
     assert isinstance(store, DirectoryStore)
     await store.put("a", LARGE[:MIB])
@@ -154,7 +154,7 @@ async def test_a_cancel_at_any_moment_closes_the_file(server: FileServer) -> Non
     await taking
 
 
-async def test_a_file_over_the_limit_is_refused_and_the_connection_lives(server: FileServer, folder: Path) -> None:
+async def test_a_file_over_the_limit_is_refused_and_the_connection_stays_open(server: FileServer, folder: Path) -> None:
     async with FileClient.connect(server.uri) as files:
         with pytest.raises(TooLarge):
             await files.upload("a", LARGE + LARGE)
@@ -163,7 +163,7 @@ async def test_a_file_over_the_limit_is_refused_and_the_connection_lives(server:
             await files.download("a")
 
 
-async def test_what_is_no_upload_is_held_to_the_limit(server: FileServer) -> None:
+async def test_other_requests_than_uploads_are_limited(server: FileServer) -> None:
     async with raw_peer(server.uri) as peer:
         for route in ("file.download", "nope"):
             stream_id = 1 if route == "nope" else 3
@@ -176,7 +176,7 @@ async def test_what_is_no_upload_is_held_to_the_limit(server: FileServer) -> Non
             assert error.error[1].startswith("too_large: ")
 
 
-async def test_who_may_not_write_gets_nothing_on_the_disk(folder: Path) -> None:
+async def test_an_upload_without_the_right_writes_nothing_to_the_disk(folder: Path) -> None:
     from argon2 import PasswordHasher
 
     users = Users(f"reader:{PasswordHasher(time_cost=1, memory_cost=64, parallelism=1).hash('x')}:r@")

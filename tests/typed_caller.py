@@ -1,6 +1,6 @@
-"""A user's code, never run: `test_typing.py` has pyright prove, in strict mode, that these types reach it.
+"""A caller's code, never run: `test_typing.py` has pyright check in strict mode that it gets these types.
 
-A comment that ignores a problem which isn't there is a problem, too.
+An ignore comment without an error on its line is an error, too.
 """
 
 from typing import assert_type

@@ -1,7 +1,7 @@
-"""When the next attempt to connect may begin, however often and by whomever it is asked for: no I/O, no clock.
+"""When the next attempt to connect may begin, however often a connection is asked for: no I/O, no clock.
 
-A delay that began anew with each connection, or each time somebody asks, would let an application that asks again at
-once make hundreds of connections a second to a server that accepts them and then hangs up.
+If the delay began anew with each connection, or with each request for one, an application that retries at once would
+make hundreds of connections a second to a server that accepts them and then hangs up.
 """
 
 import random

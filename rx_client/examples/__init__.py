@@ -1,4 +1,4 @@
-"""Example pipelines: `python -m rx_client.examples` lists them. Each is a module to read; `__main__` runs them.
+"""Example pipelines, each a module to read and copy: `python -m rx_client.examples` lists them, `__main__` runs them.
 
-They may import `server`, to have one to talk to; the client itself doesn't.
+They may import `server`, to run one in this process; the client itself doesn't.
 """

@@ -1,37 +1,57 @@
-"""What an example gets from its runner, and how it says that its result is wrong."""
+"""The interface between an example and its runner: the server, the output, and the error for a wrong result."""
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TextIO
 
 from server import FileServer
 
-__all__ = ["Context", "WrongResult", "check"]
 
-
-@dataclass(frozen=True)
+@dataclass
 class Context:
     """One run of an example.
 
     Attributes:
-        uri: The server to talk to, as `tcp://HOST:PORT`.
-        say: Prints a line.
-        update: Prints progress: on a terminal in place of the last one.
-        is_terminal: Whether somebody is watching, so that progress may be shown often.
-        server: The server at `uri` if it runs in this process, to look into its counters; None if it is elsewhere.
+        uri: The server's, as `tcp://HOST:PORT`.
+        server: The server at `uri` if it runs in this process, for a look at its counters; else None.
         options: The example's own command line options, by name.
+        stream: The output; on a terminal, progress is one line that changes.
     """
 
     uri: str
-    say: Callable[[str], None]
-    update: Callable[[str], None]
-    is_terminal: bool
     server: FileServer | None
     options: argparse.Namespace
+    stream: TextIO
+    _is_line_open: bool = False
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a line can be replaced, so that progress may be shown often."""
+        return self.stream.isatty()
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self.end_line()
+        print(text, file=self.stream, flush=True)
+
+    def update(self, text: str) -> None:
+        """Prints progress: on a terminal in place of the last `update`, elsewhere as a line."""
+        if not self.is_terminal:
+            self.say(text)
+            return
+        # Back to the first column; the rest of a longer line before is erased.
+        print(f"\r{text}\033[K", end="", file=self.stream, flush=True)
+        self._is_line_open = True
+
+    def end_line(self) -> None:
+        """Ends the line that `update` may have left open."""
+        if self._is_line_open:
+            self._is_line_open = False
+            print(file=self.stream, flush=True)
 
 
 class WrongResult(Exception):
-    """What came out isn't what should have; the text says what."""
+    """The example's result isn't what it should be; the text has the difference."""
 
 
 def check(is_right: bool, otherwise: str) -> None:

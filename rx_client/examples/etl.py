@@ -1,16 +1,15 @@
 """One pipeline from many files to a report: list, filter `*.csv`, download, parse, aggregate, upload the report.
 
-The data is real: for each package of the standard library a CSV file that says how many lines and bytes each of its
-sources has. `merge(max_concurrent=4)` bounds the downloads, `flat_map` makes rows of a file, and `reduce` one summary
-of its rows, so that the files are never in memory together. At the end the server is as it was before: what the listing
-has under the run's own prefix is deleted.
+The data is real: for each package of the standard library, a CSV file with the lines and bytes of each of its sources.
+`merge(max_concurrent=4)` bounds the downloads, `flat_map` makes rows of a file, and `reduce` makes one summary of them,
+so that the files are never in memory together. At the end the run deletes all files under its own prefix.
 """
 
 import asyncio
 import csv
 import io
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
@@ -21,8 +20,6 @@ from reactivex import operators as ops
 from .. import FileClient
 from .context import Context, WrongResult, check
 from .real_files import STANDARD_LIBRARY, python_sources
-
-__all__ = ["run"]
 
 _MAX_CONCURRENT: Final = 4
 
@@ -49,7 +46,7 @@ class _Summary(NamedTuple):
 
 async def run(context: Context) -> None:
     packages = await asyncio.to_thread(_measure)
-    # A folder of its own for each run: the server may be shared, and have the CSV files of others, or of the last run.
+    # Each run has a folder of its own, because a shared server may have CSV files of other clients, or of an older run.
     folder = f"etl-{uuid.uuid4().hex[:8]}"
 
     async with FileClient.connect(context.uri) as files:
@@ -77,7 +74,13 @@ async def run(context: Context) -> None:
         )
         context.say(f"uploaded {stored.name}: {stored.size:,} bytes")
         report = await files.download(stored.name)
-        _check(context, report, packages)
+        context.say(report.decode(errors="replace").rstrip())
+        direct = _report(
+            _Summary(package, len(rows), sum(row.lines for row in rows), sum(row.nbytes for row in rows))
+            for package, rows in packages.items()
+        )
+        check(report == direct, f"a direct count gives another report:\n{direct.decode()}")
+        context.say(f"a direct count of {sum(map(len, packages.values())):,} sources gives the same report")
 
         deleted = await files.list_files(prefix=f"{folder}/").pipe(
             ops.map(files.delete),
@@ -88,19 +91,8 @@ async def run(context: Context) -> None:
         check(deleted == uploaded + 1, f"{uploaded} CSV files and a report were uploaded, but {deleted} files deleted")
 
 
-def _check(context: Context, report: bytes, packages: Mapping[str, list[_Row]]) -> None:
-    """Makes the report directly, too."""
-    context.say(report.decode(errors="replace").rstrip())
-    direct = [
-        _Summary(package, len(rows), sum(row.lines for row in rows), sum(row.nbytes for row in rows))
-        for package, rows in packages.items()
-    ]
-    check(report == _report(direct), "a direct count gives another report:\n" + _report(direct).decode())
-    context.say(f"a direct count of {sum(summary.sources for summary in direct):,} sources gives the same report")
-
-
-def _measure() -> Mapping[str, list[_Row]]:
-    """The rows of each package; top-level modules count as one."""
+def _measure() -> dict[str, list[_Row]]:
+    """The rows of each package; top-level modules count as one package."""
     packages: dict[str, list[_Row]] = {}
     for path in python_sources():
         source = path.relative_to(STANDARD_LIBRARY)
@@ -112,9 +104,7 @@ def _measure() -> Mapping[str, list[_Row]]:
 
 def _to_csv(rows: Iterable[_Row]) -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(("name", "lines", "bytes"))
-    writer.writerows(rows)
+    csv.writer(text).writerows([("name", "lines", "bytes"), *rows])
     return text.getvalue().encode()
 
 

@@ -1,7 +1,7 @@
 """Two clients share a file: one uploads it, the other lists the files, downloads it and compares.
 
-This is the `files_example` of the rsocket-py tutorial, with a real file. Each call returns an observable that does
-nothing until it is subscribed to; awaiting one subscribes, and gives its last value.
+This is the `files_example` of the rsocket-py tutorial, with a real file. Each call returns an observable, which does
+nothing until it is subscribed to; awaiting it subscribes, and returns its last value.
 """
 
 import asyncio
@@ -11,8 +11,6 @@ from reactivex import operators as ops
 from .. import FileClient
 from .context import Context, check
 from .real_files import STANDARD_LIBRARY, python_sources, read
-
-__all__ = ["run"]
 
 
 async def run(context: Context) -> None:

@@ -1,8 +1,8 @@
-"""A folder of files goes up and comes back, four at a time, each with its own retry; every byte is compared.
+"""A folder of files is uploaded and downloaded, four at a time, each with its own retry; every byte is compared.
 
-`merge(max_concurrent=4)` subscribes to four transfers and to the next one whenever one completes. As they are cold, the
-others aren't under way yet: their files aren't even read. `retry_backoff` subscribes again to the one that failed, a
-little later and on a new connection if need be, and the rest goes on meanwhile.
+`merge(max_concurrent=4)` subscribes to four transfers, and to the next one whenever one completes. As they are cold,
+the others haven't begun, and their files haven't been read. `retry_backoff` subscribes again to a transfer that failed,
+a little later and on a new connection if need be, while the others go on.
 """
 
 import argparse
@@ -20,8 +20,6 @@ from ..operators import retry_backoff
 from .context import Context, check
 from .real_files import STANDARD_LIBRARY, files_below, python_sources, read
 
-__all__ = ["add_options", "run"]
-
 T = TypeVar("T")
 
 _MAX_CONCURRENT: Final = 4
@@ -38,11 +36,8 @@ class _Done(NamedTuple):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--folder",
-        type=_folder,
-        help="transfer every file below this one (default: the Python sources of the standard library)",
-    )
+    about = "transfer every file below this one (default: the Python sources of the standard library)"
+    parser.add_argument("--folder", type=_folder, help=about)
 
 
 async def run(context: Context) -> None:
@@ -50,29 +45,35 @@ async def run(context: Context) -> None:
     paths = await asyncio.to_thread(lambda: files_below(folder) if context.options.folder else python_sources())
     context.say(f"{len(paths):,} files of {folder}, {_MAX_CONCURRENT} at a time")
 
+    def name_of(path: Path) -> str:
+        return f"{folder.name}/{path.relative_to(folder).as_posix()}"
+
     async with FileClient.connect(context.uri) as files:
 
         def upload(path: Path) -> Observable[int]:
             return read(path).pipe(
-                ops.flat_map(lambda content: _with_retry(files.upload(_name(folder, path), content))),
+                ops.flat_map(lambda content: _with_retry(files.upload(name_of(path), content))),
                 ops.map(lambda info: info.size),
             )
 
         def download_and_compare(path: Path) -> Observable[int]:
-            name = _name(folder, path)
-
             def compare(downloaded: bytes, on_disk: bytes) -> int:
-                check(downloaded == on_disk, f"{name!r} came back with other bytes than {path} has")
+                check(downloaded == on_disk, f"{name_of(path)!r} came back with other bytes than {path} has")
                 return len(downloaded)
 
-            return reactivex.zip(_with_retry(files.download(name)), read(path)).pipe(ops.starmap(compare))
+            return reactivex.zip(_with_retry(files.download(name_of(path))), read(path)).pipe(ops.starmap(compare))
 
         def all_of(transfer: Callable[[Path], Observable[int]], verb: str) -> Observable[_Done]:
+            def show(done: _Done) -> None:
+                context.update(f"{verb} {done.files:,}/{len(paths):,} files, {done.nbytes:,} bytes")
+
+            steps = 100 if context.is_terminal else 5
             return reactivex.from_iterable(paths).pipe(
                 ops.map(transfer),
                 ops.merge(max_concurrent=_MAX_CONCURRENT),
                 ops.scan(_Done.plus, _Done()),
-                _show(context, verb, len(paths)),
+                ops.distinct_until_changed(lambda done: done.files * steps // len(paths)),
+                ops.do_action(show),
             )
 
         up = await all_of(upload, "uploaded")
@@ -84,19 +85,6 @@ async def run(context: Context) -> None:
 
 def _with_retry(transfer: Observable[T]) -> Observable[T]:
     return transfer.pipe(retry_backoff(_RETRIES, base=_FIRST_RETRY_SECONDS))
-
-
-def _show(context: Context, verb: str, total: int) -> Callable[[Observable[_Done]], Observable[_Done]]:
-    """Shows each percent to somebody who watches, and a few lines to a log."""
-    steps = 100 if context.is_terminal else 5
-    return reactivex.compose(
-        ops.distinct_until_changed(lambda done: done.files * steps // total),
-        ops.do_action(lambda done: context.update(f"{verb} {done.files:,}/{total:,} files, {done.nbytes:,} bytes")),
-    )
-
-
-def _name(folder: Path, path: Path) -> str:
-    return f"{folder.name}/{path.relative_to(folder).as_posix()}"
 
 
 def _folder(text: str) -> Path:

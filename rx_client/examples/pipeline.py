@@ -1,18 +1,16 @@
 """A file is downloaded, compressed and uploaded again, chunk by chunk, in constant memory, whatever its size.
 
-Each chunk goes to a thread for zlib and comes back as `chunk.replace(...)`, with the credit that it holds. The upload
-takes the chunks with `async for`, which gives the credit back, and takes no more than a window of its own ahead of what
-is durable at the server: so a slow disk there slows down the disk that is read from, at the other end of the pipeline.
+zlib compresses each chunk in a thread; the result is `chunk.replace(...)`, which holds the chunk's credit. The upload
+takes the chunks with `async for`, which gives the credit back, and takes at most its own window more than is durable at
+the server: so a slow disk there slows down the disk that is read from, at the other end of the pipeline.
 
 `Gzipped` can be iterated over more than once, so `retry_backoff` works here, too: after a loss the file is compressed
 again, and the bytes that the server has already are skipped.
 """
 
 import asyncio
-import uuid
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterable
-from pathlib import Path
 from typing import Final
 
 from reactivex import operators as ops
@@ -23,24 +21,19 @@ from shared.protocol.messages import CHUNK_BYTES
 from .. import Chunk, FileClient, Progress, Started, TransferEvent
 from ..operators import for_each_async, map_async, progress_every, retry_backoff, to_async_iter
 from .context import Context, WrongResult, check
-from .real_files import add_file_option, digest_of, largest_of_python
-
-__all__ = ["Gzipped", "add_options", "run"]
+from .real_files import chosen_file, digest_of
 
 _WINDOW: Final = 8
 _PROGRESS_SECONDS: Final = 0.25
-_GZIP: Final = 31  # zlib's word for the format of gzip, with the largest window
+_GZIP: Final = 31  # zlib's `wbits` for the gzip format, with the largest window
 
-# Beyond the window the upload has the item that it took last, and what was left of the one before. An item is what
-# zlib made of one chunk, and may be a little larger than that.
+# Beyond its window the upload holds the last item that it took, and the rest of the one before. An item is the result
+# for one chunk, and may be a little larger than the chunk.
 _MAX_BYTES_UP: Final = (_WINDOW + 3) * CHUNK_BYTES
-
-add_options = add_file_option
 
 
 async def run(context: Context) -> None:
-    path: Path = context.options.file or await asyncio.to_thread(largest_of_python)
-    name = f"pipeline-{uuid.uuid4().hex[:8]}/{path.name}"
+    path, name = await chosen_file(context, "pipeline")
     gzip_name = f"{name}.gz"
 
     async with FileClient.connect(context.uri) as files:
@@ -49,21 +42,20 @@ async def run(context: Context) -> None:
 
         gzipped = Gzipped(files, name)
 
-        def tell(event: TransferEvent) -> None:
+        def show(event: TransferEvent) -> None:
             if isinstance(event, Progress):
                 context.update(f"compressed and stored {event.transferred:,} bytes")
 
         await files.upload_from(gzip_name, gzipped, window=_WINDOW).pipe(
             retry_backoff(),
-            ops.do_action(gzipped.watch),
+            ops.do_action(gzipped.on_event),
             progress_every(_PROGRESS_SECONDS),
-            ops.do_action(tell),
+            ops.do_action(show),
         )
         context.say(f"the server has {path.name + '.gz'!r}: {(await files.stat(gzip_name)).size:,} bytes")
 
-        gunzipped = await _gunzipped(files, gzip_name)
-        original = await asyncio.to_thread(digest_of, path)
-        check(gunzipped.text() == original.text(), f"{gzip_name!r} doesn't gunzip to what {path} has")
+        gunzipped = await _gunzip(files, gzip_name)
+        check(gunzipped.text() == (await digest_of(path)).text(), f"{gzip_name!r} doesn't gunzip to what {path} has")
         context.say(f"it gunzips to the original: {gunzipped.length:,} bytes, {gunzipped.text()}")
         chunks, nbytes = gzipped.most_chunks, gzipped.most_bytes
         context.say(f"never more than {chunks} chunks on their way down, {nbytes:,} bytes on their way up")
@@ -74,25 +66,18 @@ async def run(context: Context) -> None:
 
 
 class Gzipped(AsyncIterable[bytes]):
-    """A file of the server in gzip's format, made anew for each iteration.
-
-    Args:
-        files: The client.
-        name: The file.
+    """A file of the server in the gzip format, compressed anew for each iteration.
 
     Attributes:
-        most_chunks: The most chunks that had arrived at a time, and whose credit wasn't given back yet.
-        most_bytes: The most compressed bytes that were taken at a time, and not yet durable as far as `watch` was told.
+        most_chunks: The most chunks at a time that had arrived, and whose credit hadn't gone back.
+        most_bytes: The most compressed bytes at a time that were taken, and not durable according to `on_event`.
     """
 
     def __init__(self, files: FileClient, name: str) -> None:
-        self.most_chunks = 0
-        self.most_bytes = 0
+        self.most_chunks = self.most_bytes = 0
         self._files = files
         self._name = name
-        self._chunks = 0
-        self._taken = 0
-        self._durable = 0
+        self._chunks = self._taken = self._durable = 0
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         self._chunks = self._taken = 0
@@ -112,8 +97,8 @@ class Gzipped(AsyncIterable[bytes]):
                 self._chunks -= 1
         yield self._take(await asyncio.to_thread(compressor.flush))
 
-    def watch(self, event: TransferEvent) -> None:
-        """Takes the events of the upload."""
+    def on_event(self, event: TransferEvent) -> None:
+        """Takes each event of the upload."""
         match event:
             case Started(resumed_from=durable) | Progress(transferred=durable):
                 self._durable = durable
@@ -130,12 +115,12 @@ class Gzipped(AsyncIterable[bytes]):
         return data
 
 
-async def _gunzipped(files: FileClient, name: str) -> Digest:
-    """The digest of what a file is uncompressed, which is never here as a whole."""
+async def _gunzip(files: FileClient, name: str) -> Digest:
+    """The digest of a file's uncompressed content, which is never in memory as a whole."""
     decompressor, digest = zlib.decompressobj(wbits=_GZIP), Digest()
 
     def expand(data: bytes) -> None:
-        # In pieces: a chunk may expand to a thousand times its size.
+        # In pieces, because a chunk may expand to a thousand times its size.
         while data:
             digest.update(decompressor.decompress(data, CHUNK_BYTES))
             data = decompressor.unconsumed_tail

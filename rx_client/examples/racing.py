@@ -1,8 +1,8 @@
-"""The same file from two servers: the first one to deliver wins, and the other one stops working on it.
+"""The same file from two servers: the first to deliver wins, and the other one stops working on it.
 
-`amb` subscribes to both, passes on whoever speaks first (here with the whole content), and disposes the other, which
-reaches that server as a CANCEL. The second server stands behind a slow link, and its own counters show what it did. The
-file is of several megabytes, so that the slow server can't be rid of it before: a link's sockets hold some, too.
+`amb` subscribes to both, emits the items of the one that emits first (here the whole content), and disposes of the
+other, whose server gets a CANCEL. The second server is behind a slow link, and its own counters show what it did. The
+file has several megabytes, so that it doesn't fit into the buffers of the slow link's sockets.
 """
 
 import asyncio
@@ -15,17 +15,15 @@ from server import serve
 
 from .. import FileClient
 from .context import Context, check
-from .real_files import largest_of_python, read
+from .real_files import largest_file, read
 from .relay import slow_link
 
-__all__ = ["run"]
-
-# How long the CANCEL may take to get through.
+# The longest time that the CANCEL may take.
 _CANCEL_SECONDS: Final = 5.0
 
 
 async def run(context: Context) -> None:
-    path = await asyncio.to_thread(largest_of_python)
+    path = await asyncio.to_thread(largest_file)
     content = await read(path)
     name = path.name
 
@@ -45,17 +43,15 @@ async def run(context: Context) -> None:
         )
         context.say(f"the {winner} server won")
 
-        # The connections are still open: what ends the second server's work is the CANCEL alone.
+        # The connections stay open until then: only the CANCEL ends the second server's work.
         await slowed.work.drain(_CANCEL_SECONDS)
         for which, server in (("first", context.server), ("second", slowed)):
             if server is not None:
                 work = server.work
-                context.say(
-                    f"the {which} server: {work.completed} completed (one is the upload), {work.cancelled} cancelled, "
-                    f"{work.active} under way"
-                )
+                counts = f"{work.completed} completed (one is the upload), {work.cancelled} cancelled"
+                context.say(f"the {which} server: {counts}, {work.active} under way")
         cancelled, active = slowed.work.cancelled, slowed.work.active
 
     check(downloaded == content, f"{name!r} came back with other bytes")
     check(winner == "first", "the second server won, in spite of its slow link")
-    check((cancelled, active) == (1, 0), "the second server went on with what nobody wants any more")
+    check((cancelled, active) == (1, 0), "the second server went on with a download that was cancelled")

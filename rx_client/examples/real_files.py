@@ -1,10 +1,10 @@
-"""Real files of this machine for the examples to transfer: nothing here is generated."""
+"""Real files of this machine for the examples to transfer: none is generated."""
 
 import argparse
 import asyncio
 import sys
 import sysconfig
-from collections.abc import Iterator
+import uuid
 from pathlib import Path
 from typing import Final
 
@@ -14,42 +14,37 @@ from reactivex import Observable
 from shared.protocol.digest import Digest
 from shared.protocol.messages import CHUNK_BYTES
 
-__all__ = [
-    "STANDARD_LIBRARY",
-    "add_file_option",
-    "digest_of",
-    "files_below",
-    "largest_of_python",
-    "python_sources",
-    "read",
-]
+from .context import Context
 
 STANDARD_LIBRARY: Final = Path(sysconfig.get_path("stdlib"))
 """The folder of the standard library's sources."""
 
 _INSTALLED: Final = {"site-packages", "dist-packages"}
 
-# A whole-file transfer is in memory as a whole, on both sides; two servers and two clients share a process here.
+# A whole-file transfer is in memory as a whole, on both sides; an example may have two servers and two clients here.
 _MAX_WHOLE_FILE_BYTES: Final = 32 * 1024 * 1024
 
-# With fewer than two chunks there is no middle to be seen, or to be interrupted in.
+# Fewer than two chunks have no middle, at which a transfer could be interrupted.
 _MIN_CHUNKED_BYTES: Final = 2 * CHUNK_BYTES
 
 
 def add_file_option(parser: argparse.ArgumentParser) -> None:
-    """Adds `--file`, for examples that transfer one in chunks."""
-    parser.add_argument(
-        "--file",
-        type=_chunked_file,
-        help="transfer this file, of any size (default: the largest of the running Python)",
-    )
+    """Adds `--file`, for examples that transfer a file in chunks."""
+    about = "transfer this file, of any size (default: the largest of the running Python)"
+    parser.add_argument("--file", type=_chunked_file, help=about)
+
+
+async def chosen_file(context: Context, example: str) -> tuple[Path, str]:
+    """The file of `--file` or its default, and a name at the server that no other run uses."""
+    path: Path = context.options.file or await asyncio.to_thread(largest_file)
+    return path, f"{example}-{uuid.uuid4().hex[:8]}/{path.name}"
 
 
 def read(path: Path) -> Observable[bytes]:
-    """Reads a file in a thread, so that the event loop isn't held by a large one or a slow disk.
+    """Reads a file in a thread, so that a large file or a slow disk doesn't block the event loop.
 
     Returns:
-        Cold. Emits the whole content, once, and completes.
+        A cold observable that emits the whole content, once, and completes.
 
     Raises (through `on_error`):
         OSError: It can't be read.
@@ -57,43 +52,36 @@ def read(path: Path) -> Observable[bytes]:
     return reactivex.defer(lambda _: asyncio.get_running_loop().run_in_executor(None, path.read_bytes))
 
 
-def digest_of(path: Path) -> Digest:
-    """The digest of a file's content, to compare with a FileInfo's; it knows the length, too."""
-    digest = Digest()
-    with path.open("rb") as file:
-        while data := file.read(CHUNK_BYTES):
-            digest.update(data)
-    return digest
+async def digest_of(path: Path) -> Digest:
+    """The digest of a file's content, to compare with a FileInfo's; it has the length, too."""
+
+    def compute() -> Digest:
+        digest = Digest()
+        with path.open("rb") as file:
+            while data := file.read(CHUNK_BYTES):
+                digest.update(data)
+        return digest
+
+    return await asyncio.to_thread(compute)
 
 
-def files_below(folder: Path) -> list[Path]:
-    """Every file below `folder`, in the order of their names."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def files_below(folder: Path, pattern: str = "*") -> list[Path]:
+    """Every file below `folder` whose name matches `pattern`, sorted by path."""
+    return sorted(path for path in folder.rglob(pattern) if path.is_file())
 
 
 def python_sources() -> list[Path]:
-    """The sources of the standard library, without the packages that were installed beside it."""
-    return sorted(
-        path
-        for path in STANDARD_LIBRARY.rglob("*.py")
-        if path.is_file() and _INSTALLED.isdisjoint(path.relative_to(STANDARD_LIBRARY).parts)
-    )
+    """The sources of the standard library, without installed packages."""
+    sources = files_below(STANDARD_LIBRARY, "*.py")
+    return [path for path in sources if _INSTALLED.isdisjoint(path.relative_to(STANDARD_LIBRARY).parts)]
 
 
-def largest_of_python() -> Path:
-    """The largest file of the running Python that is handy as a whole: its shared library or executable, mostly."""
-    return max(
-        (path for path in _parts_of_python() if path.stat().st_size <= _MAX_WHOLE_FILE_BYTES),
-        key=lambda path: path.stat().st_size,
-    )
-
-
-def _parts_of_python() -> Iterator[Path]:
-    yield Path(sys.executable).resolve()
-    folder, library = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
-    if folder and library and Path(folder, library).is_file():
-        yield Path(folder, library)
-    yield from python_sources()
+def largest_file() -> Path:
+    """The largest file of the running Python that may be in memory as a whole; mostly its library or executable."""
+    library = Path(sysconfig.get_config_var("LIBDIR") or "", sysconfig.get_config_var("INSTSONAME") or "")
+    parts = [Path(sys.executable).resolve(), *([library] if library.is_file() else []), *python_sources()]
+    sizes = {path: path.stat().st_size for path in parts}
+    return max((path for path in parts if sizes[path] <= _MAX_WHOLE_FILE_BYTES), key=lambda path: sizes[path])
 
 
 def _chunked_file(text: str) -> Path:

@@ -1,21 +1,21 @@
-"""An upload and a download that go on where they were when the server is killed half-way, and comes back.
+"""An upload and a download that resume after the server is killed half-way, and has restarted.
 
 The server runs in a process of its own, with a folder to keep its files in, and is killed with SIGKILL in the middle of
-each transfer. `retry_backoff` subscribes again to the same observable, which goes on at what is durable: on the
-server's disk for an upload, in the part beside the target for a download. A server named with `--uri` isn't killed;
-there the connection is cut instead.
+each transfer. `retry_backoff` subscribes again to the same observable, which goes on after the bytes that are durable:
+on the server's disk for an upload, in the part beside the target for a download. A server named with `--uri` isn't
+killed; there the connection is cut instead.
 
-All that passes goes through a relay that counts it: beyond the file itself it may be a window of chunks, which were on
-their way at that moment.
+A relay counts all bytes that pass. Beyond the file itself they may be one window of chunks, which were on their way at
+that moment.
 """
 
 import asyncio
 import sys
 import tempfile
-import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -29,10 +29,8 @@ from shared.protocol.wire import FileInfo
 from .. import Completed, FileClient, Progress, Retrying, Started, TransferEvent
 from ..operators import progress_every, retry_backoff
 from .context import Context, check
-from .real_files import add_file_option, digest_of, largest_of_python
+from .real_files import chosen_file, digest_of
 from .relay import Relay, relay
-
-__all__ = ["add_options", "run"]
 
 _FIRST_RETRY_SECONDS: Final = 0.1
 _PROGRESS_SECONDS: Final = 0.1
@@ -41,15 +39,12 @@ _PROGRESS_SECONDS: Final = 0.1
 _OVERHEAD: Final = 0.001
 _OVERHEAD_BYTES: Final = 32 * 1024
 
-add_options = add_file_option
-
 
 async def run(context: Context) -> None:
-    path: Path = context.options.file or await asyncio.to_thread(largest_of_python)
-    name = f"resumable-{uuid.uuid4().hex[:8]}/{path.name}"
-    original = await asyncio.to_thread(digest_of, path)
+    path, name = await chosen_file(context, "resumable")
+    original = await digest_of(path)
     size, digest = original.length, original.text()
-    # When a transfer is half-way, a quarter of the file at most has been asked for beyond that: it can't be done yet.
+    # In the middle of a transfer at most a quarter of the file is requested beyond that: it can't be complete then.
     window = max(1, min(DEFAULT_WINDOW, size // CHUNK_BYTES // 4))
 
     with tempfile.TemporaryDirectory() as folder:
@@ -66,11 +61,9 @@ async def run(context: Context) -> None:
                 context.say("the connection is cut")
                 link.cut()
 
-            def transfer(verb: str, events: Observable[TransferEvent]) -> "_Transfer":
-                return _Transfer(context, verb, events, size, window, link, kill or cut)
-
+            transfer = partial(_Transfer, context, size, window, link, kill or cut)
             uploaded = await transfer("upload", files.upload_from(name, path, window=window)).run()
-            # Looked at over another connection: what a restarted server tells was read from its disk.
+            # Over another connection: a restarted server has read this from its disk.
             stored = await other.stat(name)
             downloaded = await transfer("download", files.download_to(name, target, window=window)).run()
 
@@ -79,7 +72,7 @@ async def run(context: Context) -> None:
                 "the server's": stored.digest,
                 "the download's": downloaded.digest,
             }
-            found["the downloaded file's"] = (await asyncio.to_thread(digest_of, target)).text()
+            found["the downloaded file's"] = (await digest_of(target)).text()
             for whose, other_digest in found.items():
                 check(other_digest == digest, f"{whose} digest is {other_digest}, but that of {path} is {digest}")
             await other.delete(name)
@@ -89,67 +82,60 @@ async def run(context: Context) -> None:
 
 @dataclass
 class _Transfer:
-    """One transfer, the failure in the middle of it, and what its events say about both.
+    """A transfer that is made to fail in its middle, and checks of its events and its bytes.
 
     Attributes:
-        context: The run.
-        verb: What it is.
-        events: The transfer itself.
         size: The file's length in bytes.
-        window: Chunks that may be on their way.
-        link: What it goes through.
-        fail: Makes it fail.
+        window: The most chunks on their way.
+        link: The relay that the transfer goes through.
+        fail: Makes the transfer fail.
     """
 
     context: Context
-    verb: str
-    events: Observable[TransferEvent]
     size: int
     window: int
     link: Relay
     fail: Callable[[], None]
+    verb: str
+    events: Observable[TransferEvent]
     _durable: int = 0
     _has_failed: bool = False
-    _resumed_from: int | None = None
+    _has_resumed: bool = False
 
     async def run(self) -> FileInfo:
-        before = self.link.bytes_up + self.link.bytes_down
+        before = self.link.passed.total()
         last = await self.events.pipe(
             retry_backoff(base=_FIRST_RETRY_SECONDS),
-            ops.do_action(self._watch),
+            ops.do_action(self._check),
             progress_every(_PROGRESS_SECONDS),
-            ops.do_action(self._tell),
+            ops.do_action(self._show),
         )
-        passed = self.link.bytes_up + self.link.bytes_down - before
+        passed = self.link.passed.total() - before
         allowed = self.window * CHUNK_BYTES + int(_OVERHEAD * self.size) + _OVERHEAD_BYTES
-
-        check(isinstance(last, Completed), f"the {self.verb} ended with {last}")
-        assert isinstance(last, Completed), "that was checked"
-        check(self._resumed_from is not None, f"the {self.verb} was done before it could fail")
+        assert isinstance(last, Completed), "a transfer's last event"
+        check(self._has_resumed, f"the {self.verb} was done before it could fail")
         more = passed - self.size
-        check(
-            more <= allowed,
-            f"the {self.verb} of {self.size:,} bytes took {passed:,} bytes, more than {allowed:,} beyond it",
-        )
+        limit = f"more than {allowed:,} beyond it"
+        check(more <= allowed, f"the {self.verb} of {self.size:,} bytes took {passed:,} bytes, {limit}")
         self.context.say(f"{self.verb}: {more:,} bytes more than the file has passed, of {allowed:,} at most")
         return last.info
 
-    def _watch(self, event: TransferEvent) -> None:
-        """Sees every event; makes the transfer fail once, at the first that says that half is durable."""
+    def _check(self, event: TransferEvent) -> None:
+        """Checks each event; makes the transfer fail once, at the first event with half of the file durable."""
         match event:
             case Started(resumed_from=offset) if self._has_failed:
                 check(offset > 0, f"the {self.verb} started over")
                 check(offset >= self._durable, f"the {self.verb} went back to {offset:,} from {self._durable:,}")
-                self._resumed_from = offset
+                self._has_resumed = True
             case Progress(transferred=transferred):
                 self._durable = transferred
                 if not self._has_failed and 2 * transferred >= self.size:
                     self._has_failed = True
                     self.fail()
-            case Started() | Retrying() | Completed():
+            case _:
                 pass
 
-    def _tell(self, event: TransferEvent) -> None:
+    def _show(self, event: TransferEvent) -> None:
         match event:
             case Started(resumed_from=offset):
                 self.context.say(f"{self.verb}: started at {offset:,}")
@@ -163,23 +149,21 @@ class _Transfer:
 
 @asynccontextmanager
 async def _server(context: Context, folder: Path) -> AsyncGenerator[tuple[str, Callable[[], None] | None], None]:
-    """The server to use, and what kills it; nothing does if it is the one that the user named.
+    """The server's URI and a function that kills it, which is None for the user's own server.
 
-    One of our own is a process that is started again whenever it ends, on the same port and with the same folder, as a
-    service manager does it.
+    A server of this run is restarted whenever it ends, on the same port and folder, as a service manager does it.
     """
     if context.server is None:
         yield context.uri, None
         return
     process, uri = await _start(folder, "0")
-    port = uri.rpartition(":")[2]
 
     async def supervise() -> None:
         nonlocal process
         while True:
             await process.communicate()
             context.say(f"the server ended with status {process.returncode}; it is started again")
-            process, _ = await _start(folder, port)
+            process, _ = await _start(folder, uri.rpartition(":")[2])
 
     def kill() -> None:
         context.say(f"kill -9 {process.pid}")
@@ -196,17 +180,16 @@ async def _server(context: Context, folder: Path) -> AsyncGenerator[tuple[str, C
 
 async def _start(folder: Path, port: str) -> tuple[asyncio.subprocess.Process, str]:
     """A server that listens, and its URI."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "server", "--store", str(folder), "--port", port), stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None, "it was asked for"
+    command = [sys.executable, "-m", "server", "--store", str(folder), "--port", port]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None, "it is a pipe"
+    listening: list[str] = []
     try:
         listening = (await process.stdout.readline()).decode().split()
-    except BaseException:
-        await _stop(process)
-        raise
+    finally:
+        if not listening:
+            await _stop(process)
     if not listening:
-        await _stop(process)
         raise OSError(f"the server ended with status {process.returncode} before it listened")
     return process, listening[-1]
 

@@ -1,27 +1,27 @@
-"""Operators for transfers and their chunks: plain RxPY operators, for `pipe`, that keep to the event loop.
+"""Operators for transfers and their chunks: RxPY operators, for `pipe`, that run on the event loop.
 
-They take their time from the scheduler given to them, else from the subscription's, else from the running loop; never
-from a thread. Subscribe in the event loop's thread.
+Their timers run on the scheduler that they are given, else on the subscription's, else on the running loop; never in a
+thread. Subscribe in the event loop's thread.
 
 ========================  ==========================================================================
-`retry_backoff`           subscribes again after a failure that may pass, later and later
-`stall_timeout`           fails when nothing has progressed for a while
-`progress_every`          thins out `Progress`, and never drops the last
-`transfer_all`            runs an observable of transfers, some at a time
+`retry_backoff`           subscribes again after a transient failure, with growing delays
+`stall_timeout`           fails when there was no progress for a time
+`progress_every`          limits the rate of `Progress`, and never drops the last
+`transfer_all`            runs an observable of transfers, with at most so many at a time
 `map_async`               an asynchronous function of each item, in order, with demand
 `for_each_async`          an asynchronous action on each item, with demand
 `to_async_iter`           `async for`, with demand
 ========================  ==========================================================================
 
-The order in a pipe matters: `stall_timeout` before `retry_backoff` limits each attempt, and `progress_every`, which
-withholds `Progress`, comes after both. All three are for one transfer, so they go inside a `transfer_all`::
+The order in a pipe matters: `stall_timeout` before `retry_backoff` limits each attempt; `progress_every`, which holds
+`Progress` back, comes after both. All three are for one transfer, so they go inside a `transfer_all`::
 
     names.pipe(
         ops.map(lambda name: files.upload_from(name, folder / name).pipe(stall_timeout(10), retry_backoff())),
         transfer_all(4),
     )
 
-The examples in the docstrings are for `python -m asyncio`, which can await::
+The examples in the docstrings run in `python -m asyncio`, where `await` works, after::
 
     >>> import asyncio, reactivex
     >>> from reactivex import operators as ops

@@ -1,4 +1,4 @@
-"""Asynchronous actions at the end of a pipeline, without losing its demand."""
+"""Asynchronous actions at the end of a pipeline, with its demand."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -16,7 +16,7 @@ T = TypeVar("T")
 def for_each_async(
     fn: Callable[[T], Awaitable[object]], concurrency: int = 1, *, max_pending: int = 1024
 ) -> Callable[[Observable[T]], Observable[int]]:
-    """Does something asynchronous with each item, as `map_async`, and emits how many there were.
+    """Calls `fn` for each item, as `map_async` does, and emits the number of items at the end.
 
     A `Chunk` is released when `fn` is done with it.
 
@@ -40,14 +40,14 @@ def for_each_async(
         max_pending: The most items other than chunks that wait for their call.
 
     Returns:
-        An operator whose observable emits exactly one int, the number of items, when the source is complete and `fn` is
-        done with all of them, and completes.
+        An operator whose observable emits exactly one int, the number of items, when the source has completed and `fn`
+        is done with all of them, and then completes.
 
     Raises:
         ValueError: `concurrency` is less than 1, or `max_pending` less than 0.
 
     Raises (through `on_error`):
-        Exception: As `map_async`.
+        Exception: As for `map_async`; no number is emitted then.
     """
     mapped = map_async(fn, concurrency, max_pending=max_pending)
     return lambda source: mapped(source).pipe(ops.count())

@@ -1,8 +1,9 @@
-"""Asynchronous functions in a pipeline, without losing its demand."""
+"""Asynchronous functions in a pipeline, with its demand."""
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from reactivex import Observable, abc
@@ -10,7 +11,7 @@ from reactivex.disposable import SingleAssignmentDisposable
 
 from shared.errors import BackpressureOverflow
 
-from ..chunks import Chunk
+from ..chunks import Chunk, release
 from ..rx.observables import LoopObservable, disposable_on
 
 __all__ = ["map_async"]
@@ -22,14 +23,14 @@ U = TypeVar("U")
 def map_async(
     fn: Callable[[T], Awaitable[U]], concurrency: int = 1, *, max_pending: int = 1024
 ) -> Callable[[Observable[T]], Observable[U]]:
-    """Emits what `fn` gives for each item, in the source's order, with at most `concurrency` calls at a time.
+    """Emits the result of `fn` for each item, in the source's order, with at most `concurrency` calls at a time.
 
-    A result that isn't its turn yet occupies the place of its call, as in Akka's `mapAsync`.
+    A result that has to wait for an earlier one counts as a call, as in Akka's `mapAsync`.
 
     A `Chunk` is retained when it arrives and released when its result was emitted, so the sender is never more than its
     window ahead of `fn`. A function that returns `chunk.replace(...)` hands the credit to the next stage, which may
-    retain it in turn. Other items carry no credit, and their source can't be slowed down: no more than `max_pending` of
-    them wait.
+    retain it in turn. Other items carry no credit, and their source can't be slowed down: at most `max_pending` of them
+    wait.
 
     ::
 
@@ -61,8 +62,8 @@ def map_async(
         ValueError: `concurrency` is less than 1, or `max_pending` less than 0.
 
     Raises (through `on_error`):
-        Exception: What `fn` raised, as soon as it did, or the source's error; the other calls have been cancelled.
-        RuntimeError: A call was cancelled, by itself or from outside.
+        Exception: What `fn` raised, at once, or the source's error; the other calls have been cancelled.
+        RuntimeError: A call was cancelled, by itself or from outside; or there is no running event loop.
         BackpressureOverflow: More than `max_pending` items waited.
     """
     if concurrency < 1:
@@ -83,70 +84,68 @@ def map_async(
     return _map_async
 
 
+@dataclass(eq=False)
 class _Mapping(Generic[T, U]):
-    """One subscription: the items that wait for their call, and the calls, both in the source's order."""
+    """One subscription: the items that wait for their call, and the calls; both in the source's order."""
 
-    def __init__(
-        self, fn: Callable[[T], Awaitable[U]], concurrency: int, max_pending: int, observer: abc.ObserverBase[U]
-    ) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.upstream = SingleAssignmentDisposable()
-        self._fn = fn
-        self._concurrency = concurrency
-        self._max_pending = max_pending
-        self._observer = observer
-        self._waiting: deque[T] = deque()
-        self._calls: deque[_Call[T, U]] = deque()
-        self._is_source_done = False
-        self._is_ended = False
+    fn: Callable[[T], Awaitable[U]]
+    concurrency: int
+    max_pending: int
+    observer: abc.ObserverBase[U]
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    upstream: SingleAssignmentDisposable = field(default_factory=SingleAssignmentDisposable)
+    waiting: deque[T] = field(default_factory=deque[T])
+    calls: "deque[_Call[T, U]]" = field(default_factory=deque["_Call[T, U]"])
+    is_source_done: bool = False
+    is_ended: bool = False
 
     def on_next(self, item: T) -> None:
-        if self._is_ended:
+        if self.is_ended:
             return
         if isinstance(item, Chunk):
             item.retain()
-        self._waiting.append(item)
+        self.waiting.append(item)
         self._start_calls()
-        if len(self._waiting) > self._max_pending and not isinstance(item, Chunk):
-            self.fail(BackpressureOverflow(f"more than {self._max_pending} items waited for an asynchronous function"))
+        if len(self.waiting) > self.max_pending and not isinstance(item, Chunk):
+            self.fail(BackpressureOverflow(f"the source is more than {self.max_pending} items ahead of its consumer"))
 
     def on_completed(self) -> None:
-        self._is_source_done = True
+        self.is_source_done = True
         self._complete_if_done()
 
     def fail(self, error: Exception) -> None:
         self.stop()
-        self._observer.on_error(error)
+        self.observer.on_error(error)
 
     def stop(self) -> None:
-        self._is_ended = True
+        self.is_ended = True
         self.upstream.dispose()
-        unfinished = [*(call.item for call in self._calls), *self._waiting]
-        for call in self._calls:
+        unfinished = [*(call.item for call in self.calls), *self.waiting]
+        for call in self.calls:
             if call.task is not None:
                 call.task.cancel()
-        self._calls.clear()
-        self._waiting.clear()
+        self.calls.clear()
+        self.waiting.clear()
         for item in unfinished:
-            _release(item)
+            release(item)
 
     def _start_calls(self) -> None:
-        while self._waiting and len(self._calls) < self._concurrency:
-            call = _Call[T, U](self._waiting.popleft())
-            # Listed before the task is made: an eager one runs at once, and may dispose of everything.
-            self._calls.append(call)
+        while self.waiting and len(self.calls) < self.concurrency:
+            call = _Call[T, U](self.waiting.popleft())
+            # Listed before its task is made: an eager task runs at once, and may dispose of this subscription.
+            self.calls.append(call)
             call.task = self.loop.create_task(self._call_fn(call.item))
             call.task.add_done_callback(self._on_call_done)
-            if self._is_ended:
+            if self.is_ended:
                 call.task.cancel()
 
     async def _call_fn(self, item: T) -> U:
-        return await self._fn(item)
+        return await self.fn(item)
 
     def _on_call_done(self, task: asyncio.Task[U]) -> None:
-        # Looked at after the end, too: nobody else retrieves what a cancelled call raised.
+        # Also after the end, so that what a cancelled call raised counts as retrieved.
         error = _failure(task)
-        if self._is_ended:
+        if self.is_ended:
             return
         if error is not None:
             self.fail(error)
@@ -154,44 +153,37 @@ class _Mapping(Generic[T, U]):
             self._emit_results()
 
     def _emit_results(self) -> None:
-        while self._calls and (task := self._calls[0].task) is not None and task.done() and _failure(task) is None:
-            item = self._calls.popleft().item
+        while self.calls and (task := self.calls[0].task) is not None and task.done() and _failure(task) is None:
+            item = self.calls.popleft().item
             try:
-                self._observer.on_next(task.result())
+                self.observer.on_next(task.result())
             except Exception as error:
                 self.fail(error)
             finally:
-                _release(item)
+                release(item)
             self._start_calls()
         self._complete_if_done()
 
     def _complete_if_done(self) -> None:
-        if self._is_source_done and not self._waiting and not self._calls and not self._is_ended:
-            self._is_ended = True
-            self._observer.on_completed()
+        if self.is_source_done and not self.waiting and not self.calls and not self.is_ended:
+            self.is_ended = True
+            self.observer.on_completed()
 
 
+@dataclass(slots=True)
 class _Call(Generic[T, U]):
-    """An item, and the task that works on it once it was made."""
+    """An item and its task, which is None while it is being made."""
 
-    __slots__ = ("item", "task")
-
-    def __init__(self, item: T) -> None:
-        self.item = item
-        self.task: asyncio.Task[U] | None = None
+    item: T
+    task: asyncio.Task[U] | None = None
 
 
 def _failure(task: asyncio.Task[U]) -> Exception | None:
-    """Why a call that is done has no result; None if it has one."""
+    """The reason why a call that is done has no result; None if it has one."""
     if task.cancelled():
-        return RuntimeError("the call of an asynchronous function was cancelled, and not by a dispose")
+        return RuntimeError("the call of an asynchronous function was cancelled, but not by a dispose")
     raised = task.exception()
     if raised is None or isinstance(raised, Exception):
         return raised
-    # KeyboardInterrupt and SystemExit, which asyncio raises out of the loop itself.
+    # KeyboardInterrupt and SystemExit, which asyncio also raises from the event loop.
     return RuntimeError(f"the call of an asynchronous function was ended by {type(raised).__name__}")
-
-
-def _release(item: object) -> None:
-    if isinstance(item, Chunk):
-        item.release()

@@ -17,10 +17,10 @@ T = TypeVar("T")
 def progress_every(
     seconds: float, *, scheduler: abc.SchedulerBase | None = None
 ) -> Callable[[Observable[T]], Observable[T]]:
-    """Emits one `Progress` in `seconds` at most, the latest; everything else at once.
+    """Emits at most one `Progress` in `seconds`, the latest; every other item at once.
 
-    The first passes immediately. One that is held back is emitted when the period is over, or earlier, when something
-    else comes: another event, the completion or an error. So the last is never dropped, and the order is kept.
+    The first `Progress` is emitted at once. A later one is held back until the period is over, or until another kind of
+    item, the completion or an error comes. So the last one is never dropped, and the order is kept.
 
     ::
 
@@ -36,7 +36,7 @@ def progress_every(
 
     Args:
         seconds: The period.
-        scheduler: For the periods.
+        scheduler: Times the periods; by default the subscription's, else the running loop's.
 
     Returns:
         An operator whose observable completes with the source.
@@ -46,6 +46,7 @@ def progress_every(
 
     Raises (through `on_error`):
         Exception: The source's error.
+        RuntimeError: There is neither a scheduler nor a running event loop.
     """
     if not seconds > 0:
         raise ValueError(f"the period must be more than 0 seconds, not {seconds}")

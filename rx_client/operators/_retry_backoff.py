@@ -1,4 +1,4 @@
-"""Retry with exponential backoff and jitter, for as long as the attempts get further."""
+"""Retry with exponential backoff and jitter, for as long as the attempts make progress."""
 
 import random as _random
 from collections.abc import Callable
@@ -27,19 +27,19 @@ def retry_backoff(
     random: Callable[[], float] = _random.random,
     scheduler: abc.SchedulerBase | None = None,
 ) -> Callable[[Observable[T]], Observable[T]]:
-    """Subscribes to the source again after a failure that may pass; for a transfer, `Retrying` tells of it.
+    """Subscribes to the source again after a transient failure; for a transfer, emits `Retrying` before each wait.
 
-    The n-th retry comes after `min(cap, base * 2 ** (n - 1))` seconds, of which the fraction `jitter` is random: with
-    1.0 it's the "full jitter" of AWS's article "Exponential Backoff And Jitter", which spreads the clients of a server
-    that comes back best.
+    The n-th retry comes after `min(cap, base * 2 ** (n - 1))` seconds, of which the fraction `jitter` is random. 1.0 is
+    the "full jitter" of AWS's article "Exponential Backoff And Jitter", which best spreads the clients of a server that
+    has restarted.
 
-    The count starts again, and with it the delays, when an attempt got further than every one before: when `Progress`,
-    or `Started` with what a lost receipt didn't tell, names more bytes than any event so far. So a long transfer
-    survives any number of losses, and one that is stuck gives up. Items that aren't transfer events tell nothing of the
-    kind, as a cold source emits them again: there `attempts` is for the whole subscription.
+    The count of retries, and with it the delay, starts again when an attempt gets further than all before: when
+    `Progress` or `Started` has more bytes than any earlier event. (`Started` has, when a receipt was lost.) So a long
+    transfer survives any number of losses, and one without progress fails. Other items don't show progress, as a cold
+    source emits them again: for such a source `attempts` counts for the whole subscription.
 
-    `Retrying` is emitted before each wait if the source is a `TransferObservable`, which `upload_from`, `download_to`
-    and this package's operators return, or has emitted a `TransferEvent`; other sources' items are passed on alone.
+    A source is a transfer if it is a `TransferObservable`, as `upload_from`, `download_to` and this package's operators
+    on them return it, or has emitted a `TransferEvent`. Of other sources only their own items are emitted.
 
     ::
 
@@ -58,13 +58,13 @@ def retry_backoff(
         'done'
 
     Args:
-        attempts: How many retries may follow each other without getting further; 0 for none.
+        attempts: The most retries in a row without progress; 0 for none.
         base: Seconds before the first retry.
         cap: The most seconds before any retry.
         jitter: The random fraction of each delay, 0.0 to 1.0.
-        when: Whether a failure may pass; what it raises is passed on in the failure's place.
-        random: Gives floats from 0.0 up to 1.0; for tests.
-        scheduler: For the delays.
+        when: Whether a failure is transient; by default `is_retryable`.
+        random: Returns floats from 0.0 up to 1.0; for tests.
+        scheduler: Times the delays; by default the subscription's, else the running loop's.
 
     Returns:
         An operator whose observable emits the source's items, those of failed attempts included, and completes with the
@@ -74,7 +74,9 @@ def retry_backoff(
         ValueError: An argument is out of its range.
 
     Raises (through `on_error`):
-        Exception: The source's last error, unchanged, when `when` refuses it or the attempts are used up.
+        Exception: The source's last error, unchanged, when it isn't transient or no attempt is left; or what `when` or
+            `random` raised.
+        RuntimeError: There is neither a scheduler nor a running event loop.
     """
     if attempts < 0:
         raise ValueError(f"attempts must be 0 or more, not {attempts}")
@@ -84,7 +86,7 @@ def retry_backoff(
         raise ValueError(f"jitter must be 0.0 to 1.0, not {jitter}")
 
     def delay_before(retry: int) -> float:
-        # The exponent is bounded because a float's is.
+        # A larger exponent would overflow a float.
         delay = min(cap, base * 2.0 ** min(retry - 1, 1000))
         return delay * (1 - jitter * random())
 
@@ -121,7 +123,7 @@ def retry_backoff(
                 current.disposable = timers.schedule_relative(delay, attempt)
 
             def attempt(_: abc.SchedulerBase | None = None, __: object = None) -> None:
-                # In place before the source is subscribed to, which may fail at once and set the next timer.
+                # Assigned before the source is subscribed to, which may fail at once and assign the next timer.
                 subscription = SingleAssignmentDisposable()
                 current.disposable = subscription
                 subscription.disposable = source.subscribe(

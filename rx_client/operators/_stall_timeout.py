@@ -1,4 +1,4 @@
-"""A deadline for no progress, which says nothing about how long the whole may take."""
+"""A timeout for a lack of progress, whatever the time that the whole transfer takes."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,14 +19,14 @@ T = TypeVar("T")
 def stall_timeout(
     seconds: float, *, scheduler: abc.SchedulerBase | None = None
 ) -> Callable[[Observable[T]], Observable[T]]:
-    """Fails with `Stalled` when nothing has progressed for `seconds`.
+    """Emits the source's items, and fails with `Stalled` when there was no progress for `seconds`.
 
     The time runs from the subscription. It starts again with
 
-    - a `Progress` that has more bytes `transferred` than the attempt had before; others don't count;
-    - `Started`, as the server has answered then, and the count of bytes may have gone back;
+    - a `Progress` with more bytes `transferred` than the attempt had before; another `Progress` doesn't count;
+    - `Started`: the server has answered, and the count of bytes may be lower than before;
     - `Retrying`, which also adds the delay that it announces;
-    - any other item. A consumer that holds a source's chunks for too long makes it stall, too.
+    - any other item. So a consumer that holds a source's chunks for too long causes the error, too.
 
     ::
 
@@ -42,10 +42,10 @@ def stall_timeout(
 
     Args:
         seconds: The longest time without progress.
-        scheduler: For that time.
+        scheduler: Times it; by default the subscription's, else the running loop's.
 
     Returns:
-        An operator whose observable emits the source's items, and completes with it.
+        An operator whose observable completes with the source.
 
     Raises:
         ValueError: `seconds` isn't positive.
@@ -53,6 +53,7 @@ def stall_timeout(
     Raises (through `on_error`):
         Stalled: The time is over; the source has been disposed of.
         Exception: The source's error.
+        RuntimeError: There is neither a scheduler nor a running event loop.
     """
     if not seconds > 0:
         raise ValueError(f"the time allowed must be more than 0 seconds, not {seconds}")

@@ -1,4 +1,4 @@
-"""From a pipeline to an `async for` loop, without losing its demand."""
+"""From a pipeline to an `async for` loop, with its demand."""
 
 import asyncio
 from collections import deque
@@ -10,8 +10,8 @@ from reactivex.disposable import SingleAssignmentDisposable
 
 from shared.errors import BackpressureOverflow
 
-from ..chunks import Chunk
-from ..rx.observables import on_loop
+from ..chunks import Chunk, release
+from ..rx.observables import call_on, on_loop
 
 __all__ = ["ItemIterator", "to_async_iter"]
 
@@ -19,17 +19,18 @@ T = TypeVar("T")
 
 
 def to_async_iter(window: int = 16) -> "Callable[[Observable[T]], ItemIterator[T]]":
-    """Gives the items to an `async for` loop, one at a time.
+    """Iterates over the source's items with `async for`; the iterator ends when the source has completed.
 
     A `Chunk` keeps its credit until the next item is asked for, so the sender is never more than its window ahead of
-    the loop. Other items carry no credit, and their source can't be slowed down: no more than `window` of them wait.
+    the loop. Other items carry no credit, and their source can't be slowed down: at most `window` of them wait. The
+    source may emit in any thread.
 
     ::
 
         source          ---a--b--c---------|
                         [   to_async_iter()     ]
         async for       ^--a ^b  ^-c   ^---|
-                         (^: asks for the next, and releases the last)
+                         (^: asks for the next item, and releases the last one)
 
     Example:
         >>> chunks = reactivex.of(Chunk(0, b"some"), Chunk(4, b"bytes"))
@@ -40,10 +41,10 @@ def to_async_iter(window: int = 16) -> "Callable[[Observable[T]], ItemIterator[T
         b'bytes'
 
     Args:
-        window: The most items other than chunks that wait.
+        window: The most items other than chunks that wait to be taken.
 
     Returns:
-        An operator that gives an `ItemIterator`; see there for the errors that it raises.
+        An operator that makes an `ItemIterator`, whose docstring has the errors that the loop gets.
 
     Raises:
         ValueError: `window` is less than 1.
@@ -54,20 +55,20 @@ def to_async_iter(window: int = 16) -> "Callable[[Observable[T]], ItemIterator[T
 
 
 class ItemIterator(AsyncIterator[T]):
-    """The items of one subscription, which is made when the first is asked for.
+    """The items of one subscription, which is made when the first item is asked for.
 
-    Leave the loop early inside `async with`, or call `aclose`: both dispose of the source at once. An iterator that is
-    only forgotten, as by the `break` of a loop that holds the one reference to it, does so when it is collected.
+    The end of an `async with` block, and `aclose`, dispose of the source at once. An iterator without either, as after
+    the `break` of a loop that holds the only reference to it, disposes of the source when it is garbage-collected.
 
     Raises (from `__anext__`):
-        Exception: The source's error, after the items that came before it.
-        BackpressureOverflow: More items waited than the window has room for; after those, too.
+        Exception: The source's error, after the items that it emitted before.
+        BackpressureOverflow: More than `window` items waited; raised after them.
         RuntimeError: Another `__anext__` is under way.
     """
 
     def __init__(self, source: Observable[T], window: int) -> None:
         self._source: Observable[T] | None = source
-        # Apart from the iterator, which the source must not keep alive.
+        # Separate from the iterator, because the subscription must not keep the iterator alive.
         self._inbox = _Inbox[T](window)
 
     async def __anext__(self) -> T:
@@ -77,7 +78,7 @@ class ItemIterator(AsyncIterator[T]):
         return await self._inbox.take()
 
     async def aclose(self) -> None:
-        """Disposes of the source and gives all credit back; an `__anext__` under way, and any later, finds the end."""
+        """Disposes of the source and releases all items; an `__anext__` under way, and each later one, stops."""
         self._source = None
         self._inbox.close()
 
@@ -88,14 +89,14 @@ class ItemIterator(AsyncIterator[T]):
         await self.aclose()
 
     def __del__(self) -> None:
-        # In whatever thread, between whatever two instructions; hence not here and now.
+        # The collector runs in any thread and between any two instructions, so `close` is left to the loop.
         loop = self._inbox.loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._inbox.close)
 
 
 class _Inbox(Generic[T]):
-    """What has come and wasn't taken yet, and the subscription that it comes from."""
+    """The items that wait to be taken, and the subscription that they come from."""
 
     def __init__(self, window: int) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -106,11 +107,15 @@ class _Inbox(Generic[T]):
         self._is_done = False
         self._error: Exception | None = None
         self._is_taking = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()
 
     def subscribe(self, source: Observable[T]) -> None:
-        self.loop = asyncio.get_running_loop()
-        self._upstream.disposable = on_loop(source).subscribe(self._on_next, self._end, self._end)
+        loop = self.loop = asyncio.get_running_loop()
+        self._upstream.disposable = on_loop(source).subscribe(
+            lambda item: call_on(loop, self._on_next, item),
+            lambda error: call_on(loop, self._end, error),
+            lambda: call_on(loop, self._end),
+        )
 
     async def take(self) -> T:
         if self._is_taking:
@@ -119,8 +124,8 @@ class _Inbox(Generic[T]):
         try:
             self._release_taken()
             while not self._items and not self._is_done:
-                self._waiter = asyncio.get_running_loop().create_future()
-                await self._waiter
+                self._changed.clear()
+                await self._changed.wait()
             if self._items:
                 self._taken = self._items.popleft()
                 return self._taken
@@ -129,14 +134,13 @@ class _Inbox(Generic[T]):
                 raise error
             raise StopAsyncIteration
         finally:
-            self._waiter = None
             self._is_taking = False
 
     def close(self) -> None:
         self._upstream.dispose()
         self._release_taken()
         while self._items:
-            _release(self._items.popleft())
+            release(self._items.popleft())
         self._error = None
         self._end()
 
@@ -147,26 +151,17 @@ class _Inbox(Generic[T]):
             item.retain()
         elif len(self._items) >= self._window:
             self._upstream.dispose()
-            self._end(BackpressureOverflow(f"more than {self._window} items waited for an async iterator"))
+            self._end(BackpressureOverflow(f"the source is more than {self._window} items ahead of its consumer"))
             return
         self._items.append(item)
-        self._wake()
+        self._changed.set()
 
     def _end(self, error: Exception | None = None) -> None:
         if not self._is_done:
             self._is_done = True
             self._error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._changed.set()
 
     def _release_taken(self) -> None:
         taken, self._taken = self._taken, None
-        _release(taken)
-
-
-def _release(item: object) -> None:
-    if isinstance(item, Chunk):
-        item.release()
+        release(taken)

@@ -1,4 +1,4 @@
-"""Many transfers, a few at a time."""
+"""Many transfers, with a limit on how many run at a time."""
 
 from collections import deque
 from collections.abc import Callable
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], Observable[T]]:
-    """Subscribes to the transfers that the source emits, in order, and merges what they emit.
+    """Subscribes to the transfers that the source emits, in order, and merges their items.
 
-    Transfers that wait for their turn are kept, without limit: they are cold, and cost a few hundred bytes each. Unlike
-    RxPY's `merge(max_concurrent=...)`, none is begun after another has failed. The merged events don't say which
-    transfer they are of: map them inside, where that matters, and use `retry_backoff` and the like there, too.
+    Any number of transfers may wait to be subscribed to: they are cold, and take a few hundred bytes each. Unlike
+    RxPY's `merge(max_concurrent=...)`, it starts none after another one has failed. The merged events don't name their
+    transfer: `map` each transfer's events before they are merged, and use `retry_backoff` and the like there, too.
 
     ::
 
@@ -40,7 +40,7 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
         max_concurrent: The most transfers that are subscribed to at a time.
 
     Returns:
-        An operator whose observable completes when the source and all transfers have; it is empty if they are.
+        An operator whose observable completes when the source and all transfers have.
 
     Raises:
         ValueError: `max_concurrent` is less than 1.
@@ -60,8 +60,8 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
 
             def start() -> None:
                 nonlocal active, is_starting
-                # A transfer that ends while it's subscribed to calls this again: the loop below goes on, without
-                # a deeper stack for each.
+                # A transfer that completes while it is subscribed to calls this again: the loop below goes on, and
+                # the stack doesn't grow with each.
                 if is_starting:
                     return
                 is_starting = True

@@ -15,8 +15,13 @@ __all__ = ["check_deadline", "within"]
 T = TypeVar("T")
 
 
-def within(seconds: float | None) -> Callable[[Observable[T]], Observable[T]]:
-    """Passes a source on, and fails it with DeadlineExceeded if it takes longer than `seconds`; None is no deadline."""
+def within(seconds: float | None, name: str | None = None) -> Callable[[Observable[T]], Observable[T]]:
+    """Passes a source on, and fails it with DeadlineExceeded, about the file `name`, after `seconds`; None is never.
+
+    Raises:
+        ValueError: `seconds` isn't more than 0.
+    """
+    check_deadline(seconds)
     if seconds is None:
         return lambda source: source
 
@@ -26,7 +31,7 @@ def within(seconds: float | None) -> Callable[[Observable[T]], Observable[T]]:
 
             def on_late(_: abc.SchedulerBase, __: object = None) -> None:
                 upstream.dispose()
-                observer.on_error(DeadlineExceeded(f"not done within {seconds:g} s"))
+                observer.on_error(DeadlineExceeded(f"not done within {seconds:g} s", name=name))
 
             timer = time_scheduler(None, scheduler).schedule_relative(seconds, on_late)
             upstream.disposable = source.subscribe(observer, scheduler=scheduler)

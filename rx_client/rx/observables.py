@@ -6,15 +6,26 @@ RxPY's time-based operators run on a thread of their own when the subscription n
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, TypeVar, TypeVarTuple, cast
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 from reactivex.scheduler.eventloop import AsyncIOScheduler
 
-__all__ = ["LoopObservable", "TransferObservable", "deliver", "disposable_on", "like", "on_loop", "time_scheduler"]
+__all__ = [
+    "LoopObservable",
+    "TransferObservable",
+    "call_on",
+    "deliver",
+    "disposable_on",
+    "like",
+    "on_loop",
+    "time_scheduler",
+]
 
 T = TypeVar("T", covariant=True)
+Arguments = TypeVarTuple("Arguments")
 
 
 class LoopObservable(Observable[T]):
@@ -85,20 +96,21 @@ def deliver(observer: abc.ObserverBase[T], item: T) -> None:
         observer.on_error(error)
 
 
+def call_on(loop: asyncio.AbstractEventLoop, function: Callable[[*Arguments], object], *arguments: *Arguments) -> None:
+    """Calls `function` in the thread of `loop`: at once if this is that thread, else soon; never after its end."""
+    try:
+        is_there = asyncio.get_running_loop() is loop
+    except RuntimeError:
+        is_there = False
+    if is_there:
+        function(*arguments)
+    elif not loop.is_closed():
+        loop.call_soon_threadsafe(function, *arguments)
+
+
 def disposable_on(loop: asyncio.AbstractEventLoop, dispose: Callable[[], None]) -> Disposable:
-    """A disposable for what belongs to `loop`: acts at once in the loop's thread, and soon from any other."""
-
-    def dispose_there() -> None:
-        try:
-            is_there = asyncio.get_running_loop() is loop
-        except RuntimeError:
-            is_there = False
-        if is_there:
-            dispose()
-        elif not loop.is_closed():
-            loop.call_soon_threadsafe(dispose)
-
-    return Disposable(dispose_there)
+    """A disposable for what belongs to `loop`, that can be disposed of from any thread; see `call_on`."""
+    return Disposable(partial(call_on, loop, dispose))
 
 
 def _running_scheduler() -> abc.SchedulerBase | None:

@@ -22,7 +22,7 @@ def from_coroutine(
 
     Args:
         work: Calls `emit` for each item. An observer that raises does so out of `emit`.
-        tasks: Holds each task while it runs, for whoever has to wait for their end.
+        tasks: Holds each task while it runs, so that their end can be waited for.
     """
 
     def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:

@@ -1,7 +1,7 @@
 """A download in chunks: as an observable of chunks, or into a sink."""
 
 import asyncio
-from collections import deque
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, Protocol
@@ -12,12 +12,13 @@ from rsocket.frame_builders import to_request_stream_frame
 from rsocket.payload import Payload
 from rsocket.rsocket_base import RSocketBase
 
-from shared.errors import Changed, IntegrityError
-from shared.files.lane import Diversion
+from shared.engine import RSocketEngine
+from shared.errors import Changed, IntegrityError, ProtocolError
+from shared.files.receiving import TAKEN, ReceiveJob
 from shared.protocol.digest import Digest
-from shared.protocol.flow import Demand, RangeReceiver, choose_windows
+from shared.protocol.flow import DEFAULT_WINDOW, Demand, RangeReceiver
 from shared.protocol.messages import (
-    UNSEEN_CHUNK_BYTES,
+    FILE_CHUNK_BYTES,
     ChunkHead,
     DownloadRequest,
     FileRequest,
@@ -30,8 +31,9 @@ from shared.protocol.wire import FileInfo, Route
 from ..chunks import Chunk
 from ..connection.connector import Connector
 from ..events import Completed, Progress, Started, TransferEvent
-from ..requests.cold import MAX_SMALL_BYTES, Request, ask_for, transport_of
-from .sinks import PathSink, Sink
+from ..requests.base import MAX_SMALL_BYTES, Request
+from ..requests.cold import ColdReactiveXClient
+from .sinks import Sink
 
 # A file that changes faster than it can be downloaded, a log say, isn't started over for ever.
 _MAX_RESTARTS: Final = 3
@@ -40,24 +42,83 @@ __all__ = ["ChunkRequest", "answered_info", "ask_info", "download_into"]
 
 
 class ChunkListener(Protocol):
-    """Who gets the chunks."""
+    """Gets the chunks of a download."""
 
     def on_next(self, value: Chunk, /) -> None: ...
     def on_error(self, error: Exception, /) -> None: ...
     def on_completed(self) -> None: ...
 
 
-class ChunkRequest(Request):
-    """One request-stream of a file's chunks; each one's credit is returned when it is released.
+class RangeRequest(Request):
+    """One request-stream of a file's chunks.
 
     Args:
-        connector: Who gave the connection.
+        connector: Gave the connection.
         socket: The connection.
         name: The file.
         request: The range.
         window: Chunks that the server may be ahead of the consumer.
+        on_error: Gets the one error that ends the request.
+
+    Attributes:
+        receiver: Checks what arrives.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        socket: RSocketBase,
+        name: str,
+        request: DownloadRequest,
+        window: int,
+        on_error: Callable[[Exception], None],
+    ) -> None:
+        payload = Payload(b"", transfer_request(Route.DOWNLOAD, name, request))
+        super().__init__(connector, socket, payload, on_error)
+        self.receiver = RangeReceiver(name, request)
+        self._demand = Demand(window)
+
+    @abstractmethod
+    def _on_chunk(self, data: bytes) -> None:
+        """Takes a chunk's bytes, behind what its item says beside them."""
+
+    @abstractmethod
+    def _on_complete(self) -> None:
+        """The server has sent everything."""
+
+    def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
+        return to_request_stream_frame(stream_id, self._payload, fragment_size, self._demand.window)
+
+    def _on_payload(self, frame: PayloadFrame) -> None:
+        if frame.flags_next:
+            said = find_transfer(bytes(frame.metadata)) if frame.metadata else None
+            if said is not None:
+                self.receiver.on_head(ChunkHead.from_json(said))
+            self._on_chunk(frame.data if isinstance(frame.data, bytes) else bytes(frame.data or b""))
+        if frame.flags_complete and not self._is_done:
+            self._end()
+            self._on_complete()
+
+    def is_owed(self) -> bool:
+        return self._demand.outstanding > 0
+
+    def _on_consumed(self, items: int) -> None:
+        more = self._demand.on_consumed(items)
+        if more and not self._is_done:
+            self.send_request_n(more)
+
+
+class ChunkRequest(RangeRequest):
+    """A range as chunks for a listener; each one's credit is returned when it is released.
+
+    Args:
+        connector: See `RangeRequest`, as for the next four.
+        socket: ...
+        name: ...
+        request: ...
+        window: ...
         listener: Gets the chunks.
-        digest: To verify the range with, while it passes; None if the listener does that, or nobody.
+        digest: To verify the range with, while it passes; None to do without.
     """
 
     def __init__(
@@ -70,159 +131,128 @@ class ChunkRequest(Request):
         listener: ChunkListener,
         digest: Digest | None,
     ) -> None:
-        payload = Payload(b"", transfer_request(Route.DOWNLOAD, name, request))
-        super().__init__(connector, socket, payload, listener.on_error)
-        self.receiver = RangeReceiver(name, request)
-        self._window = window
-        self._demand = Demand(window)
-        self._written: asyncio.Future[None] | None = None
+        super().__init__(connector, socket, name, request, window, listener.on_error)
         self._listener = listener
         self._digest = digest
-        self._diversion: Diversion | None = None
 
-    @property
-    def may_divert(self) -> bool:
-        """Whether `divert` can be called: nothing is diverted just now, and it would be of use."""
-        transport = self.transport
-        is_free = self._diversion is None or self._diversion.is_closed
-        return is_free and not self._is_done and transport is not None and transport.moves_files
-
-    def divert(self, sink: PathSink, listener: "DiversionListener", window: int) -> None:
-        """Lets the chunks that are nothing but bytes be written where they are received, until another one comes.
-
-        Args:
-            sink: Takes the chunks' bytes, in a thread. All chunks that came before have to be written.
-            listener: Is told of it.
-            window: The window that there is to be once chunks come this way, if it is wider than the request's.
-        """
-
-        def on_written(items: int, nbytes: int) -> None:
-            self._arrived += nbytes  # some of an item is progress, too
-            self._demand.received(items)
-            self.receiver.plain_items(nbytes)
-            # Only now: while chunks come the way of all frames, a window of them may be in memory.
-            self._release(items, self._demand.widen(window))
-            listener.on_written()
-
-        def on_failed(error: Exception) -> None:
-            self.cancel()  # what follows must not be written behind what is missing
-            listener.on_error(error)
-
-        transport = self.transport
-        assert transport is not None, "ask `may_divert` first"
-        write_from = sink.write_from if sink.digest is None else None
-        self._diversion = Diversion(sink.write_through, on_written, on_failed, None, write_from)
-        self._diversion.grant(self._demand.outstanding, self.receiver.left)
-        transport.divert(self.id, self._diversion)
-
-    async def stop_diverting(self) -> None:
-        """Returns when no thread writes any more; nothing if nothing is diverted."""
-        if self._diversion is not None and (transport := self.transport) is not None:
-            await transport.stop_diverting(self.id)
-
-    def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
-        return to_request_stream_frame(stream_id, self._payload, fragment_size, self._demand.window)
-
-    def _on_payload(self, frame: PayloadFrame) -> None:
-        if self._diversion is not None:
-            self._diversion.close()  # the listener writes this one, and nothing may overtake it
-        if frame.flags_next:
-            self._demand.received()
-            data = bytes(frame.data or b"")
-            self._arrived += len(data)
-            offset = self.receiver.offset
-            said = find_transfer(bytes(frame.metadata)) if frame.metadata else None
-            self.receiver.item(data, None if said is None else ChunkHead.from_json(said))
-            if self._digest is not None:
-                self._digest.update(data)
-            chunk = Chunk(offset, data, self._on_released)
-            try:
-                self._listener.on_next(chunk)
-            finally:
-                chunk.release()
-            self._hold_if_full()
-        if frame.flags_complete and not self._is_done:
-            self._end()
-            if self._digest is not None:
-                self.receiver.complete(self._digest)
-            self._listener.on_completed()
-
-    def _hold_if_full(self) -> None:
-        """Lets nothing more arrive while a window of chunks is in memory.
-
-        What was asked for beyond it was to be written where it is received, and comes the way of all frames instead.
-        """
-        transport = self.transport
-        is_full = self._demand.held >= self._window and self._demand.outstanding > 0
-        if is_full and self._written is None and transport is not None and not self._is_done:
-            self._written = asyncio.get_running_loop().create_future()
-            transport.hold(self._written)
-
-    def _go_on(self) -> None:
-        written, self._written = self._written, None
-        if written is not None and not written.done():
-            written.set_result(None)
-
-    def _end(self) -> None:
-        super()._end()
-        self._go_on()
-
-    def _is_owed(self) -> bool:
-        return self._demand.outstanding > 0 and self._written is None
+    def _on_chunk(self, data: bytes) -> None:
+        self._demand.on_arrived()
+        self.arrived += len(data)
+        offset = self.receiver.offset
+        self.receiver.on_bytes(len(data))
+        if self._digest is not None:
+            self._digest.update(data)
+        chunk = Chunk(offset, data, self._on_released)
+        try:
+            self._listener.on_next(chunk)
+        finally:
+            chunk.release()
 
     def _on_released(self) -> None:
-        self._release(1)
+        self._on_consumed(1)
 
-    def _release(self, count: int, widened: int = 0) -> None:
-        more = self._demand.released(count) + widened
-        if self._demand.held < self._window:
-            self._go_on()
-        if more and not self._is_done:
-            if self._diversion is not None:
-                self._diversion.grant(more, 0)
-            self.send_request_n(more)
+    def _on_complete(self) -> None:
+        if self._digest is not None:
+            self.receiver.complete(self._digest)
+        self._listener.on_completed()
 
 
-class DiversionListener(Protocol):
-    """Who hears of chunks that are written where they are received."""
+class SinkRequest(RangeRequest):
+    """A range on its way into a sink: the chunks wait in a job until the sink is open, and are then written there."""
 
-    def on_written(self) -> None:
-        """More were written."""
-        ...
+    def __init__(
+        self, connector: Connector, socket: RSocketBase, name: str, request: DownloadRequest, window: int
+    ) -> None:
+        super().__init__(connector, socket, name, request, window, self._on_failed)
+        self._job = ReceiveJob(self._demand, self._on_written)
+        self._failure: Exception | None = None
+        self._is_complete = False
+        self._consumed = self._written_bytes = 0
+        self._wake = asyncio.Event()
 
-    def on_error(self, error: Exception, /) -> None:
-        """Writing failed."""
-        ...
+    async def head(self) -> ChunkHead:
+        """What the server says of the file with the first chunk.
 
+        Raises:
+            Exception: What the request failed with.
+        """
+        while self.receiver.head is None:
+            self._raise_failure()
+            if self._is_complete:
+                self.receiver.complete(None)
+            await self._changed()
+        return self.receiver.head
 
-class _Inbox:
-    """Holds the chunks that wait to be written; each keeps its credit until then."""
+    def write_to(self, sink: Sink) -> None:
+        """Opens the job: chunks go to the sink, by the file lane where there is one and the sink is a file."""
+        file = sink.as_file()
+        self._job.open(sink.append, file, self.receiver.on_bytes)
+        lane = None if self.engine is None else self.engine.transport.lane
+        if file is not None and lane is not None and not self._is_done:
+            lane.receive(self.id, self._job)
 
-    def __init__(self) -> None:
-        self.chunks: deque[Chunk] = deque()
-        self.failure: Exception | None = None
-        self.is_complete = False
-        self.wake = asyncio.Event()
+    async def written(self) -> bool:
+        """Returns True when more was written, False when everything is.
 
-    def on_written(self) -> None:
-        self.wake.set()
+        Raises:
+            Exception: What the request, or the sink, failed with.
+        """
+        while True:
+            self._raise_failure()
+            if self._is_complete and self._job.is_idle:
+                return False
+            await self._changed()
+            if self._job.failure is None:
+                return True
 
-    def on_next(self, value: Chunk) -> None:
-        value.retain()
-        self.chunks.append(value)
-        self.wake.set()
+    async def stop(self) -> None:
+        """Ends the request; nothing is written any more when this returns."""
+        self.cancel()
+        lane = None if self.engine is None else self.engine.transport.lane
+        if lane is not None:
+            lane.end_receiving(self.id)
+        await self._job.stop()
 
-    def on_error(self, error: Exception) -> None:
-        self.failure = error
-        self.wake.set()
+    def _on_chunk(self, data: bytes) -> None:
+        if data is not TAKEN:
+            self.arrived += len(data)
+            self._job.take(data)
+        if self.receiver.head is None:
+            raise ProtocolError("the first item of a download must say which file and range it is")
+        self._wake.set()
 
-    def on_completed(self) -> None:
-        self.is_complete = True
-        self.wake.set()
+    def _on_written(self) -> None:
+        """The job has written more, or failed."""
+        job = self._job
+        self.arrived += job.nbytes - self._written_bytes
+        self._written_bytes = job.nbytes
+        items, self._consumed = job.items - self._consumed, job.items
+        if items:
+            self._on_consumed(items)
+        if job.failure is not None:
+            self.cancel()  # what follows must not be written behind what is missing
+        self._wake.set()
+
+    def _on_complete(self) -> None:
+        self._is_complete = True
+        self._wake.set()
+
+    def _on_failed(self, error: Exception) -> None:
+        self._failure = error
+        self._wake.set()
+
+    def _raise_failure(self) -> None:
+        failure = self._failure or self._job.failure
+        if failure is not None:
+            raise failure
+
+    async def _changed(self) -> None:
+        await self._wake.wait()
+        self._wake.clear()
 
 
 async def download_into(
-    connector: Connector,
+    requests: ColdReactiveXClient,
     name: str,
     sink: Sink,
     *,
@@ -232,25 +262,24 @@ async def download_into(
     emit: Callable[[TransferEvent], None],
 ) -> None:
     """Downloads what `sink` doesn't have yet, and emits Started, Progress as bytes are written, Completed."""
-    async with sink.turn:
+    async with sink.attempt:
         try:
-            if isinstance(sink, PathSink) and await sink.has_parts():
-                await sink.find_part(await ask_info(connector, Route.STAT, name, FileRequest()))
+            if await sink.has_parts():
+                await sink.find_part(await ask_info(requests, Route.STAT, name, FileRequest()))
             restarts = 0
             while True:
                 if sink.offset > digest_from and sink.etag is None:
                     await sink.restart()  # nobody can tell whether the rest would be of the same file
                 request = DownloadRequest(sink.offset, None, sink.etag, algorithm, digest_from if algorithm else None)
                 try:
-                    info = await _receive(connector, name, request, sink, window, emit)
+                    info = await _receive(requests, name, request, sink, window, emit)
                 except Changed:
                     restarts += 1
                     if sink.etag is None or restarts > _MAX_RESTARTS:
                         raise
                     await sink.restart()
                 except IntegrityError:
-                    if isinstance(sink, PathSink):
-                        await sink.restart()  # what is wrong must not be gone on with
+                    await sink.discard()  # a later attempt must not go on with it
                     raise
                 else:
                     break
@@ -260,10 +289,10 @@ async def download_into(
         emit(Completed(info))
 
 
-def ask_info(connector: Connector, route: str, name: str, request: FileRequest) -> Observable[FileInfo]:
+def ask_info(requests: ColdReactiveXClient, route: str, name: str, request: FileRequest) -> Observable[FileInfo]:
     """Asks one of the routes that answer with a FileInfo."""
     payload = Payload(b"", transfer_request(route, name, request))
-    return ask_for(connector, payload, answered_info, lambda error: error, MAX_SMALL_BYTES)
+    return requests.ask(payload, answered_info, max_answer_bytes=MAX_SMALL_BYTES)
 
 
 def answered_info(answer: Payload) -> FileInfo:
@@ -272,53 +301,34 @@ def answered_info(answer: Payload) -> FileInfo:
 
 
 async def _receive(
-    connector: Connector,
+    requests: ColdReactiveXClient,
     name: str,
     request: DownloadRequest,
     sink: Sink,
     window: int | None,
     emit: Callable[[TransferEvent], None],
 ) -> FileInfo:
-    inbox = _Inbox()
-    rsocket = await connector.connect()
-    transport = transport_of(rsocket)
-    moves_files = transport is not None and transport.moves_files
-    is_unseen = isinstance(sink, PathSink) and sink.digest is None and moves_files
-    if is_unseen:
-        request = replace(request, item_bytes=UNSEEN_CHUNK_BYTES)
-    first_window, direct_window = choose_windows(window, is_unseen=is_unseen)
-    stream = ChunkRequest(connector, rsocket, name, request, first_window, inbox, None)
-    # Chunks that were written, and whose credit is kept until the rest can be diverted: all that came is written then.
-    kept: list[Chunk] = []
-    told = sink.offset
+    def make(connector: Connector, rsocket: RSocketBase) -> SinkRequest:
+        has_lane = isinstance(rsocket, RSocketEngine) and rsocket.transport.lane is not None
+        is_large = has_lane and sink.as_file() is not None and window is None
+        item_bytes = FILE_CHUNK_BYTES if is_large else request.item_bytes
+        asked = replace(request, item_bytes=item_bytes)
+        return SinkRequest(connector, rsocket, name, asked, DEFAULT_WINDOW if window is None else window)
+
+    stream = await requests.make(make)
     try:
         stream.send()
-        is_begun = False
-        while True:
-            await inbox.wake.wait()
-            inbox.wake.clear()
-            chunks = [inbox.chunks.popleft() for _ in range(len(inbox.chunks))]
-            head = stream.receiver.head
-            if chunks and head is not None:
-                if not is_begun:
-                    is_begun = True
-                    await sink.begin(head.info)
-                    emit(Started(None, head.info.size, sink.offset))
-                await sink.write([chunk.data for chunk in chunks])
-                kept += chunks
-                if isinstance(sink, PathSink) and stream.may_divert and not inbox.chunks:
-                    stream.divert(sink, inbox, direct_window)
-                if not (isinstance(sink, PathSink) and stream.may_divert):
-                    for chunk in kept:
-                        chunk.release()
-                    kept.clear()
-            if is_begun and head is not None and sink.offset > told:
-                told = sink.offset
-                emit(Progress(told, head.info.size))
-            if inbox.failure is not None:
-                raise inbox.failure
-            if inbox.is_complete and not inbox.chunks:
-                return stream.receiver.complete(sink.digest)
+        info = (await stream.head()).info
+        await sink.begin(info)
+        emit(Started(None, info.size, sink.offset))
+        reported = sink.offset
+        stream.write_to(sink)
+        while await stream.written():
+            if sink.offset > reported:
+                reported = sink.offset
+                emit(Progress(reported, info.size))
+        if sink.offset > reported:
+            emit(Progress(sink.offset, info.size))
+        return stream.receiver.complete(sink.digest)
     finally:
-        stream.cancel()
-        await stream.stop_diverting()
+        await stream.stop()

@@ -1,39 +1,31 @@
 """Where a download can go: a path, or an asynchronous writer."""
 
 import asyncio
-import errno
 import os
 import re
-from collections.abc import Awaitable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol, cast, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import xxhash
 
 from shared.aio import run_blocking
-from shared.errors import Changed, IntegrityError, StorageFull
-from shared.files.lane import move_from
+from shared.errors import Changed, IntegrityError
+from shared.files import disk
+from shared.files.part import FileTarget, PartFile
 from shared.protocol.digest import Digest
 from shared.protocol.wire import FileInfo
 
 __all__ = ["AsyncWriter", "PathSink", "Sink", "WriterSink"]
 
-try:
-    import fcntl
-except ImportError:  # not on Windows, where an open file can't be removed or replaced anyway
-    fcntl = None
-
 _SUFFIX: Final = ".rxpart"
 _IDENTITY: Final = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{8})?\.rxpart")
 _MAX_STEM_BYTES: Final = 200
-_READ_BYTES: Final = 1024 * 1024
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @runtime_checkable
 class AsyncWriter(Protocol):
-    """What a download can be written to, beside a path: whatever has this method."""
+    """What a download can be written to, beside a path: any object with this method."""
 
     def write(self, data: bytes, /) -> Awaitable[object]:
         """Takes the next bytes (`async def write(data)`); they count as durable when it has returned."""
@@ -44,10 +36,10 @@ class Sink(Protocol):
     """The receiving end of a download, over several attempts.
 
     Attributes:
-        turn: Held by the attempt that uses the sink; another one waits for its end.
+        attempt: Held by the attempt that uses the sink; another one waits for its end.
     """
 
-    turn: asyncio.Lock
+    attempt: asyncio.Lock
 
     @property
     def offset(self) -> int:
@@ -56,7 +48,7 @@ class Sink(Protocol):
 
     @property
     def etag(self) -> str | None:
-        """Which file they are of; None if nothing is there yet, or it isn't known."""
+        """Of the file that they belong to; None if nothing is there yet, or it isn't known."""
         ...
 
     @property
@@ -64,20 +56,36 @@ class Sink(Protocol):
         """The running digest of those bytes; None if the download is not verified."""
         ...
 
+    def as_file(self) -> FileTarget | None:
+        """The file that the bytes go to, for a thread to write to after `begin`; None if they don't go to one."""
+        ...
+
+    async def has_parts(self) -> bool:
+        """Whether another process may have left a part for `find_part`."""
+        ...
+
+    async def find_part(self, info: FileInfo) -> None:
+        """Takes over what another process left of this very file."""
+        ...
+
     async def begin(self, info: FileInfo) -> None:
         """An attempt starts that will bring `info`'s bytes from `offset` on."""
         ...
 
-    async def write(self, chunks: Sequence[bytes]) -> None:
+    async def append(self, chunks: Sequence[bytes]) -> None:
         """Adds to the end, and to the digest."""
         ...
 
     async def restart(self) -> None:
-        """Forgets what is there, since it is of another file.
+        """Drops what is there, since it is of another file.
 
         Raises:
             Changed: What was written can't be taken back.
         """
+        ...
+
+    async def discard(self) -> None:
+        """Drops what is there, where that is possible, since it failed verification."""
         ...
 
     async def finish(self) -> None:
@@ -99,7 +107,7 @@ class WriterSink:
     """
 
     def __init__(self, writer: AsyncWriter, offset: int, digest: Digest | None) -> None:
-        self.turn = asyncio.Lock()
+        self.attempt = asyncio.Lock()
         self._writer = writer
         self._start = offset
         self._algorithm = None if digest is None else digest.algorithm
@@ -108,14 +116,23 @@ class WriterSink:
         self.etag: str | None = None
         self.digest = digest
 
+    def as_file(self) -> None:
+        return None
+
+    async def has_parts(self) -> bool:
+        return False
+
+    async def find_part(self, info: FileInfo) -> None:
+        """Nothing: it has no parts."""
+
     async def begin(self, info: FileInfo) -> None:
         if self._is_torn:
-            raise IntegrityError("the writer was stopped in the middle of a write; nobody knows where to go on")
+            raise IntegrityError("the writer was stopped in the middle of a write; its position isn't known")
         self.etag = info.etag
 
-    async def write(self, chunks: Sequence[bytes]) -> None:
+    async def append(self, chunks: Sequence[bytes]) -> None:
         for chunk in chunks:
-            self._is_torn = True  # until the write has returned, nobody knows whether the writer has the chunk
+            self._is_torn = True  # until the write has returned, it isn't known whether the writer has the chunk
             await self._writer.write(chunk)
             self._is_torn = False
             self.offset += len(chunk)
@@ -126,6 +143,9 @@ class WriterSink:
         if self.offset != self._start:
             raise Changed("the file changed during the download, and what was written can't be taken back")
         self.etag = None
+
+    async def discard(self) -> None:
+        """Nothing: it can't."""
 
     async def finish(self) -> None:
         self.offset, self.etag = self._start, None
@@ -148,33 +168,44 @@ class PathSink:
     """
 
     def __init__(self, path: Path, name: str, algorithm: str | None) -> None:
-        self.turn = asyncio.Lock()
+        self.attempt = asyncio.Lock()
         self._path = path
         self._name = name
-        self._algorithm = algorithm
-        self._file: BinaryIO | None = None
+        self._is_verified = algorithm is not None
+        self._file = PartFile(algorithm, full=f"no room for {path}", name=name)
         self._part: Path | None = None
-        self.offset = 0
         self.etag: str | None = None
-        self.digest = None if algorithm is None else Digest(algorithm)
+
+    @property
+    def offset(self) -> int:
+        return self._file.digest.length
+
+    @property
+    def digest(self) -> Digest | None:
+        return self._file.digest if self._is_verified else None
+
+    def as_file(self) -> FileTarget:
+        return self._file
 
     async def has_parts(self) -> bool:
-        """Whether another process may have left a part for `find_part`."""
-        return self._part is None and bool(await run_blocking(None, self._parts))
+        return self._part is None and bool(await run_blocking(None, lambda: list(self._parts())))
 
     async def find_part(self, info: FileInfo) -> None:
-        """Takes over what another process left of this very file, read once for its digest; drops what is of others."""
+        """Takes over what another process left of this very file, read once for its digest; removes other parts."""
         if info.etag is not None:
             await run_blocking(None, self._find_part, info)
 
     async def begin(self, info: FileInfo) -> None:
-        await run_blocking(None, self._open, info)
+        await run_blocking(None, self._begin, info)
 
-    async def write(self, chunks: Sequence[bytes]) -> None:
-        await run_blocking(None, self._write, chunks)
+    async def append(self, chunks: Sequence[bytes]) -> None:
+        await run_blocking(None, self._file.write_all, chunks)
 
     async def restart(self) -> None:
-        await run_blocking(None, self._drop)
+        await run_blocking(None, self._restart)
+
+    async def discard(self) -> None:
+        await self.restart()
 
     async def finish(self) -> None:
         await run_blocking(None, self._publish)
@@ -183,23 +214,6 @@ class PathSink:
         await run_blocking(None, self._close)
 
     # In a thread
-
-    def write_through(self, data: memoryview) -> None:
-        """As `write`, for a thread that has the bytes just now."""
-        self._write([data])
-
-    def write_from(self, pipe: int, nbytes: int) -> None:
-        """Adds what a pipe has; for a download without a digest, since nobody sees the bytes."""
-        assert self._file is not None, "`begin` comes first"
-        assert self.digest is None, "the digest must see the bytes"
-        with self._no_room_is_typed():
-            try:
-                while nbytes:
-                    moved = move_from(pipe, self._file.fileno(), nbytes, self.offset)
-                    self.offset += moved
-                    nbytes -= moved
-            finally:
-                self._file.seek(self.offset)
 
     def _part_of(self, info: FileInfo) -> Path:
         identity = xxhash.xxh3_64_hexdigest(f"{self._name}\0{info.etag}\0{info.size}".encode())
@@ -212,117 +226,70 @@ class PathSink:
             name = name[:-1]
         return f".{name}."
 
-    def _parts(self) -> list[Path]:
+    def _parts(self) -> Iterator[Path]:
         prefix = self._prefix()
-        return [
-            self._path.with_name(entry)
-            for entry in os.listdir(self._path.parent)
-            if entry.startswith(prefix) and _IDENTITY.fullmatch(entry[len(prefix) :])
-        ]
+        for entry in os.listdir(self._path.parent):
+            if entry.startswith(prefix) and _IDENTITY.fullmatch(entry[len(prefix) :]):
+                yield self._path.with_name(entry)
 
     def _find_part(self, info: FileInfo) -> None:
         wanted = self._part_of(info)
         for part in self._parts():
-            if part != wanted:
-                _remove_unless_locked(part)
-        if not wanted.exists():
+            other = PartFile(None, full="", name="")
+            if part != wanted and self._open(other, part):
+                part.unlink(missing_ok=True)
+                other.close()
+        # If another transfer uses the part, this one starts a part of its own.
+        if not wanted.exists() or not self._open(self._file, wanted):
             return
-        file = _open_locked(wanted)
-        if file is None:
-            return  # another transfer is at it; this one starts a part of its own
         try:
-            while self.offset < info.size and (data := file.read(_READ_BYTES)):
-                self._count(data)
+            while not self._file.catch_up(info.size):
+                pass
         finally:
-            file.close()
+            self._file.close()
         self._part, self.etag = wanted, info.etag
 
-    def _open(self, info: FileInfo) -> None:
-        part = self._part or self._part_of(info)
-        file = _open_locked(part)
-        if file is None or (self._part is None and os.fstat(file.fileno()).st_size):
-            if file is not None:
-                file.close()
+    def _begin(self, info: FileInfo) -> None:
+        part, offset = self._part or self._part_of(info), self.offset
+        is_open = self._open(self._file, part)
+        if not is_open or (self._part is None and os.stat(part).st_size):
+            self._file.close()
             part = part.with_name(part.name.removesuffix(_SUFFIX) + f"-{os.urandom(4).hex()}{_SUFFIX}")
-            file = _open_locked(part)
-            assert file is not None, "nobody else knows a random name"
-        self._file, self._part, self.etag = file, part, info.etag
-        if os.fstat(file.fileno()).st_size < self.offset:
-            raise IntegrityError(f"the part of {self._path} was cut short by somebody else", name=self._name)
-        file.seek(self.offset)
-        file.truncate()
+            is_open = self._open(self._file, part)
+            assert is_open, "no other transfer knows a random name"
+        self._part, self.etag = part, info.etag
+        if self.offset != offset:
+            raise IntegrityError(f"the part of {self._path} was replaced or cut short", name=self._name)
+        self._file.truncate()
 
-    def _write(self, chunks: Sequence[bytes | memoryview]) -> None:
-        assert self._file is not None, "`begin` comes first"
-        with self._no_room_is_typed():
-            for chunk in chunks:
-                view = memoryview(chunk)
-                while view:
-                    written = self._file.write(view)
-                    self._count(view[:written])
-                    view = view[written:]
-
-    @contextmanager
-    def _no_room_is_typed(self) -> Generator[None, None, None]:
+    @staticmethod
+    def _open(file: PartFile, path: Path) -> bool:
+        """Opens and locks a part, which is made if it isn't there; returns False if another transfer has it."""
         try:
-            yield
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise StorageFull(f"no room for {self._path}: {os.strerror(error.errno)}", name=self._name) from error
-            raise
-
-    def _count(self, data: bytes | memoryview) -> None:
-        self.offset += len(data)
-        if self.digest is not None:
-            self.digest.update(data)
+            file.open(os.fspath(path), os.O_CREAT, mode=0o666, locked=True)
+        except BlockingIOError:
+            return False
+        return True
 
     def _publish(self) -> None:
-        assert self._file is not None, "`begin` comes first"
         assert self._part is not None, "`begin` comes first"
-        os.fsync(self._file.fileno())
+        self._file.sync()
         self._file.close()
         os.replace(self._part, self._path)
-        self._file = self._part = None
-        self._forget()  # here, since whoever waits for this may be cancelled meanwhile
-        if os.name == "posix":
-            folder = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        self._part = None
+        self._forget()  # here, since the task that waits for this thread may be cancelled meanwhile
+        disk.sync_folder(os.fspath(self._path.parent))
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._file.close()
         if self._part is not None and not self.offset:
             self._part.unlink(missing_ok=True)
             self._part = None
 
-    def _drop(self) -> None:
+    def _restart(self) -> None:
         self._forget()
         self._close()
 
     def _forget(self) -> None:
-        self.offset = 0
         self.etag = None
-        self.digest = None if self._algorithm is None else Digest(self._algorithm)
-
-
-def _open_locked(part: Path) -> BinaryIO | None:
-    """The part, opened for this transfer alone; None if another one has it."""
-    file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b", buffering=0)
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            return None
-    return cast(BinaryIO, file)
-
-
-def _remove_unless_locked(part: Path) -> None:
-    file = _open_locked(part)
-    if file is not None:
-        part.unlink(missing_ok=True)
-        file.close()
+        self._file.reset()

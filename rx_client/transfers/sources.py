@@ -1,50 +1,51 @@
-"""What can be uploaded: each kind of source, read a chunk at a time from any offset that it can go to."""
+"""The sources of uploads: each kind is read a chunk at a time, from any offset that it can seek or skip to."""
 
 import asyncio
 import io
 import os
-import threading
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, ParamSpec, Protocol, cast
+from typing import BinaryIO, Final, Protocol, TypeVar, cast
 
 from reactivex import Observable
-from reactivex.disposable import SingleAssignmentDisposable
-from reactivex.scheduler.eventloop import AsyncIOScheduler
 
 from shared.aio import run_blocking
-from shared.errors import BackpressureOverflow, SourceExhausted
+from shared.errors import SourceExhausted
+
+from ..operators import to_async_iter
 
 __all__ = ["OpenPath", "PathSource", "Source", "SourceLike", "to_source"]
 
-P = ParamSpec("P")
-
 Bytes = bytes | bytearray | memoryview
+T = TypeVar("T", bound=Bytes)
 Items = Iterable[Bytes] | AsyncIterable[Bytes]
 SourceLike = str | os.PathLike[str] | BinaryIO | Bytes | Items | Callable[[int], Items] | Observable[bytes]
 """A path (str or PathLike), a binary file object, the bytes themselves, an iterable or asynchronous iterable of bytes,
 a function that makes one from an offset, or an observable of bytes."""
 
-# Chunks that one hop to a thread reads: a hop for each costs more than the read.
-_CHUNKS_PER_HOP: Final = 4
+# Chunks that one thread handoff reads: a handoff for each chunk costs more than its read.
+_CHUNKS_PER_HANDOFF: Final = 4
 _SKIP_BYTES: Final = 1024 * 1024
 
 
 class Source(Protocol):
-    """Something to upload.
+    """The content of an upload.
 
     Attributes:
-        starts_over: Whether it can only be read from the start again. What it gives then may be something else, so that
-            the digest has to be computed anew.
+        starts_over: Whether it can only be read from its start again. It may give other bytes then, so that the digest
+            has to be computed anew.
     """
 
-    starts_over: bool
+    starts_over: bool = False
 
     async def version(self) -> object:
-        """Tells two contents of the same source apart, as far as that can be told without reading them."""
-        ...
+        """A value that differs between two contents of the same source, as far as that shows without reading them.
+
+        Raises:
+            OSError: The disk failed, or there is no such file.
+        """
+        return None
 
     async def size(self) -> int | None:
         """The whole content's length in bytes; None if it isn't known beforehand.
@@ -52,7 +53,7 @@ class Source(Protocol):
         Raises:
             OSError: The disk failed, or there is no such file.
         """
-        ...
+        return None
 
     def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
         """The content from `offset` in chunks of `chunk_bytes`, the last one shorter; closing it frees what it holds.
@@ -69,7 +70,7 @@ def to_source(source: SourceLike, window: int) -> Source:
 
     Args:
         source: See `SourceLike`.
-        window: For an observable, how many of its items may wait to be sent.
+        window: The most items of an observable that wait to be sent.
 
     Raises:
         TypeError: It is none of those.
@@ -79,7 +80,8 @@ def to_source(source: SourceLike, window: int) -> Source:
     if isinstance(source, str | os.PathLike):
         return PathSource(Path(cast("str | os.PathLike[str]", source)))
     if isinstance(source, Observable):
-        return _ItemsSource(lambda: _pull(cast("Observable[bytes]", source), window), is_replayable=True)
+        # It can't be slowed down: `to_async_iter` bounds its items, and takes them from any thread.
+        return _ItemsSource(lambda: to_async_iter(window)(cast("Observable[bytes]", source)), is_replayable=True)
     if isinstance(source, io.TextIOBase):
         raise TypeError("a source gives bytes; open the file in binary mode")
     if not isinstance(source, AsyncIterable) and (isinstance(source, io.IOBase) or hasattr(source, "read")):
@@ -95,12 +97,7 @@ def to_source(source: SourceLike, window: int) -> Source:
     )
 
 
-class _BytesSource:
-    starts_over = False
-
-    async def version(self) -> object:
-        return None
-
+class _BytesSource(Source):
     def __init__(self, content: bytes) -> None:
         self._content = content
 
@@ -114,7 +111,7 @@ class _BytesSource:
 
 
 class OpenPath:
-    """A file that is read from its beginning to its end in one piece, whatever comes to its path meanwhile.
+    """A path's file, open: what is read stays the same file, even when the path is replaced meanwhile.
 
     Attributes:
         size: Its length in bytes when it was opened.
@@ -132,18 +129,14 @@ class OpenPath:
         """Closes it."""
         self._file.close()
 
-    async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
+    def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
         """As `Source.read`."""
-        await run_blocking(None, self._file.seek, offset)
-        async with aclosing(_read_file(lambda nbytes: _read_exactly(self._file, nbytes), chunk_bytes)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        self._file.seek(offset)  # sets a number; nothing is read
+        return _file_chunks(lambda nbytes: _read_exactly(self._file, nbytes), chunk_bytes)
 
 
-class PathSource:
+class PathSource(Source):
     """A file by its path."""
-
-    starts_over = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -157,8 +150,13 @@ class PathSource:
 
     @asynccontextmanager
     async def open(self, offset: int) -> AsyncGenerator[OpenPath, None]:
-        """The file, open; SourceExhausted if it doesn't reach to `offset`."""
-        opened: list[OpenPath] = []  # also if this is cancelled while a thread opens it
+        """The file, open.
+
+        Raises:
+            SourceExhausted: It ends before `offset`.
+            OSError: It can't be opened.
+        """
+        opened: list[OpenPath] = []  # a list, for a cancel while a thread opens the file
         try:
             await run_blocking(None, lambda: opened.append(OpenPath(self._path.open("rb", 0))))
             _check_reachable(offset, opened[0].size)
@@ -173,10 +171,8 @@ class PathSource:
                 yield chunk
 
 
-class _FileSource:
-    """A file object of the caller's, who closes it; its present position is the content's first byte."""
-
-    starts_over = False
+class _FileSource(Source):
+    """The caller's file object, which the caller closes; its present position is the content's first byte."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -184,38 +180,32 @@ class _FileSource:
         self._start = file.tell() if self._is_seekable else 0
         self._taken = 0
         self._size: int | None = None
-        # Two attempts must not move the one position that the file has: the later waits for the end of the earlier.
-        self._turn = asyncio.Lock()
-
-    async def version(self) -> object:
-        return None
+        # The file has one position, which two attempts must not move: a later one waits for the end of an earlier.
+        self._lock = asyncio.Lock()
 
     async def size(self) -> int | None:
         if self._is_seekable and self._size is None:
-            async with self._turn:
+            async with self._lock:
                 self._size = await run_blocking(None, self._file.seek, 0, os.SEEK_END) - self._start
         return self._size
 
     async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-        async with self._turn:
-            if self._is_seekable:
-                await run_blocking(None, self._seek, offset)
-            elif offset < self._taken:
-                raise SourceExhausted("this file can't be read again; give a path, or a seekable file")
-            elif await run_blocking(None, self._skip, offset - self._taken) < offset:
-                raise SourceExhausted(f"the source ends before offset {offset}")
-            async with aclosing(_read_file(self._read, chunk_bytes)) as chunks:
+        async with self._lock:
+            await run_blocking(None, self._go_to, offset)
+            async with aclosing(_file_chunks(self._read, chunk_bytes)) as chunks:
                 async for chunk in chunks:
                     yield chunk
 
-    def _seek(self, offset: int) -> None:
-        _check_reachable(offset, self._file.seek(0, os.SEEK_END) - self._start)
-        self._file.seek(self._start + offset)
-
-    def _skip(self, nbytes: int) -> int:
-        while nbytes and (data := self._read(min(nbytes, _SKIP_BYTES))):
-            nbytes -= len(data)
-        return self._taken
+    def _go_to(self, offset: int) -> None:
+        if self._is_seekable:
+            _check_reachable(offset, self._file.seek(0, os.SEEK_END) - self._start)
+            self._file.seek(self._start + offset)
+            return
+        if offset < self._taken:
+            raise SourceExhausted("this file can't be read again; give a path, or a seekable file")
+        while self._taken < offset and self._read(min(offset - self._taken, _SKIP_BYTES)):
+            pass
+        _check_reachable(offset, self._taken)
 
     def _read(self, nbytes: int) -> bytes:
         data = _read_exactly(self._file, nbytes)
@@ -223,69 +213,46 @@ class _FileSource:
         return data
 
 
-class _ItemsSource:
-    """An iterable, asynchronous iterable or observable, made anew for each attempt where it can be."""
+class _ItemsSource(Source):
+    """An iterable, asynchronous iterable or observable; each attempt iterates from its start, if it can."""
 
     starts_over = True
-
-    async def version(self) -> object:
-        return None
 
     def __init__(self, make: Callable[[], Items], *, is_replayable: bool) -> None:
         self._make = make
         self._is_replayable = is_replayable
         self._is_used = False
 
-    async def size(self) -> None:
-        return None
-
-    async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
+    def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
         if self._is_used and not self._is_replayable:
             raise SourceExhausted(
                 "this source can be read only once; give a function from an offset to an iterable, so that it can be "
                 "read again"
             )
         self._is_used = True
-        async with aclosing(_chunks(self._make(), chunk_bytes, skip=offset)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        return _chunks(self._make(), chunk_bytes, skip=offset)
 
 
-class _CallableSource:
-    starts_over = False
-
-    async def version(self) -> object:
-        return None
+class _CallableSource(Source):
+    """A function from an offset to the items from there on."""
 
     def __init__(self, make: Callable[[int], Items]) -> None:
         self._make = make
 
-    async def size(self) -> None:
-        return None
-
-    async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-        async with aclosing(_chunks(self._make(offset), chunk_bytes, skip=0)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+    def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
+        return _chunks(self._make(offset), chunk_bytes, skip=0)
 
 
-async def _read_file(read: Callable[[int], bytes], chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-    """Chunks of what `read` gives, several a hop to a thread, until it gives less than was asked for."""
+def _file_chunks(read: Callable[[int], bytes], chunk_bytes: int) -> AsyncGenerator[bytes, None]:
+    """Chunks from `read`, until it returns fewer bytes than requested."""
 
-    def hop() -> list[bytes]:
-        found: list[bytes] = []
-        while len(found) < _CHUNKS_PER_HOP and (chunk := read(chunk_bytes)):
-            found.append(chunk)
-            if len(chunk) < chunk_bytes:
-                break
-        return found
-
-    is_more = True
-    while is_more:
-        chunks = await run_blocking(None, hop)
-        is_more = len(chunks) == _CHUNKS_PER_HOP and len(chunks[-1]) == chunk_bytes
-        for chunk in chunks:
+    def chunks() -> Iterator[bytes]:
+        while chunk := read(chunk_bytes):
             yield chunk
+            if len(chunk) < chunk_bytes:
+                return
+
+    return _in_batches(chunks(), _CHUNKS_PER_HANDOFF * chunk_bytes)
 
 
 def _read_exactly(file: BinaryIO, nbytes: int) -> bytes:
@@ -318,99 +285,51 @@ async def _chunks(items: Items, chunk_bytes: int, *, skip: int) -> AsyncGenerato
         yield bytes(buffer)
 
 
-async def _each(items: Items, hop_bytes: int) -> AsyncGenerator[Bytes, None]:
-    """The items one by one; what makes them is closed at the end."""
-    if isinstance(items, AsyncIterable):
+async def _each(items: Items, batch_bytes: int) -> AsyncGenerator[Bytes, None]:
+    """The items one by one; their iterator is closed at the end."""
+    if isinstance(items, list | tuple):
+        for item in items:
+            yield _check_item(item)
+    elif isinstance(items, AsyncIterable):
         iterator = aiter(items)
         try:
             async for item in iterator:
                 yield _check_item(item)
         finally:
-            close = getattr(iterator, "aclose", None)
-            if close is not None:
+            if (close := getattr(iterator, "aclose", None)) is not None:
                 await close()
-        return
-    if isinstance(items, list | tuple):
-        for item in items:
-            yield _check_item(item)
-        return
-    # A generator may read a disk; it runs in a thread, for about a chunk at a time.
-    iterator_ = iter(items)
+    else:
+        iterator = iter(items)
+        try:
+            async with aclosing(_in_batches(iterator, batch_bytes)) as batched:
+                async for item in batched:
+                    yield item
+        finally:
+            if (close := getattr(iterator, "close", None)) is not None:
+                await run_blocking(None, close)
 
-    def hop() -> tuple[list[Bytes], bool]:
-        found: list[Bytes] = []
+
+async def _in_batches(items: Iterator[T], batch_bytes: int) -> AsyncGenerator[T, None]:
+    """The items one by one, taken in a thread, as a generator may read a disk: `batch_bytes` or more a handoff."""
+
+    def take() -> tuple[list[T], bool]:
+        batch: list[T] = []
         nbytes = 0
-        for item in iterator_:
-            found.append(_check_item(item))
+        for item in items:
+            batch.append(_check_item(item))
             nbytes += len(item)
-            if nbytes >= hop_bytes:
-                return found, True
-        return found, False
+            if nbytes >= batch_bytes:
+                return batch, True
+        return batch, False
 
-    try:
-        is_more = True
-        while is_more:
-            found, is_more = await run_blocking(None, hop)
-            for item in found:
-                yield item
-    finally:
-        close = getattr(iterator_, "close", None)
-        if close is not None:
-            await run_blocking(None, close)
+    is_more = True
+    while is_more:
+        batch, is_more = await run_blocking(None, take)
+        for item in batch:
+            yield item
 
 
-async def _pull(source: Observable[bytes], window: int) -> AsyncGenerator[bytes, None]:
-    """What `source` emits. It can't be slowed down, so no more than `window` of its items may wait."""
-    loop = asyncio.get_running_loop()
-    thread = threading.get_ident()
-    waiting: deque[bytes] = deque()
-    wake = asyncio.Event()
-    failures: list[Exception] = []
-    subscription = SingleAssignmentDisposable()
-    is_done = False
-
-    def end(error: Exception | None = None) -> None:
-        nonlocal is_done
-        is_done = True
-        if error is not None:
-            failures.append(error)
-        wake.set()
-
-    def take(item: bytes) -> None:
-        if is_done:
-            return
-        if len(waiting) >= window:
-            end(BackpressureOverflow(f"the source is more than {window} items ahead of the connection"))
-            subscription.dispose()
-            return
-        waiting.append(item)
-        wake.set()
-
-    def here(call: Callable[P, None]) -> Callable[P, None]:
-        def forward(*args: P.args, **kwargs: P.kwargs) -> None:
-            if threading.get_ident() == thread:
-                call(*args, **kwargs)
-            elif not loop.is_closed():
-                loop.call_soon_threadsafe(lambda: call(*args, **kwargs))
-
-        return forward
-
-    subscription.disposable = source.subscribe(here(take), here(end), here(end), scheduler=AsyncIOScheduler(loop))
-    try:
-        while True:
-            while waiting and not failures:
-                yield waiting.popleft()
-            if failures:
-                raise failures[0]
-            if is_done:
-                return
-            wake.clear()
-            await wake.wait()
-    finally:
-        subscription.dispose()
-
-
-def _check_item(item: Bytes) -> Bytes:
+def _check_item(item: T) -> T:
     if not isinstance(item, bytes | bytearray | memoryview):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"a source's items must be bytes, not {type(item).__name__}")
     return item

@@ -8,15 +8,14 @@ from dataclasses import replace
 from uuid import uuid4
 
 from rsocket.payload import Payload
-from rsocket.rsocket_base import RSocketBase
 
 from shared.errors import IntegrityError, InvalidRequest, ProtocolError, SourceExhausted
-from shared.files.lane import FileItems
+from shared.files.sending import FileChanged, FileRange, SendJob
 from shared.protocol.digest import Digest
-from shared.protocol.flow import UploadSender, choose_windows
+from shared.protocol.flow import DEFAULT_WINDOW, Credit, UploadSender
 from shared.protocol.messages import (
     CHUNK_BYTES,
-    UNSEEN_CHUNK_BYTES,
+    FILE_CHUNK_BYTES,
     Receipt,
     UploadEnd,
     UploadRequest,
@@ -26,9 +25,9 @@ from shared.protocol.messages import (
 )
 from shared.protocol.wire import FileInfo, Route
 
-from ..connection.connector import Connector
 from ..events import Completed, Progress, Started, TransferEvent
-from ..requests.cold import ChannelRequest, transport_of
+from ..requests.channel import ChannelRequest
+from ..requests.cold import ColdReactiveXClient
 from .sources import OpenPath, PathSource, Source
 
 __all__ = ["UploadTransfer"]
@@ -74,12 +73,12 @@ class UploadTransfer:
         self._has_sent_all = False
 
     async def attempt(
-        self, connector: Connector, emit: Callable[[TransferEvent], None], tasks: set[asyncio.Task[None]]
+        self, requests: ColdReactiveXClient, emit: Callable[[TransferEvent], None], tasks: set[asyncio.Task[None]]
     ) -> None:
         """Uploads what the server doesn't have yet, and emits Started, Progress as bytes become durable, Completed.
 
         Args:
-            connector: Gives the connection.
+            requests: Makes the channel.
             emit: Gets the events.
             tasks: Holds what goes on when this has failed: a source that blocks a thread can't be stopped.
         """
@@ -94,11 +93,11 @@ class UploadTransfer:
         request = UploadRequest(self._upload_id, total, self._algorithm, self._overwrite, self._has_sent_all)
         payload = Payload(b"", transfer_request(Route.UPLOAD, self._name, request))
         started = Started(self._upload_id, total, resumed_from=0)
-        rsocket = await connector.connect()
-        is_unseen = self._chunk_bytes is None and self._is_unseen(rsocket)
-        window, direct_window = choose_windows(self._window, is_unseen=is_unseen)
-        chunk_bytes = UNSEEN_CHUNK_BYTES if is_unseen else self._chunk_bytes or CHUNK_BYTES
-        channel = _Channel(connector, rsocket, payload, window, direct_window, chunk_bytes, emit, started)
+        channel = _Channel(emit, started)
+        request = await requests.make(lambda connector, rsocket: ChannelRequest(connector, rsocket, payload, channel))
+        has_lane = isinstance(self._source, PathSource) and request.lane is not None and self._window is None
+        chunk_bytes = self._chunk_bytes or (FILE_CHUNK_BYTES if has_lane else CHUNK_BYTES)
+        channel.open(request, chunk_bytes, DEFAULT_WINDOW if self._window is None else self._window)
         try:
             start = await channel.start()
             if channel.info is None:
@@ -113,46 +112,61 @@ class UploadTransfer:
         self._has_sent_all = False
         emit(Completed(info))
 
-    def _is_unseen(self, rsocket: RSocketBase) -> bool:
-        """Whether nobody looks at the bytes, so that they can stay in the system."""
-        transport = transport_of(rsocket)
-        is_file = isinstance(self._source, PathSource) and transport is not None and transport.moves_files
-        return is_file and self._algorithm is None
-
     async def _send(self, channel: "_Channel", start: int) -> None:
         try:
-            await self._send_chunks(channel, start)
+            await self._send_content(channel, start)
         except Exception:
             channel.request.fail()
             raise
 
-    async def _send_chunks(self, channel: "_Channel", start: int) -> None:
-        digest = self._digest_before(start)
-        offset = digest.length if digest is not None else start
-        source = self._source
-        if isinstance(source, PathSource) and channel.moves_files:
+    async def _send_content(self, channel: "_Channel", start: int) -> None:
+        """Sends what the server doesn't have, by the file lane or by the frame path, and last of all the digest."""
+        digest, source = self._digest_before(start), self._source
+        if isinstance(source, PathSource):
             async with source.open(start) as file:
-                if digest is not None and offset < start:
+                if digest is not None and digest.length < start:
                     await self._catch_up(digest, file, start)
-                offset = await self._send_file(channel, file, start, digest)
-                offset = await self._send_rest(channel, file, offset, start, digest)
+                if channel.request.lane is not None and file.size > start:
+                    await self._send_file(channel, file, start, digest)
+                else:
+                    await self._send_chunks(channel, file, start, start, digest)
         else:
-            offset = await self._send_rest(channel, source, offset, start, digest)
-        if offset < start:
-            raise SourceExhausted(f"the source has {offset} bytes; the server has {start} already", name=self._name)
-        await channel.ready()
-        self._has_sent_all = True
-        channel.send(b"", UploadEnd(offset, None if digest is None else digest.text()))
+            await self._send_chunks(channel, source, start if digest is None else digest.length, start, digest)
 
-    async def _send_rest(
-        self,
-        channel: "_Channel",
-        source: Source | OpenPath,
-        offset: int,
-        start: int,
-        digest: Digest | None,
-    ) -> int:
-        """Sends what `source` has from `offset` on, of which the server has what is before `start`; where it ends."""
+    async def _send_file(self, channel: "_Channel", file: OpenPath, start: int, digest: Digest | None) -> None:
+        """Sends the file as it was when it was opened, in a thread."""
+
+        def remember() -> None:
+            if digest is not None:
+                self._digests.append(digest.copy())
+
+        def end() -> bytes:
+            self._has_sent_all = True
+            return transfer_metadata(UploadEnd(file.size, None if digest is None else digest.text()))
+
+        channel.on_committed = self._forget
+        try:
+            await channel.request.send_file(
+                lambda queue: channel.job(
+                    SendJob(
+                        channel.request.id,
+                        FileRange(file.fileno(), start, file.size),
+                        channel.chunk_bytes,
+                        channel.credit,
+                        queue,
+                        last=end,
+                        digest=digest,
+                        on_item=remember,
+                    )
+                )
+            )
+        except FileChanged:
+            raise IntegrityError("the source became shorter while it was read", name=self._name) from None
+
+    async def _send_chunks(
+        self, channel: "_Channel", source: Source | OpenPath, offset: int, start: int, digest: Digest | None
+    ) -> None:
+        """Sends what `source` has from `offset` on, of which the server has what is before `start`."""
         async with aclosing(source.read(offset, channel.chunk_bytes)) as chunks:
             async for chunk in chunks:
                 data = chunk
@@ -170,30 +184,11 @@ class UploadTransfer:
                 if digest is not None:
                     self._digests.append(digest.copy())
                     self._forget(channel.committed)
-        return offset
-
-    async def _send_file(self, channel: "_Channel", file: OpenPath, offset: int, digest: Digest | None) -> int:
-        """Sends the file's chunks past the event loop, all but the last; where that begins."""
-
-        def remember() -> None:
-            assert digest is not None, "it isn't called without"
-            self._digests.append(digest.copy())
-
-        count = max(file.size - offset - 1, 0) // channel.chunk_bytes
-        if not count:
-            return offset
-        items = FileItems(
-            channel.request.id,
-            file.fileno(),
-            offset,
-            count,
-            channel.chunk_bytes,
-            queue=channel.request.queue,
-            digest=digest,
-            on_item=None if digest is None else remember,
-        )
-        # If fewer can be sent, it is shorter than it was: the rest will tell.
-        return offset + channel.chunk_bytes * await channel.send_items(items, self._forget)
+        if offset < start:
+            raise SourceExhausted(f"the source has {offset} bytes; the server has {start} already", name=self._name)
+        await channel.ready()
+        self._has_sent_all = True
+        channel.send(b"", UploadEnd(offset, None if digest is None else digest.text()))
 
     async def _catch_up(self, digest: Digest, file: OpenPath, start: int) -> None:
         """Adds what the server has already to the digest."""
@@ -220,41 +215,44 @@ class UploadTransfer:
 class _Channel:
     """One attempt's channel: waits for demand, and turns receipts into events."""
 
-    def __init__(
-        self,
-        connector: Connector,
-        rsocket: RSocketBase,
-        payload: Payload,
-        window: int,
-        direct_window: int,
-        chunk_bytes: int,
-        emit: Callable[[TransferEvent], None],
-        started: Started,
-    ) -> None:
-        self.chunk_bytes = chunk_bytes
-        self.request = ChannelRequest(connector, rsocket, payload, self)
+    def __init__(self, emit: Callable[[TransferEvent], None], started: Started) -> None:
+        self._request: ChannelRequest | None = None
         self.info: FileInfo | None = None
-        self._sender = UploadSender(window)
-        self._window = window
-        self._direct_window = direct_window
+        self.chunk_bytes = CHUNK_BYTES
+        self.on_committed: Callable[[int], None] | None = None
+        self._sender = UploadSender(CHUNK_BYTES)
+        self._job: SendJob | None = None
         self._emit = emit
         self._started = started
         self._start: int | None = None
         self._is_ended = False
         self._failure: Exception | None = None
-        self._grant: Callable[[], None] | None = None
         self._wake = asyncio.Event()
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def request(self) -> ChannelRequest:
+        assert self._request is not None, "`open` comes first"
+        return self._request
+
+    def open(self, request: ChannelRequest, chunk_bytes: int, window: int) -> None:
+        """Says what an item carries, and how many may be under way and not durable; before `start`."""
+        self._request = request
+        self.chunk_bytes = chunk_bytes
+        self._sender = UploadSender(window * chunk_bytes)
 
     @property
     def committed(self) -> int:
         return self._sender.committed
 
     @property
-    def moves_files(self) -> bool:
-        """Whether `send_items` can be called."""
-        transport = self.request.transport
-        return transport is not None and transport.moves_files
+    def credit(self) -> Credit:
+        return self._sender.credit
+
+    def job(self, job: SendJob) -> SendJob:
+        """Takes the job that is to be resumed whenever there is credit for it."""
+        self._job = job
+        return job
 
     async def start(self) -> int:
         """Sends the request; the offset that the server wants to go on from."""
@@ -276,6 +274,8 @@ class _Channel:
         task.add_done_callback(on_done)
         try:
             await asyncio.wait([task, self._over], return_when=asyncio.FIRST_COMPLETED)
+            if self._has_sent_all and self._failure is None:
+                await asyncio.wait([task])  # a thread hasn't ended yet: it has sent the last item, or closes the source
         finally:
             if not task.done():
                 self.request.cancel()
@@ -292,36 +292,9 @@ class _Channel:
 
     def send(self, data: bytes, end: UploadEnd | None = None) -> None:
         """Sends one item; the last one says so with `end`."""
-        self._sender.sends(len(data), is_last=end is not None)
+        self._sender.credit.take(len(data))
+        self._sender.is_ended = end is not None
         self.request.send_item(data, None if end is None else transfer_metadata(end), is_last=end is not None)
-
-    async def send_items(self, items: FileItems, on_committed: Callable[[int], None]) -> int:
-        """Sends items of a file, whenever another one may be sent; how many could be.
-
-        Raises:
-            OSError: The file can't be read.
-        """
-
-        def grant() -> None:
-            on_committed(self.committed)
-            granted = min(self._sender.room, items.ungranted)
-            for _ in range(granted):
-                self._sender.sends(self.chunk_bytes, is_last=False)
-            if granted:
-                items.grant(granted)
-
-        self._grant = grant
-        self._sender.window = self._direct_window  # no chunk that may be sent waits in memory
-        try:
-            grant()
-            await self.request.send_items(items)
-        finally:
-            self._grant = None
-            self._sender.window = self._window
-        if items.failure is not None:
-            raise items.failure
-        self._sender.takes_back(items.granted - items.sent, self.chunk_bytes)
-        return items.sent
 
     async def finish(self) -> FileInfo:
         """Returns when the server has verified and published the file."""
@@ -347,26 +320,32 @@ class _Channel:
         receipt = Receipt.from_json(said)
         self.info = receipt.info
         before = self._sender.committed
-        start = self._sender.receipt(receipt)
+        start = self._sender.on_receipt(receipt)
         if start is not None:
             self._start = start
             self._emit(replace(self._started, resumed_from=start))
         elif receipt.committed > before:
             self._emit(Progress(receipt.committed, self._started.total))
-        self._on_room()
+        if self.on_committed is not None:
+            self.on_committed(self._sender.committed)
+        self._on_credit()
         return start is not None or receipt.committed > before
 
     def on_requested(self, count: int) -> None:
-        self._sender.requested(count)
-        self._on_room()
+        self._sender.credit.grant(count)
+        self._on_credit()
 
-    def _on_room(self) -> None:
-        if self._grant is not None:
-            self._grant()
+    def _on_credit(self) -> None:
+        if self._job is not None:
+            self._job.resume()
         self._wake.set()
 
     def is_owed(self) -> bool:
-        return self._sender.is_owed
+        return self._has_sent_all or self._sender.awaits_server
+
+    @property
+    def _has_sent_all(self) -> bool:
+        return self._sender.is_ended or (self._job is not None and self._job.has_last)
 
     def on_ended(self, error: Exception | None) -> None:
         self._is_ended = True

@@ -13,9 +13,9 @@ from shared.errors import Changed, ConnectionLost
 from shared.protocol.digest import DEFAULT_ALGORITHM
 from shared.protocol.wire import FRAGMENT_SIZE_BYTES, FileInfo
 
-from ..net.stream import SendWindow
 from ..stores.base import Reader, Store, Upload
 from ..work import Work
+from .window import SendWindow
 
 __all__ = ["FilePayload", "FragmentFrame", "UploadSpool", "fragments"]
 
@@ -25,7 +25,7 @@ _METADATA, _FOLLOWS, _COMPLETE, _NEXT = 0x100, 0x80, 0x40, 0x20
 
 
 class UploadSpool:
-    """A `shared.reassembly.Spool`: the content of one `file.upload` request, in the store as it arrives.
+    """A `shared.frames.fragments.Spool`: the content of one `file.upload` request, in the store as it arrives.
 
     Args:
         store: Where it goes; nobody sees it before `commit`.
@@ -46,7 +46,9 @@ class UploadSpool:
 
     async def write(self, chunks: Sequence[bytes]) -> None:
         self._nbytes += sum(map(len, chunks))
-        await (await self._begun()).append(chunks)
+        upload = await self._begun()
+        await upload.append(chunks)
+        await upload.flush()
 
     async def commit(self) -> FileInfo:
         """Publishes the whole content.

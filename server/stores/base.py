@@ -1,29 +1,34 @@
-"""Where files live: the Protocol that the routes speak to. Its implementations are in modules of their own.
+"""Where files live: the interface that the routes use. Each store has a module or a package of its own.
 
-Every method is a coroutine that may wait for a disk but never holds the event loop for more than about a millisecond.
-Names have passed `shared.wire.check_name`; a store takes any such name and gives it back as it was. All errors are
-`shared.errors.TransferError`; anything else is a defect and becomes `internal` on the wire. Any method may raise
-ServerFull where the system has nothing left to open a file with.
+Every method is a coroutine that may wait for a disk or a network, but never holds the event loop for more than about a
+millisecond. Names have passed `shared.protocol.wire.check_name`; a store takes any such name and gives it back
+unchanged. All errors are `shared.errors.TransferError`; any other exception is a defect and becomes `internal` on the
+wire. Any method may raise ServerFull where the system has no more file descriptors.
+
+A new store derives from `Store`, `Reader` and `Upload`, and overrides the defaults of what it can do beyond the
+abstract methods; `server.stores.parts` has what all uploads share. `tests/stores/test_contract.py` checks it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
+from shared.files.part import FileTarget
 from shared.protocol.wire import FileInfo
 
-__all__ = ["FileReader", "FileUpload", "FileWriter", "OpenFile", "Reader", "Store", "Upload"]
+__all__ = ["AtOnceStore", "OpenFile", "Reader", "Store", "Upload"]
 
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """A file that threads may read past the event loop, as long as its reader is open.
+    """A file that threads may read off-loop while its reader is open.
 
     Attributes:
         descriptor: The file's.
-        executor: Whose threads are for it.
-        is_same: Whether it still has the content that it had when it was opened, as far as can be told. Blocks.
+        executor: The threads to read it with.
+        is_same: Whether it still has the content that it was opened with, as far as can be detected. Blocks.
     """
 
     descriptor: int
@@ -31,89 +36,77 @@ class OpenFile:
     is_same: Callable[[], bool]
 
 
-@dataclass(frozen=True, slots=True)
-class FileWriter:
-    """The end of an unfinished upload, for a thread to write to past the event loop.
-
-    Attributes:
-        write: Adds to the end and to the running digest. Blocks; may raise StorageFull, and Superseded as `append`.
-        room: Bytes that may be added.
-        executor: Whose threads are for it.
-        write_from: Adds so many bytes that a pipe has; None where the bytes have to be seen. Blocks.
-    """
-
-    write: Callable[[memoryview], None]
-    room: int
-    executor: Executor
-    write_from: Callable[[int, int], None] | None = None
-
-
-class Reader(Protocol):
+class Reader(ABC):
     """One file as it was when it was opened: an overwrite or a delete doesn't change what it reads."""
 
     @property
+    @abstractmethod
     def info(self) -> FileInfo:
         """The file's; its digest is None where the store doesn't know it without reading the content."""
-        ...
 
+    @abstractmethod
     async def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; fewer only at the end of the file.
 
         Raises:
-            Changed: The file was written to in place, or cut short, behind the store's back.
+            Changed: The file was overwritten in place, or truncated, by another program.
         """
-        ...
 
+    @abstractmethod
     async def close(self) -> None:
-        """Frees what it holds; closing twice is fine."""
-        ...
+        """Frees its resources; closing twice is fine."""
+
+    def as_file(self) -> OpenFile | None:
+        """The file that the content is in, open until `close`; None if it isn't in one."""
+        return None
 
 
-@runtime_checkable
-class FileReader(Protocol):
-    """What a Reader has, too, if its content is in a file."""
-
-    def file(self) -> OpenFile:
-        """The file; it stays open until `close`."""
-        ...
-
-
-@runtime_checkable
-class FileUpload(Protocol):
-    """What an Upload has, too, if its content goes to a file."""
-
-    def writer(self) -> FileWriter | None:
-        """A way to add to the file; whoever has it calls nothing else until no thread is in it any more.
-
-        Returns:
-            The way; None if the upload has another owner by now.
-        """
-        ...
-
-
-class Upload(Protocol):
+class Upload(ABC):
     """An unfinished upload that this process has open.
 
-    It has one owner at a time: the newest `begin` with its id takes it over, after the call under way, if any. From
-    then on `append` and `commit` of the older raise Superseded, and its `suspend` and `abort` do nothing. The same
-    holds for one that `sweep` has dropped.
+    What was received may be ahead of what is durable, since a store may only be able to keep parts of a certain size.
+
+    It has one owner at a time: the newest `Store.begin` with its id takes it over once the call under way, if any, has
+    returned. From then on `append`, `flush` and `commit` of the older one raise Superseded, and its `suspend` and
+    `abort` do nothing. The same holds for an upload that `Store.sweep` has dropped.
+
+    Attributes:
+        window_bytes: How many bytes beyond the durable ones a sender must be able to send for the store to make
+            progress; None where every `flush` makes everything durable.
     """
 
-    @property
-    def offset(self) -> int:
-        """Bytes that survive this process: the next one belongs here."""
-        ...
+    window_bytes: int | None = None
 
-    async def append(self, chunks: Sequence[bytes]) -> int:
-        """Adds to the end and to the running digest, and returns the new offset: the bytes are durable then.
+    @property
+    @abstractmethod
+    def received(self) -> int:
+        """Bytes taken so far: the next byte belongs here. Equal to `durable` when the upload begins or goes on."""
+
+    @property
+    @abstractmethod
+    def durable(self) -> int:
+        """Bytes that survive this upload and, where the store's files do, this process."""
+
+    @abstractmethod
+    async def append(self, chunks: Sequence[bytes]) -> None:
+        """Adds to the end and to the running digest.
 
         Raises:
-            StorageFull: No room; what was durable before still is, and `offset` says how much.
-            TooLarge: More than the size that `begin` was told, or than the store's limit; nothing was added.
+            StorageFull: No room; `received` and `durable` say what was taken and kept all the same.
+            TooLarge: More than the size that `begin` got, or than the store's limit; nothing was added.
             Superseded: It has another owner by now.
         """
-        ...
 
+    @abstractmethod
+    async def flush(self) -> int:
+        """Makes as much of what was received durable as the store can, and returns `durable`.
+
+        Raises:
+            StorageFull: No room; `durable` says what is kept.
+            Superseded: It has another owner by now.
+        """
+
+    @abstractmethod
     async def commit(self, digest: str | None) -> FileInfo:
         """Verifies, makes durable (fsync of file and folder where there is a disk) and publishes, in this order.
 
@@ -123,71 +116,120 @@ class Upload(Protocol):
             digest: The whole content's, as `algorithm:hex`; None if the sender didn't compute one.
 
         Raises:
-            IntegrityError: The digest or the size isn't what was announced. The part is dropped, nothing is published.
+            IntegrityError: The digest or the size isn't the announced one. The part is dropped, nothing is published.
             AlreadyExists: `overwrite` was False and the name has come into use. The part is kept.
             StorageFull: No room for what is to be kept beside the content. The part is kept.
-            InvalidRequest: The digest isn't of the algorithm that `begin` was told; the upload stays open.
+            InvalidRequest: The digest isn't of the algorithm that `begin` got; the upload stays open.
             Superseded: It has another owner by now.
+        """
+
+    @abstractmethod
+    async def suspend(self) -> None:
+        """Closes it, and keeps the durable bytes for a later `begin` with the same id. Fine after `commit`, too."""
+
+    @abstractmethod
+    async def abort(self) -> None:
+        """Closes it, and drops the durable bytes. Fine after `commit`, too."""
+
+    def as_file(self) -> FileTarget | None:
+        """The file that the content goes to, for a thread to write to off-loop; None if it doesn't go to one.
+
+        Its writes raise as `append` does. No other method is called until no thread uses it any more.
+        """
+        return None
+
+
+class AtOnceStore(Protocol):
+    """What a store can do within one event-loop callback. What these don't do, the store's coroutines do."""
+
+    def known(self, name: str) -> FileInfo | None:
+        """What `Store.stat` returns; None if there is no such file, or its digest isn't known yet."""
+        ...
+
+    def content(self, name: str) -> bytes:
+        """The whole file.
+
+        Raises:
+            NotFound: There is none of that name.
         """
         ...
 
-    async def suspend(self) -> None:
-        """Closes it, and keeps the durable part for a later `begin` with the same id. Fine after `commit`, too."""
-        ...
-
-    async def abort(self) -> None:
-        """Closes it, and drops the durable part. Fine after `commit`, too."""
+    def put_at_once(self, name: str, content: bytes) -> bool:
+        """As `Store.put`, if it is certain that there is room; returns whether it was done."""
         ...
 
 
-class Store(Protocol):
-    """Files by name, used between its `start` and its `close`."""
+class Store(ABC):
+    """Files by name, used between its `start` and its `close`.
 
+    Attributes:
+        spools: Whether a whole-file request is written to it while its fragments arrive, and a large answer read from
+            it while it is sent; else both are handed over as one `bytes` object.
+        queues_calls: Whether one connection may only have a few calls under way, so that others get a share of the
+            store's threads or connections.
+    """
+
+    spools: bool = True
+    queues_calls: bool = True
+
+    @property
+    def at_once(self) -> AtOnceStore | None:
+        """What answers requests for small files without a task; None if the store always needs time."""
+        return None
+
+    def apply_limits(self, max_bytes: int | None, max_file_bytes: int | None) -> None:
+        """Limits all files together, and each one, from now on; None for no limit. The server calls it with its own.
+
+        Does nothing by default: a store on a disk is limited by the disk and by its own options.
+        """
+        return
+
+    @abstractmethod
     async def start(self) -> None:
         """Makes it ready for use.
 
         Raises:
             OSError: It can't be used: another process does, or its folder can't be made, read or written.
         """
-        ...
 
+    @abstractmethod
     async def close(self) -> None:
-        """Frees what it holds; unfinished uploads are suspended. Closing twice is fine."""
-        ...
+        """Frees its resources; unfinished uploads are suspended. Closing twice is fine."""
 
+    @abstractmethod
     async def stat(self, name: str) -> FileInfo:
         """What is known of a file.
 
         Raises:
             NotFound: There is none of that name.
         """
-        ...
 
+    @abstractmethod
     async def list(self, prefix: str = "") -> Sequence[FileInfo]:
-        """The files at this moment whose name starts with `prefix`; unfinished uploads aren't files."""
-        ...
+        """A snapshot of the files whose name starts with `prefix`; unfinished uploads aren't files."""
 
+    @abstractmethod
     async def open(self, name: str) -> Reader:
         """A snapshot of the file to read from.
 
         Raises:
             NotFound: There is none of that name.
         """
-        ...
 
+    @abstractmethod
     async def begin(
         self, upload_id: str, name: str, *, size: int | None, algorithm: str | None, overwrite: bool = True
     ) -> Upload:
-        """Starts the upload `upload_id`, or opens it where it stopped, or takes it over from whoever has it open.
+        """Starts the upload `upload_id`, reopens it after its durable bytes, or takes it over from its present owner.
 
-        Where another process has left the part, it is read again here, for the digest; that takes its time.
+        Where another process has left the part, its content is read here for the running digest, which may take long.
 
         Args:
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; the caller has checked.
             name: What the file will be called.
             size: The content's length in bytes, if the sender knows it.
-            algorithm: Of the digest that `commit` will get, see `shared.digest`; None if it will get none. A store may
-                compute one all the same.
+            algorithm: Of the digest that `commit` will get, see `shared.protocol.digest`; None if it will get none. A
+                store may compute one all the same.
             overwrite: Whether a file of that name may be replaced.
 
         Raises:
@@ -196,41 +238,40 @@ class Store(Protocol):
             TooLarge: `size` is over the store's limit.
             StorageFull: There is no room even to begin.
         """
-        ...
 
+    @abstractmethod
     async def put(self, name: str, content: bytes) -> None:
-        """Publishes a whole file in one step, in place of what has that name.
+        """Publishes a whole file in one step, in place of the one of that name.
 
         Raises:
             StorageFull: There is no room.
             TooLarge: It is over the store's limit.
         """
-        ...
 
+    @abstractmethod
     async def published(self, upload_id: str, name: str) -> FileInfo | None:
         """The file of that name, if it is the one that this upload published; else None.
 
-        For a client that sent everything and lost the connection before it heard what became of it.
+        For a client that sent everything and lost the connection before the last receipt.
         """
-        ...
 
+    @abstractmethod
     async def uploaded(self, upload_id: str, name: str) -> int:
         """The durable bytes of an unfinished upload.
 
         Raises:
             NotFound: There is none of that id, or it is of another name.
         """
-        ...
 
+    @abstractmethod
     async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
-        """Removes a file, and says what it was.
+        """Removes a file, and returns what was known of it.
 
         Raises:
             NotFound: There is none of that name.
             Changed: Its etag isn't `if_match`.
         """
-        ...
 
+    @abstractmethod
     async def sweep(self, max_age_seconds: float) -> int:
-        """Drops the unfinished uploads that nobody has added to for that long; how many there were."""
-        ...
+        """Drops the unfinished uploads that got no bytes for that long, and returns how many there were."""

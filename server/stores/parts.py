@@ -1,10 +1,9 @@
-"""What all stores' uploads have in common: who owns an unfinished one, and what must be right before it is published.
+"""What the uploads of all stores share: who owns an unfinished one, and what is checked before it is published.
 
-Where the bytes are is a store's own matter: it gives a `Part`, and `PartUpload` makes a `server.store.Upload` of it.
+Where the bytes are is up to each store: it gives a `Part`, and `PartUpload` makes a `server.stores.base.Upload` of it.
 """
 
 import asyncio
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,17 +11,18 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from shared.errors import AlreadyExists, IntegrityError, InvalidRequest, Superseded, TooLarge
+from shared.files.part import FileTarget
 from shared.protocol.digest import Count, Digest, algorithm_of, check_algorithm
 from shared.protocol.wire import FileInfo
 
-from .base import FileWriter
+from .base import Upload
 
 __all__ = ["KeyedLocks", "Part", "PartUpload", "UploadSpec", "already_exists"]
 
 
 @dataclass(frozen=True, slots=True)
 class UploadSpec:
-    """What an upload is told when it begins, and has to be told again when it goes on."""
+    """What an upload gets when it begins, and must get again when it goes on."""
 
     upload_id: str
     name: str
@@ -30,23 +30,14 @@ class UploadSpec:
     algorithm: str | None
 
     def check(self, max_bytes: int | None) -> None:
-        """Whether a store that takes files of `max_bytes` can take this one.
-
-        Raises:
-            InvalidRequest: The digest's algorithm is unknown.
-            TooLarge: The announced size is over `max_bytes`.
-        """
+        """Raises InvalidRequest if the algorithm is unknown, and TooLarge if the size is over the store's limit."""
         if self.algorithm is not None:
             check_algorithm(self.algorithm)
         if max_bytes is not None and self.size is not None and self.size > max_bytes:
             raise TooLarge(f"a file may have {max_bytes} bytes here, not {self.size}", name=self.name)
 
     def check_same(self, known: "UploadSpec") -> None:
-        """Whether this is the upload that began as `known`.
-
-        Raises:
-            InvalidRequest: It is another.
-        """
+        """Raises InvalidRequest unless this is the upload that began as `known`."""
         if self != known:
             raise InvalidRequest(
                 f"the upload {self.upload_id!r} began with another file name, size or digest algorithm", name=self.name
@@ -54,25 +45,39 @@ class UploadSpec:
 
 
 class Part(ABC):
-    """The content of an unfinished upload so far, its running digest and its owner. Calls don't overlap.
+    """The content of an unfinished upload so far, with its running digest and its owner. Calls don't overlap.
+
+    The defaults are those of a store where every byte written is durable.
 
     Attributes:
-        spec: What the upload was told when it began.
+        spec: What the upload got when it began.
         digest: Of the content so far.
-        owner: Who may add to it just now; None while the upload is suspended.
+        owner: The upload that may add to it; None while it is suspended.
+        window_bytes: See `Upload`.
     """
 
-    def __init__(self, spec: UploadSpec) -> None:
+    window_bytes: int | None = None
+
+    def __init__(self, spec: UploadSpec, digest: Digest | None = None) -> None:
         self.spec: Final = spec
-        self.digest = Count() if spec.algorithm is None else Digest(spec.algorithm)
+        self.digest: Final = digest or (Count() if spec.algorithm is None else Digest(spec.algorithm))
         self.owner: PartUpload | None = None
+
+    @property
+    def durable(self) -> int:
+        """See `Upload`."""
+        return self.digest.length
 
     @abstractmethod
     async def write(self, chunks: Sequence[bytes]) -> None:
-        """Adds to the end. However it ends, the digest is that of what is durable by then."""
+        """Adds to the end. However it ends, the digest is that of what was added."""
 
-    def writer(self, room: int, check: Callable[[], None]) -> FileWriter | None:
-        """See `server.store.FileUpload`; None if the content isn't in a file. `check` is called before each write."""
+    async def flush(self) -> None:
+        """Makes as much of it durable as the store can."""
+        return
+
+    def as_file(self) -> FileTarget | None:
+        """The file that the content is in; None if it isn't in one."""
         return None
 
     @abstractmethod
@@ -85,46 +90,53 @@ class Part(ABC):
 
     @abstractmethod
     async def drop(self) -> None:
-        """Forgets it."""
+        """Removes it."""
 
 
-class PartUpload:
-    """A `server.store.Upload` of a part, until it is closed, a newer `begin` takes over, or it expires.
+class PartUpload(Upload):
+    """An upload of a part, until it is closed, a newer `begin` takes over, or it expires.
 
     Args:
-        part: The content so far; it is owned by this upload from now on.
-        lock: That of the upload's id. Whoever made this holds it.
+        part: The content so far; this upload owns it from now on.
+        lock: That of the upload's id. The caller holds it.
         overwrite: Whether a file of that name may be replaced.
         max_bytes: The store's limit for one file.
     """
 
     def __init__(self, part: Part, lock: asyncio.Lock, *, overwrite: bool, max_bytes: int | None = None) -> None:
+        self.window_bytes = part.window_bytes
         self._part = part
         self._lock = lock
         self._overwrite = overwrite
-        limits = [limit for limit in (part.spec.size, max_bytes) if limit is not None]
-        self._limit = min(limits) if limits else None
+        self._limit = min((limit for limit in (part.spec.size, max_bytes) if limit is not None), default=None)
         self._is_closed = False
         self._is_unpublished = False
         part.owner = self
 
     @property
-    def offset(self) -> int:
+    def received(self) -> int:
         return self._part.digest.length
 
-    def writer(self) -> FileWriter | None:
-        limit = sys.maxsize if self._limit is None else self._limit
-        return self._part.writer(limit - self.offset, self._check_owned) if self._part.owner is self else None
+    @property
+    def durable(self) -> int:
+        return self._part.durable
 
-    async def append(self, chunks: Sequence[bytes]) -> int:
+    def as_file(self) -> FileTarget | None:
+        file = self._part.as_file()
+        return None if file is None else _CheckedTarget(file, self._check_room)
+
+    async def append(self, chunks: Sequence[bytes]) -> None:
+        async with self._lock:
+            nbytes = sum(map(len, chunks))
+            self._check_room(nbytes)
+            if nbytes:
+                await self._part.write(chunks)
+
+    async def flush(self) -> int:
         async with self._lock:
             self._check_owned()
-            end = self.offset + sum(len(chunk) for chunk in chunks)
-            if self._limit is not None and end > self._limit:
-                raise TooLarge(f"the content has more than {self._limit} bytes", name=self._part.spec.name)
-            if end > self.offset:
-                await self._part.write(chunks)
-            return self.offset
+            await self._part.flush()
+            return self.durable
 
     async def commit(self, digest: str | None) -> FileInfo:
         async with self._lock:
@@ -153,10 +165,16 @@ class PartUpload:
 
     async def abort(self) -> None:
         async with self._lock:
-            # One whose publishing failed, or was cancelled, was kept like a suspended one; somebody may have come back.
+            # A part whose publishing failed or was cancelled was kept as a suspended one, and may have a new owner.
             is_kept, self._is_unpublished = self._is_unpublished and self._part.owner is None, False
             if self._release() or is_kept:
                 await self._part.drop()
+
+    def _check_room(self, nbytes: int) -> None:
+        """Raises TooLarge, or as `_check_owned`, if this upload may not add that many bytes."""
+        self._check_owned()
+        if self._limit is not None and self.received + nbytes > self._limit:
+            raise TooLarge(f"the content has more than {self._limit} bytes", name=self._part.spec.name)
 
     def _check_owned(self) -> None:
         if self._part.owner is self:
@@ -169,7 +187,7 @@ class PartUpload:
         )
 
     def _release(self) -> bool:
-        """Whether it was owned until now."""
+        """Gives up the part, and returns whether this upload owned it."""
         self._is_closed = True
         if self._part.owner is not self:
             return False
@@ -178,15 +196,40 @@ class PartUpload:
 
     def _verify(self, digest: str | None) -> None:
         spec = self._part.spec
-        if spec.size is not None and self.offset != spec.size:
-            raise IntegrityError(f"{self.offset} bytes arrived, {spec.size} were announced", name=spec.name)
+        if spec.size is not None and self.received != spec.size:
+            raise IntegrityError(f"{self.received} bytes arrived, {spec.size} were announced", name=spec.name)
         found = self._part.digest.value
         if digest is not None and digest != found:
             raise IntegrityError(f"the content's digest is {found}, {digest} was announced", name=spec.name)
 
 
+class _CheckedTarget:
+    """A `FileTarget` that calls `check` with the number of bytes before each write."""
+
+    def __init__(self, file: FileTarget, check: Callable[[int], None]) -> None:
+        self.executor: Final = file.executor
+        self._file = file
+        self._check = check
+
+    def write(self, data: memoryview) -> None:
+        self._check(len(data))
+        self._file.write(data)
+
+    @property
+    def write_from(self) -> Callable[[int, int], None] | None:
+        write_from = self._file.write_from
+        if write_from is None:
+            return None
+
+        def checked(pipe: int, nbytes: int) -> None:
+            self._check(nbytes)
+            write_from(pipe, nbytes)
+
+        return checked
+
+
 class KeyedLocks:
-    """A lock for each key, for as long as somebody has it."""
+    """A lock for each key, which lives as long as it is held or waited for."""
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

@@ -1,4 +1,4 @@
-"""Digests of a file's whole content, computed while its bytes pass."""
+"""Digests of a file's content, updated as its bytes are moved."""
 
 import hashlib
 from typing import Final, Protocol
@@ -10,7 +10,7 @@ from ..errors import InvalidRequest
 __all__ = ["DEFAULT_ALGORITHM", "Count", "Digest", "algorithm_of", "check_algorithm"]
 
 DEFAULT_ALGORITHM: Final = "xxh3-128"
-"""Finds every accidental change; about 15 times faster than SHA-256, which is there for those who fear intent."""
+"""Detects accidental changes, and is about 15 times faster than SHA-256, which detects deliberate ones as well."""
 
 
 class _Hasher(Protocol):
@@ -23,14 +23,7 @@ _ALGORITHMS: Final = {"xxh3-128": xxhash.xxh3_128, "sha-256": hashlib.sha256}
 
 
 class Digest:
-    """A running digest.
-
-    Args:
-        algorithm: `xxh3-128` or `sha-256`.
-
-    Raises:
-        InvalidRequest: It is another.
-    """
+    """A running digest; raises InvalidRequest for another algorithm than `xxh3-128` or `sha-256`."""
 
     __slots__ = ("_hasher", "algorithm", "length")
 
@@ -40,33 +33,33 @@ class Digest:
         self._hasher: _Hasher = _ALGORITHMS[algorithm]()
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
-        """Takes the next bytes of the content."""
+        """Adds the next bytes of the content."""
         self._hasher.update(data)
         self.length += len(data)
 
     def copy(self) -> "Digest":
-        """A digest of its own that goes on from here."""
+        """An independent digest of the same bytes so far."""
         copied = Digest(self.algorithm)
         copied.length, copied._hasher = self.length, self._hasher.copy()
         return copied
 
     @property
     def value(self) -> str | None:
-        """As `text`; None if there is no digest."""
-        return self.text()
+        """The same as `text()`; None for a `Count`."""
+        return self.text() if self.algorithm else None
 
     def text(self) -> str:
-        """The digest of what came so far, as it stands on the wire: `algorithm:hex`."""
+        """The digest of the bytes so far, as on the wire: `algorithm:hex`."""
         return f"{self.algorithm}:{self._hasher.hexdigest()}"
 
 
 class Count(Digest):
-    """Stands where no digest is wanted: it only counts the bytes."""
+    """In place of a digest where none is wanted: only counts the bytes."""
 
     __slots__ = ()
 
     def __init__(self) -> None:
-        self.algorithm = ""
+        self.algorithm = ""  # and no hasher
         self.length = 0
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
@@ -81,31 +74,16 @@ class Count(Digest):
         copied.length = self.length
         return copied
 
-    def text(self) -> str:
-        raise AssertionError("there is no digest")
-
-    @property
-    def value(self) -> None:
-        return None
-
 
 def check_algorithm(algorithm: str) -> str:
-    """`algorithm`, if we know it.
-
-    Raises:
-        InvalidRequest: We don't.
-    """
+    """Returns `algorithm`; raises InvalidRequest if it is unknown."""
     if algorithm not in _ALGORITHMS:
         raise InvalidRequest(f"unknown digest algorithm {algorithm!r}; there are {', '.join(sorted(_ALGORITHMS))}")
     return algorithm
 
 
 def algorithm_of(digest: str) -> str:
-    """The algorithm of a digest's text, which has the form `algorithm:hex`.
-
-    Raises:
-        InvalidRequest: It has another form, or we don't know the algorithm.
-    """
+    """The algorithm of `algorithm:hex`; raises InvalidRequest if it is unknown, or the text has another form."""
     algorithm, separator, _ = digest.partition(":")
     if not separator:
         raise InvalidRequest("a digest has the form algorithm:hex")

@@ -1,103 +1,130 @@
-"""The logic of a transfer without I/O: who may send how much, which bytes come next, when everything is there.
+"""The logic of a transfer without I/O: which items may be sent, which bytes come next, and when all of them are there.
 
-Feed these what arrives; they say what may follow, or raise. Sockets, disks and tasks are elsewhere.
+Both ends keep one ledger for a transfer's demand: the sender a `Credit`, the receiver a `Demand`. Either may be used
+from two threads at once: the event loop's, and that of the file lane (see `shared.files.lane`). Each counter has one
+writer, so no lock is needed and nothing is ever undone: an item is counted when it really passes.
 """
 
-from collections import deque
+import math
 from typing import Final
 
 from ..errors import IntegrityError, InvalidRequest, ProtocolError
 from .digest import Digest, algorithm_of
-from .messages import CHUNK_BYTES, UNSEEN_CHUNK_BYTES, ChunkHead, DownloadRequest, Receipt, UploadEnd
+from .messages import ChunkHead, DownloadRequest, Receipt, UploadEnd
 from .wire import FileInfo
 
 __all__ = [
     "DEFAULT_WINDOW",
-    "DIRECT_WINDOW",
+    "MAX_WINDOW_BYTES",
+    "Credit",
     "Demand",
     "RangeReceiver",
     "UploadReceiver",
     "UploadSender",
-    "choose_windows",
-    "unseen_window",
 ]
 
 DEFAULT_WINDOW: Final = 16
-"""Chunks that a sender may be ahead of its consumer: 4 MiB of 256 KiB chunks, which hides a round trip of some ms."""
+"""Items that a sender may be ahead of its consumer: 4 MiB of 256 KiB chunks, which hides a round trip of some ms.
 
-DIRECT_WINDOW: Final = 64
-"""The same where chunks go from a socket to a file, and none of them waits in memory: see `shared.direct`."""
+All of them may wait in the receiver's memory while its disk is slow, so this is also the bound of that memory."""
+
+MAX_WINDOW_BYTES: Final = 64 * 1024 * 1024
+"""The widest window that a server may announce to an uploading client."""
+
+MAX_REQUEST_N: Final = 0x7FFFFFFF
+"""The most items that one REQUEST_N frame can ask for."""
 
 
-def unseen_window(window: int) -> int:
-    """The window for items of `UNSEEN_CHUNK_BYTES` that has about as many bytes as `window` chunks."""
-    return max(window * CHUNK_BYTES // UNSEEN_CHUNK_BYTES, 1)
-
-
-def choose_windows(window: int | None, *, is_unseen: bool) -> tuple[int, int]:
-    """The window while items may wait in memory, and that while they go between a socket and a file.
+class Credit:
+    """The sender's ledger: what the peer has asked for, and what was sent of it.
 
     Args:
-        window: What the caller wants of both; None for what is best.
-        is_unseen: Whether they are items of `UNSEEN_CHUNK_BYTES`.
+        window_bytes: How many bytes may be sent that the peer hasn't confirmed; no limit where it never confirms.
+
+    Attributes:
+        granted: Items that the peer has asked for; written by the event loop.
+        taken: Items that were sent; written by whichever engine sends.
+        sent_bytes: Bytes in those items; written by that engine.
+        confirmed_bytes: Bytes that the peer has confirmed; written by the event loop.
+        window_bytes: See above; may be changed by the event loop.
     """
-    windows = (DEFAULT_WINDOW, DIRECT_WINDOW) if window is None else (window, window)
-    return (unseen_window(windows[0]), unseen_window(windows[1])) if is_unseen else windows
+
+    __slots__ = ("confirmed_bytes", "granted", "sent_bytes", "taken", "window_bytes")
+
+    def __init__(self, window_bytes: float = math.inf) -> None:
+        self.window_bytes = window_bytes
+        self.granted = self.taken = 0
+        self.sent_bytes = self.confirmed_bytes = 0
+
+    @property
+    def available(self) -> int:
+        """Items that may be sent now, as far as is known: the window is looked at again before each."""
+        is_open = self.sent_bytes - self.confirmed_bytes < self.window_bytes
+        return self.granted - self.taken if is_open else 0
+
+    def grant(self, items: int) -> None:
+        """The peer asks for more items."""
+        self.granted = min(self.granted + max(items, 0), self.taken + MAX_REQUEST_N)
+
+    def take(self, nbytes: int) -> None:
+        """An item of so many bytes is sent."""
+        assert self.granted > self.taken, "ask `available` first"
+        self.taken += 1
+        self.sent_bytes += nbytes
 
 
 class Demand:
-    """A receiver's side of demand: at most `window` items are requested and not yet given back.
+    """The receiver's ledger: at most `window` items are requested that the consumer isn't done with.
 
-    Credit is replenished when half of the window was given back, so that the sender doesn't run dry for a round trip.
+    Credit is replenished when half of the window was consumed, so that the sender doesn't run dry for a round trip.
 
     Args:
         window: Items, 1 or more; that many are requested at the start.
+
+    Attributes:
+        window: The same.
+        requested: Items that were requested; written by the event loop.
+        arrived: Items that arrived; written by whichever engine receives.
+        consumed: Items that the consumer is done with; written by the event loop.
     """
 
-    __slots__ = ("_outstanding", "_owed", "window")
+    __slots__ = ("arrived", "consumed", "requested", "window")
 
     def __init__(self, window: int) -> None:
-        if not 1 <= window <= 0x7FFFFFFF:
-            raise ValueError(f"a window has 1 to {0x7FFFFFFF} items, not {window}")
-        self.window = window
-        self._outstanding = window
-        self._owed = 0
+        if not 1 <= window <= MAX_REQUEST_N:
+            raise ValueError(f"a window has 1 to {MAX_REQUEST_N} items, not {window}")
+        self.window: Final = window
+        self.requested = window
+        self.arrived = self.consumed = 0
 
     @property
     def outstanding(self) -> int:
         """Items that were requested and haven't arrived."""
-        return self._outstanding
+        return self.requested - self.arrived
 
     @property
     def held(self) -> int:
         """Items that arrived, and that the consumer isn't done with."""
-        return self.window - self._outstanding - self._owed
+        return self.arrived - self.consumed
 
-    def widen(self, window: int) -> int:
-        """Makes the window that large, unless it is already; how many to request for that."""
-        more = max(window - self.window, 0)
-        self.window += more
-        self._outstanding += more
-        return more
-
-    def received(self, count: int = 1) -> None:
+    def on_arrived(self, items: int = 1) -> None:
         """Items arrived.
 
         Raises:
             ProtocolError: They weren't requested.
         """
-        if count > self._outstanding:
+        if items > self.outstanding:
             raise ProtocolError(f"the peer sent more than the {self.window} items that were requested")
-        self._outstanding -= count
+        self.arrived += items
 
-    def released(self, count: int = 1) -> int:
-        """The consumer is done with `count` items; how many to request now, often 0."""
-        self._owed += count
-        if 2 * self._owed < self.window:
+    def on_consumed(self, items: int = 1) -> int:
+        """The consumer is done with `items`; how many to request now, often 0."""
+        self.consumed += items
+        missing = self.window - (self.requested - self.consumed)
+        if 2 * missing < self.window:
             return 0
-        request, self._owed = self._owed, 0
-        self._outstanding += request
-        return request
+        self.requested += missing
+        return missing
 
 
 class RangeReceiver:
@@ -120,36 +147,43 @@ class RangeReceiver:
         return self._head
 
     @property
-    def left(self) -> int:
-        """Bytes of the range that haven't arrived; 0 before the first item."""
-        return 0 if self._head is None else self._head.length - self._received
-
-    @property
     def offset(self) -> int:
         """Where in the file the next byte belongs."""
         return self._request.offset + self._received
 
-    def item(self, data: bytes, head: ChunkHead | None) -> None:
-        """Takes the next item.
+    def on_head(self, head: ChunkHead) -> None:
+        """Takes what an item says beside its bytes.
 
         Raises:
-            ProtocolError: The first item has no head, or the heads contradict each other or the request.
-            IntegrityError: There are more bytes than announced.
+            ProtocolError: It contradicts the request, or what was said before.
         """
-        if head is not None:
-            self._check(head)
-            self._head = head
+        request, first = self._request, self._head
+        wanted = head.info.size - request.offset
+        if request.length is not None:
+            wanted = min(wanted, request.length)
+        if head.info.name != self._name or head.offset != request.offset or head.length != wanted:
+            raise ProtocolError("the server sends another file or range than was asked for", name=self._name)
+        if request.if_match is not None and head.info.etag != request.if_match:
+            raise ProtocolError("the server sends another file than `if_match` names", name=self._name)
+        if first is not None and (first.info.size, first.info.etag) != (head.info.size, head.info.etag):
+            raise ProtocolError("the server's first and last item are of different files", name=self._name)
+        self._head = head
+
+    def on_bytes(self, nbytes: int) -> None:
+        """Takes an item's bytes; called before they are written, by whichever engine has them.
+
+        Raises:
+            ProtocolError: Nothing said which file and range they are of.
+            IntegrityError: There are more than announced.
+        """
         if self._head is None:
             raise ProtocolError("the first item of a download must say which file and range it is", name=self._name)
-        self._received += len(data)
-        if self._received > self._head.length:
+        received = self._received + nbytes
+        if received > self._head.length:
             raise IntegrityError(
-                f"{self._name!r}: {self._received} bytes arrived, {self._head.length} were announced", name=self._name
+                f"{self._name!r}: {received} bytes arrived, {self._head.length} were announced", name=self._name
             )
-
-    def plain_items(self, nbytes: int) -> None:
-        """Takes items that carry nothing but bytes; there are no more of these than were announced."""
-        self._received += nbytes
+        self._received = received
 
     def complete(self, digest: Digest | None) -> FileInfo:
         """The stream completed; the file's info.
@@ -177,177 +211,109 @@ class RangeReceiver:
                 )
         return head.info
 
-    def _check(self, head: ChunkHead) -> None:
-        request, first = self._request, self._head
-        wanted = head.info.size - request.offset
-        if request.length is not None:
-            wanted = min(wanted, request.length)
-        if head.info.name != self._name or head.offset != request.offset or head.length != wanted:
-            raise ProtocolError("the server sends another file or range than was asked for", name=self._name)
-        if request.if_match is not None and head.info.etag != request.if_match:
-            raise ProtocolError("the server sends another file than `if_match` names", name=self._name)
-        if first is not None and (first.info.size, first.info.etag) != (head.info.size, head.info.etag):
-            raise ProtocolError("the server's first and last item are of different files", name=self._name)
-
 
 class UploadSender:
-    """The client's side of one upload attempt.
+    """The client's side of one upload attempt: the receipts that the server sends, and the credit that they free.
 
     Args:
-        window: Chunks that may be sent and not yet durable.
+        window_bytes: Bytes that may be sent and not yet durable.
 
     Attributes:
-        window: The same; it may change.
+        credit: What may be sent.
+        committed: Bytes of the whole content that the server has made durable.
+        is_ended: Whether the last item was sent.
     """
 
-    def __init__(self, window: int) -> None:
-        if window < 1:
-            raise ValueError(f"a window has 1 or more chunks, not {window}")
-        self.window = window
-        self._credit = 0
-        self._ends: deque[int] = deque()
-        self._sent: int | None = None
-        self._committed = 0
-        self._is_ended = False
-
-    @property
-    def committed(self) -> int:
-        """Bytes that the server has made durable."""
-        return self._committed
-
-    @property
-    def is_ended(self) -> bool:
-        """Whether the last item was sent."""
-        return self._is_ended
+    def __init__(self, window_bytes: int) -> None:
+        if window_bytes < 1:
+            raise ValueError(f"a window has 1 or more bytes, not {window_bytes}")
+        self.credit: Final = Credit(window_bytes)
+        self.committed = 0
+        self.is_ended = False
+        self._start: int | None = None
 
     @property
     def may_send(self) -> bool:
-        """Whether another item may be sent now: the server asked for it, and is no more than a window behind."""
-        return self._credit > 0 and self._sent is not None and len(self._ends) < self.window
+        """Whether an item may be sent now: the server asked for it, and is no more than a window behind."""
+        return self._start is not None and self.credit.available > 0
 
     @property
-    def room(self) -> int:
-        """How many items may be sent now, beside the last one."""
-        return max(min(self._credit, self.window - len(self._ends)), 0) if self._sent is not None else 0
+    def awaits_server(self) -> bool:
+        """Whether the server has to say where to begin, to ask for more, or to confirm what it has."""
+        credit = self.credit
+        return self.is_ended or not self.may_send or credit.sent_bytes > credit.confirmed_bytes
 
-    @property
-    def is_owed(self) -> bool:
-        """Whether it is the server's turn: to say where to begin, to ask for more, or to confirm what it has."""
-        return self._is_ended or not self.may_send or bool(self._ends)
-
-    def requested(self, count: int) -> None:
-        """The server asks for `count` more items."""
-        self._credit += count
-
-    def receipt(self, receipt: Receipt) -> int | None:
+    def on_receipt(self, receipt: Receipt) -> int | None:
         """Takes a receipt; the offset to send from if it is the first, else None.
 
         Raises:
             ProtocolError: It takes something back, or confirms what wasn't sent.
         """
-        if self._sent is None:
-            self._sent = self._committed = receipt.committed
-            return receipt.committed
-        if not self._committed <= receipt.committed <= self._sent:
+        credit = self.credit
+        if self._start is None:
+            self._start = self.committed = receipt.committed
+            if receipt.window is not None:
+                # What was sent isn't kept here, so a wider window costs the server's memory, not this process's.
+                credit.window_bytes = max(credit.window_bytes, min(receipt.window, MAX_WINDOW_BYTES))
+            return self._start
+        sent = self._start + credit.sent_bytes
+        if not self.committed <= receipt.committed <= sent:
             raise ProtocolError(
-                f"the server confirms {receipt.committed} bytes, after {self._committed} and of {self._sent} sent"
+                f"the server confirms {receipt.committed} bytes, after {self.committed} and of {sent} sent"
             )
-        self._committed = receipt.committed
-        while self._ends and self._ends[0] <= receipt.committed:
-            self._ends.popleft()
+        self.committed = receipt.committed
+        credit.confirmed_bytes = receipt.committed - self._start
         return None
-
-    def takes_back(self, items: int, item_bytes: int) -> None:
-        """Notes that the latest items weren't sent after all."""
-        assert self._sent is not None, "the first receipt says where to begin"
-        self._credit += items
-        self._sent -= items * item_bytes
-        while self._ends and self._ends[-1] > self._sent:
-            self._ends.pop()
-
-    def sends(self, nbytes: int, *, is_last: bool) -> None:
-        """Notes that an item goes out."""
-        assert self.may_send, "ask `may_send` first"
-        assert not self._is_ended, "nothing follows the last item"
-        assert self._sent is not None, "the first receipt says where to begin"
-        self._credit -= 1
-        self._sent += nbytes
-        if nbytes:
-            self._ends.append(self._sent)
-        self._is_ended = is_last
 
 
 class UploadReceiver:
     """The server's side of one upload attempt: what may come, and whether it is the end.
 
     Args:
-        offset: Durable bytes at the start of this attempt.
+        offset: Bytes that were received before this attempt.
         size: What the request said; None if it didn't.
         algorithm: The digest that the request promised; None if it didn't.
-        window: Items to ask for.
     """
 
-    def __init__(self, offset: int, size: int | None, algorithm: str | None, window: int) -> None:
+    def __init__(self, offset: int, size: int | None, algorithm: str | None) -> None:
         self._received = offset
         self._size = size
         self._algorithm = algorithm
-        self._demand = Demand(window)
-        self._end: UploadEnd | None = None
-
-    @property
-    def outstanding(self) -> int:
-        """Items that were asked for and haven't arrived."""
-        return self._demand.outstanding
-
-    @property
-    def end(self) -> UploadEnd | None:
+        self.end: UploadEnd | None = None
         """What the last item said; None before it."""
-        return self._end
 
-    def item(self, data: bytes, end: UploadEnd | None) -> None:
-        """Takes the next item.
+    def on_bytes(self, nbytes: int) -> None:
+        """Takes an item's bytes; called before they are stored, by whichever engine has them.
 
         Raises:
-            InvalidRequest: It wasn't asked for, comes after the last one, or isn't what the request announced.
-            IntegrityError: There are more or fewer bytes than announced.
+            IntegrityError: There are more than announced.
         """
-        try:
-            self._demand.received()
-        except ProtocolError as error:
-            raise InvalidRequest(error.message) from None
-        if self._end is not None:
+        received = self._received + nbytes
+        if self._size is not None and received > self._size:
+            raise IntegrityError(f"{received} bytes arrived, {self._size} were announced")
+        self._received = received
+
+    def on_end(self, end: UploadEnd) -> None:
+        """Takes what the last item says; its bytes may not have come here yet.
+
+        Raises:
+            InvalidRequest: There was one already, or the digest isn't the one that the request promised.
+        """
+        if self.end is not None:
             raise InvalidRequest("an item follows the last one of the upload")
-        self._received += len(data)
-        if self._size is not None and self._received > self._size:
-            raise IntegrityError(f"{self._received} bytes arrived, {self._size} were announced")
-        if end is None:
-            if not data:
-                raise InvalidRequest("an item of an upload carries bytes, or says that it is the last")
-            return
-        if end.size != self._received or (self._size is not None and end.size != self._size):
-            raise IntegrityError(f"the upload ended after {self._received} of {self._size or end.size} bytes")
         if self._algorithm is not None and (end.digest is None or algorithm_of(end.digest) != self._algorithm):
             raise InvalidRequest(f"the request promised a digest of {self._algorithm}")
-        self._end = end
+        self.end = end
 
-    def plain_items(self, count: int, nbytes: int) -> None:
-        """Takes items that carry nothing but bytes, which were checked against what was asked for and announced."""
-        self._demand.received(count)
-        self._received += nbytes
-
-    def widen(self, window: int) -> int:
-        """Makes the window that large, unless it is already; how many more items to ask for."""
-        return self._demand.widen(window)
-
-    def stored(self, items: int) -> int:
-        """Notes that `items` were stored; how many to ask for now."""
-        return self._demand.released(items)
-
-    def complete(self) -> None:
-        """The client has completed.
+    def complete(self) -> UploadEnd:
+        """All that the client has sent is here.
 
         Raises:
-            IntegrityError: It did so before its last item.
+            IntegrityError: There are fewer bytes than announced, or there was no last item.
         """
-        if self._end is None:
+        end, size = self.end, self._size
+        if end is None:
             raise IntegrityError(f"the upload ended after {self._received} bytes, without its last item")
+        if end.size != self._received or (size is not None and end.size != size):
+            raise IntegrityError(f"the upload ended after {self._received} of {size or end.size} bytes")
+        return end

@@ -1,11 +1,11 @@
 """The composite metadata of a request: a strict parser and a builder.
 
-rsocket's own parser accepts a truncated item as a shorter one, and lets the first of two file names win; a file could
-be stored under a name that nobody chose. This one refuses, with `InvalidRequest`, whatever it can't account for to the
-last byte. Names themselves are judged by `shared.wire.check_name`.
+rsocket's parser accepts a truncated item as a shorter one, and takes the first of two file names, so a file could be
+stored under a wrong name. This one refuses with `InvalidRequest` what isn't well-formed to the last byte. The names are
+checked by `shared.protocol.wire.check_name`.
 
-Layout of one item: a byte of (1 bit "well known", 7 bits id or length - 1), the mimetype's bytes unless it is well
-known, a 24-bit length, the content.
+Layout of an item: a byte (1 bit "well known", 7 bits id or length - 1), the mimetype's bytes unless it is well known,
+a 24-bit length, the content.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,38 +29,26 @@ __all__ = [
 ROUTING_MIMETYPE = b"message/x.rsocket.routing.v0"
 AUTHENTICATION_MIMETYPE = b"message/x.rsocket.authentication.v0"
 
-# Only what we build or look for needs a name here; every other well-known id is carried as `#id`.
-_WELL_KNOWN_NAMES: dict[int, bytes] = {
-    0x7A: b"message/x.rsocket.mime-type.v0",
-    0x7B: b"message/x.rsocket.accept-mime-types.v0",
-    0x7C: AUTHENTICATION_MIMETYPE,
-    0x7D: b"message/x.rsocket.tracing-zipkin.v0",
-    0x7E: ROUTING_MIMETYPE,
-    0x7F: b"message/x.rsocket.composite-metadata.v0",
-}
+# Only those that we build or look for; the mimetype of every other well-known id is parsed as `#id`.
+_WELL_KNOWN_NAMES = {0x7C: AUTHENTICATION_MIMETYPE, 0x7E: ROUTING_MIMETYPE}
 _WELL_KNOWN_IDS = {name: number for number, name in _WELL_KNOWN_NAMES.items()}
 _WELL_KNOWN_BIT = 0x80
 _MAX_MIMETYPE_BYTES = 128
 _MAX_CONTENT_BYTES = 0xFFFFFF
 _MAX_TAG_BYTES = 255
-_SIMPLE, _BEARER = 0, 1
-_AUTHENTICATION_TYPES = {b"simple": bytes([_WELL_KNOWN_BIT | _SIMPLE]), b"bearer": bytes([_WELL_KNOWN_BIT | _BEARER])}
+_SIMPLE, _BEARER = b"\x80", b"\x81"
 
 
 @dataclass(frozen=True, slots=True)
 class MetadataItem:
-    """One item of composite metadata: its mimetype and its content, both as they stand on the wire."""
+    """One item of composite metadata: its mimetype and its content, as on the wire."""
 
     mimetype: bytes
     content: bytes
 
 
 def parse_metadata(metadata: bytes | bytearray | memoryview) -> list[MetadataItem]:
-    """The items of `metadata`, in order.
-
-    Raises:
-        InvalidRequest: It ends in the middle of an item.
-    """
+    """The items of `metadata`, in order; raises InvalidRequest if it ends in the middle of one."""
     data = bytes(metadata)
     items: list[MetadataItem] = []
     offset = 0
@@ -79,11 +67,7 @@ def parse_metadata(metadata: bytes | bytearray | memoryview) -> list[MetadataIte
 
 
 def build_metadata(items: Iterable[MetadataItem]) -> bytes:
-    """The composite metadata of `items`, in order.
-
-    Raises:
-        ValueError: A mimetype isn't of 1 to 128 bytes, or a content is over 16,777,215 bytes.
-    """
+    """The composite metadata of `items`; raises ValueError if a mimetype is empty, or it or a content is too long."""
     parts: list[bytes] = []
     for item in items:
         number = _WELL_KNOWN_IDS.get(item.mimetype)
@@ -101,10 +85,10 @@ def build_metadata(items: Iterable[MetadataItem]) -> bytes:
 
 
 def parse_routing(items: Sequence[MetadataItem]) -> str:
-    """The route that a request asks for: the first tag of its one routing item.
+    """A request's route: the first tag of its routing item.
 
     Raises:
-        InvalidRequest: There is no routing item, or more than one, or it is truncated, empty or not UTF-8.
+        InvalidRequest: There isn't exactly one routing item, or it is truncated, empty or not UTF-8.
     """
     routings = [item.content for item in items if item.mimetype == ROUTING_MIMETYPE]
     if len(routings) != 1:
@@ -124,11 +108,7 @@ def parse_routing(items: Sequence[MetadataItem]) -> str:
 
 
 def build_routing(route: str) -> MetadataItem:
-    """The routing item of `route`.
-
-    Raises:
-        ValueError: The route isn't of 1 to 255 bytes.
-    """
+    """The routing item of `route`; raises ValueError if it doesn't have 1 to 255 bytes."""
     tag = route.encode("utf-8")
     if not 1 <= len(tag) <= _MAX_TAG_BYTES:
         raise ValueError(f"a route has 1 to {_MAX_TAG_BYTES} bytes, not {len(tag)}")
@@ -136,39 +116,35 @@ def build_routing(route: str) -> MetadataItem:
 
 
 def build_simple(username: str, password: str) -> MetadataItem:
-    """The authentication item of a user name and a password.
-
-    Raises:
-        ValueError: The name is over 65,535 bytes.
-    """
+    """The authentication item of a user name and a password; raises ValueError if the name has over 65,535 bytes."""
     name = username.encode()
     if len(name) > 0xFFFF:
         raise ValueError(f"a user name has at most {0xFFFF} bytes, not {len(name)}")
-    content = bytes([_WELL_KNOWN_BIT | _SIMPLE]) + len(name).to_bytes(2, "big") + name + password.encode()
+    content = _SIMPLE + len(name).to_bytes(2, "big") + name + password.encode()
     return MetadataItem(AUTHENTICATION_MIMETYPE, content)
 
 
 def build_bearer(token: str) -> MetadataItem:
     """The authentication item of a bearer token."""
-    return MetadataItem(AUTHENTICATION_MIMETYPE, bytes([_WELL_KNOWN_BIT | _BEARER]) + token.encode())
+    return MetadataItem(AUTHENTICATION_MIMETYPE, _BEARER + token.encode())
 
 
 def parse_authentication(content: bytes) -> tuple[str, bytes]:
-    """The user's name and password that an authentication item carries; a bearer token is `NAME:PASSWORD`.
+    """The user's name and password in an authentication item; a bearer token is `NAME:PASSWORD`.
 
     Raises:
-        InvalidRequest: It is truncated, not UTF-8, or of another type than `simple` and `bearer`.
+        InvalidRequest: It is truncated, not UTF-8, or of another type than `simple` or `bearer`.
     """
     kind, rest = content[:1], content[1:]
     if kind and not kind[0] & _WELL_KNOWN_BIT:
         name, offset = _take(content, 1, kind[0] + 1, "an authentication type")
-        kind, rest = _AUTHENTICATION_TYPES.get(name, b""), content[offset:]
+        kind, rest = {b"simple": _SIMPLE, b"bearer": _BEARER}.get(name), content[offset:]
     try:
-        if kind == bytes([_WELL_KNOWN_BIT | _SIMPLE]):
+        if kind == _SIMPLE:
             length, offset = _take(rest, 0, 2, "a user name's length")
             username, offset = _take(rest, offset, int.from_bytes(length, "big"), "a user name")
             return username.decode("utf-8"), rest[offset:]
-        if kind == bytes([_WELL_KNOWN_BIT | _BEARER]):
+        if kind == _BEARER:
             username, _, password = rest.partition(b":")
             return username.decode("utf-8"), password
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""The vocabulary of the wire: routes, mimetypes, the file name's rules, and what both ends agree on beside them."""
+"""What both ends agree on: routes, mimetypes, the rules for file names, and limits."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -26,23 +26,23 @@ __all__ = [
 ]
 
 chat_filename_mimetype: Final = b"chat/file-name"
-"""The mimetype of the metadata item that carries a file's name, as in the rsocket-py tutorial."""
+"""The mimetype of the metadata item with a file's name, as in the rsocket-py tutorial."""
 
 DEFAULT_PORT: Final = 6565
 """The tutorial's TCP port."""
 
 FRAGMENT_SIZE_BYTES: Final = 1_000_000
-"""The largest frame either side sends, in bytes, as in the tutorial. Frames above 2**24 - 1 wrap in rsocket 0.4.20."""
+"""The largest frame either side sends, in bytes, as in the tutorial. Lengths over 2**24 - 1 wrap in rsocket 0.4.20."""
 
 MAX_METADATA_BYTES: Final = 16 * 1024
-"""The most metadata of a payload; ours, a name of 1,024 bytes escaped as JSON included, has a quarter of it."""
+"""The most metadata of a payload, in bytes: four times what ours needs for a name of 1,024 bytes escaped as JSON."""
 
 MAX_NAME_BYTES: Final = 1024
 """The longest file name, in bytes of UTF-8."""
 
 
 class Route:
-    """The routes; a name may serve several interaction models."""
+    """The routes' names; one may serve several interaction models."""
 
     UPLOAD: Final = "file.upload"
     DOWNLOAD: Final = "file.download"
@@ -54,12 +54,12 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """What is known of a stored file. None means that the route which was used doesn't tell.
+    """What is known of a stored file; None for what the used route doesn't report.
 
     Attributes:
         name: Its name.
         size: Its content's length in bytes.
-        etag: Changes whenever the content does; compared, never interpreted.
+        etag: Changes whenever the content does; opaque.
         modified: When it was published, in seconds since the epoch.
         digest: The whole content's, as `algorithm:hex`.
     """
@@ -72,7 +72,7 @@ class FileInfo:
 
 
 def check_name(name: str) -> str:
-    """`name`, if a file may be called so.
+    """Returns `name`.
 
     Raises:
         InvalidName: It is empty, over 1,024 bytes of UTF-8, not encodable, or has NUL or control characters.
@@ -91,18 +91,14 @@ def encode_name(name: str) -> bytes:
         raise InvalidName("a file name must not be empty")
     if len(encoded) > MAX_NAME_BYTES:
         raise InvalidName(f"a file name has at most {MAX_NAME_BYTES} bytes of UTF-8; this one has {len(encoded)}")
-    for char in name if not name.isprintable() else "":  # what is printable has no control characters
+    for char in name if not name.isprintable() else "":  # a printable name has no control characters
         if unicodedata.category(char) == "Cc":
             raise InvalidName(f"a file name must not contain control characters; this one has U+{ord(char):04X}")
     return encoded
 
 
 def decode_name(encoded: bytes | bytearray | memoryview) -> str:
-    """The name that `encoded` stands for, checked as in `check_name`.
-
-    Raises:
-        InvalidName: It isn't UTF-8, or isn't a name.
-    """
+    """The name with this UTF-8; raises InvalidName if it isn't UTF-8, and as `check_name` does."""
     try:
         name = bytes(encoded).decode("utf-8")
     except UnicodeDecodeError:
@@ -111,12 +107,7 @@ def decode_name(encoded: bytes | bytearray | memoryview) -> str:
 
 
 def parse_name(items: Sequence[MetadataItem]) -> str:
-    """The file name among a request's items.
-
-    Raises:
-        InvalidRequest: There is none, or more than one.
-        InvalidName: It isn't a name.
-    """
+    """A request's file name; raises InvalidRequest unless there is exactly one, and InvalidName if it is no name."""
     names = [item.content for item in items if item.mimetype == chat_filename_mimetype]
     if len(names) != 1:
         raise InvalidRequest(
@@ -126,16 +117,12 @@ def parse_name(items: Sequence[MetadataItem]) -> str:
 
 
 def name_metadata(name: str) -> bytes:
-    """The composite metadata that names a file: all of an answer's, and a part of a request's."""
+    """The composite metadata of a file's name: all of an answer's, and a part of a request's."""
     return build_metadata([MetadataItem(chat_filename_mimetype, encode_name(name))])
 
 
 def request_metadata(route: str, name: str | None = None) -> bytes:
-    """The composite metadata of a request: its route and, where it is about one file, that file's name.
-
-    Raises:
-        InvalidName: `name` isn't one.
-    """
+    """The composite metadata of a request: its route and, if it is about one file, the checked name."""
     return _route_metadata(route) + (b"" if name is None else name_metadata(name))
 
 

@@ -1,24 +1,32 @@
-"""Bytes in, whole frames out: the receive buffer of one connection, without I/O.
+"""A byte stream in, whole frames out: the receive buffer of one TCP connection, without I/O.
 
-Frames are taken out one at a time, when somebody asks for one; bytes that wait for that stay as they came. A frame that
+On a byte stream each frame stands behind its length, of three bytes. Frames are taken out one at a time, when the
+connection asks for one; bytes that wait for that stay as they came. A frame that
 is larger than the buffer gets a buffer of its size, once its header was admitted, and a payload is copied once, from
 there to the `bytes` that are its own. (Receiving into a buffer that is then handed on, instead, saves 8 µs per 256 KiB,
-of which zeroing a new buffer takes back 6; and its users would have to know that it isn't `bytes`.)
+of which zeroing a new buffer takes back 6; and its users would have to know that it isn't `bytes`.) The file lane's
+thread takes items of its streams out of the same buffer, while the event loop leaves it alone.
 
 A whole payload in one frame of more than a MiB is received into what becomes its `bytes`: to copy 16 MB takes 25 ms
 where its memory is new, and the event loop would be held for that.
 """
 
-from collections.abc import Container
+from collections.abc import Callable, Container
+from functools import partial
 from typing import Final
 
-from rsocket.frame import FragmentableFrame, Frame, FrameType
+from rsocket.frame import FragmentableFrame, Frame, FrameType, PayloadFrame
 
+from ..files.threads import SpareBuffers
 from ..frames.buffers import ReservedBuffer
-from ..frames.codec import HEADER_BYTES, LENGTH_BYTES, FrameError, FrameHeader, data_offset, parse_frame
-from ..frames.reassembly import Reassembler, SplitPayload
+from ..frames.codec import FOLLOWS_OR_IGNORE, HEADER_BYTES, FrameError, FrameHeader, data_offset, parse_frame
+from ..frames.fragments import SplitPayload
+from ..frames.reassembly import Reassembler
 
-__all__ = ["FrameReceiver"]
+__all__ = ["LENGTH_BYTES", "FrameDecoder"]
+
+LENGTH_BYTES: Final = 3
+"""The length that stands before each frame."""
 
 _BUFFER_BYTES: Final = 64 * 1024
 # What is read beyond the end of a large frame, so that the next header comes with the same system call; it is copied.
@@ -29,17 +37,14 @@ _READ_BYTES: Final = 1024 * 1024
 _NEW_READ_BYTES: Final = 256 * 1024
 # From here on a whole payload's data is received into its own memory.
 _OWN_BYTES: Final = 1024 * 1024
-# Large buffers that no connection uses just now: few, and none larger than frames of our own kind need.
-_MAX_SPARES: Final = 4
-_MAX_SPARE_BYTES: Final = 1024 * 1024
-_spares: list[memoryview] = []
 # The largest frame that is an item of our own kind, with room for its buffer's tail.
+_MAX_SPARE_BYTES: Final = 1024 * 1024
 _MAX_ITEM_BYTES: Final = _MAX_SPARE_BYTES - _BUFFER_BYTES
-# The flags of a payload that is one whole item of a stream, without metadata, and not the last.
-_ITEM_FLAGS: Final = 0x20
+_buffers: Final = SpareBuffers(4, _MAX_SPARE_BYTES)
+_NEXT: Final = 0x20
 
 
-class FrameReceiver:
+class FrameDecoder:
     """The bytes of one connection that wait to be frames.
 
     Args:
@@ -48,7 +53,6 @@ class FrameReceiver:
 
     def __init__(self, reassembler: Reassembler) -> None:
         self._reassembler = reassembler
-        reassembler.source = self
         self._small = memoryview(bytearray(_BUFFER_BYTES))
         self._view = self._small
         self._start = 0
@@ -60,11 +64,13 @@ class FrameReceiver:
         # Of the payload whose data is received into its own memory: that, and what stood before it.
         self._own: ReservedBuffer | None = None
         self._head = b""
+        # The large buffer whose item is being written, and which comes back by itself.
+        self._lent: memoryview | None = None
 
     @property
     def is_ready(self) -> bool:
         """Whether `take` has something to do."""
-        return self._end - self._start >= self._needed or bool(self._reassembler.refusals)
+        return self._end - self._start >= self._needed
 
     @property
     def is_full(self) -> bool:
@@ -73,7 +79,11 @@ class FrameReceiver:
 
     def received_of(self, stream_id: int) -> int:
         """Bytes that have arrived of a frame of this stream whose end hasn't."""
-        return self.arrived_bytes if self._header is not None and self._header.stream_id == stream_id else 0
+        if self._header is not None:
+            return self.arrived_bytes if self._header.stream_id == stream_id else 0
+        begin = self._start + LENGTH_BYTES
+        is_its = self.is_in_item and int.from_bytes(self._view[begin : begin + 4], "big") == stream_id
+        return self._end - self._start if is_its else 0
 
     def get_buffer(self) -> memoryview:
         """Where the next bytes are to be received into; empty if `is_full`."""
@@ -91,12 +101,8 @@ class FrameReceiver:
             The next frame or split payload; None if this step gave none.
 
         Raises:
-            PayloadRefused: A payload is over a limit, or was refused meanwhile; what arrives of it is skipped, and one
-                may go on.
             FrameError: The connection can't go on.
         """
-        if self._reassembler.refusals:
-            raise self._reassembler.refusals.popleft()
         if self._to_skip:
             self._skip()
             return None
@@ -112,7 +118,7 @@ class FrameReceiver:
             header = FrameHeader.parse(view, begin, length)
             # Refused until shown otherwise: if this raises, the frame is skipped.
             self._to_skip, self._needed = LENGTH_BYTES + length, 1
-            if not self._reassembler.admit(header):
+            if not self._reassembler.admit(header, self):
                 return None
             self._to_skip = 0
         elif self._own is not None:
@@ -143,59 +149,82 @@ class FrameReceiver:
             self._header, self._head = None, b""
             self._skip()
 
-    @property
-    def header_bytes_missing(self) -> int:
-        """Bytes of the next frame's length and header that aren't here yet."""
-        return max(LENGTH_BYTES + HEADER_BYTES - (self._end - self._start), 0)
-
     def next_item(self, streams: Container[int]) -> FrameHeader | None:
-        """The header of the next frame, if it is here, and is a plain item of one of `streams`; None if not.
-
-        Plain is what is one whole item, has no metadata and isn't the last.
-        """
+        """The header of the next frame, if it is here, and the frame is a whole item of one of `streams`."""
         begin = self._start + LENGTH_BYTES
         if self._header is not None or self._to_skip or self._end - begin < HEADER_BYTES:
             return None
         view = self._view
         kind_and_flags = view[begin + 4] << 8 | view[begin + 5]
-        if kind_and_flags != FrameType.PAYLOAD << 10 | _ITEM_FLAGS:
+        flags = kind_and_flags & 0x3FF
+        if kind_and_flags >> 10 != FrameType.PAYLOAD or not flags & _NEXT or flags & FOLLOWS_OR_IGNORE:
             return None
         length = int.from_bytes(view[self._start : begin], "big")
         stream_id = int.from_bytes(view[begin : begin + 4], "big")
-        if stream_id not in streams or length > _MAX_ITEM_BYTES:
+        if stream_id not in streams or not HEADER_BYTES < length <= _MAX_ITEM_BYTES:
             return None
-        return FrameHeader(stream_id, FrameType.PAYLOAD, _ITEM_FLAGS, length)
+        # Else it is the last fragment of an item, or follows something that was refused.
+        is_whole = self._reassembler.expects_whole(stream_id)
+        return FrameHeader(stream_id, FrameType.PAYLOAD, flags, length) if is_whole else None
 
     @property
     def is_in_item(self) -> bool:
-        """Whether `item_data` has made room for an item that isn't whole yet."""
+        """Whether there is room for an item of the file lane that isn't whole yet."""
         return self._header is None and self._needed > LENGTH_BYTES + HEADER_BYTES
 
-    def item_data(self, item: FrameHeader) -> memoryview | None:
-        """The data of the item that `next_item` found; None while more of it has to be received."""
+    def take_data(self, item: FrameHeader) -> tuple[memoryview, Callable[[], None]] | None:
+        """The data of the plain item that `next_item` found, and what to call when it isn't used any more.
+
+        It stays good whatever this buffer is used for meanwhile. None while some of it has to be received.
+        """
         total = LENGTH_BYTES + item.length
         if self._end - self._start < total:
             self._need(total)
             return None
-        return self._view[self._start + LENGTH_BYTES + HEADER_BYTES : self._start + total]
+        begin = self._start + LENGTH_BYTES + HEADER_BYTES
+        if self._view is self._small:
+            data = memoryview(bytes(self._view[begin : self._start + total]))
+            self._advance(total)
+            return data, _nothing
+        large = self._view
+        data = large[begin : self._start + total]
+        self._lent = large
+        self._advance(total)
+        return data, partial(_give_back, large)
 
-    def begin_item(self, item: FrameHeader) -> memoryview:
-        """What is here of that item's data, where the rest is received elsewhere; `left_item` is to follow."""
+    def take_frame(self, item: FrameHeader) -> PayloadFrame | None:
+        """The whole frame of the item that `next_item` found; None while some of it has to be received.
+
+        Raises:
+            FrameError: It contradicts itself.
+        """
+        total = LENGTH_BYTES + item.length
+        if self._end - self._start < total:
+            self._need(total)
+            return None
+        frame = parse_frame(item, self._view[self._start + LENGTH_BYTES : self._start + total])
+        assert isinstance(frame, PayloadFrame), "its header says so"
+        self._advance(total)
+        return frame
+
+    def take_begin(self, item: FrameHeader) -> memoryview:
+        """What is here of a plain item's data, where the rest is received elsewhere; `skip_begin` is to follow."""
         begin = self._start + LENGTH_BYTES + HEADER_BYTES
         return self._view[begin : min(self._end, begin + item.payload_bytes)]
 
-    def left_item(self, nbytes: int) -> None:
-        """Goes beyond the header, and the `nbytes` of data, of such an item."""
+    def skip_begin(self, nbytes: int) -> None:
+        """Goes beyond the header, and `nbytes` of data, of such an item."""
         self._advance(LENGTH_BYTES + HEADER_BYTES + nbytes)
+
+    @property
+    def header_bytes_missing(self) -> int:
+        """Bytes of the next frame's length and header that aren't here yet."""
+        return max(LENGTH_BYTES + HEADER_BYTES - (self._end - self._start), 0)
 
     def skip_next(self, nbytes: int) -> None:
         """Drops the next `nbytes` that are received: the rest of such an item."""
         assert self._start == self._end, "nothing else was received"
         self._to_skip, self._needed = nbytes, 1
-
-    def pass_item(self, item: FrameHeader) -> None:
-        """Goes beyond that item; its data's view isn't good any more."""
-        self._advance(LENGTH_BYTES + item.length)
 
     def discard(self) -> None:
         """Forgets what was received."""
@@ -269,7 +298,8 @@ class FrameReceiver:
         """Makes room for `nbytes` from the start on."""
         self._needed = nbytes
         if nbytes > len(self._small):
-            self._move(_borrow(nbytes + _TAIL_BYTES))
+            wanted = -(-(nbytes + _TAIL_BYTES) // _BUFFER_BYTES) * _BUFFER_BYTES
+            self._move(memoryview(_buffers.borrow(wanted)))
         elif nbytes > len(self._view) - self._start:
             self._move(self._small)
 
@@ -283,17 +313,19 @@ class FrameReceiver:
     def _give_up(self) -> None:
         """Goes back to the small buffer."""
         if self._view is not self._small:
-            if self._own is None and len(self._view) <= _MAX_SPARE_BYTES and len(_spares) < _MAX_SPARES:
-                _spares.append(self._view)
-            self._view, self._own = self._small, None
+            given_up, is_lent = self._view, self._view is self._lent
+            self._view, self._lent = self._small, None
+            if self._own is None and not is_lent:
+                _give_back(given_up)
+            self._own = None
 
 
-def _borrow(nbytes: int) -> memoryview:
-    """A buffer of at least `nbytes`."""
-    try:
-        spare = _spares.pop()
-    except IndexError:  # not looked at beforehand, as another thread may come between
-        spare = None
-    if spare is not None and len(spare) >= nbytes:
-        return spare
-    return memoryview(bytearray(-(-nbytes // _BUFFER_BYTES) * _BUFFER_BYTES))
+def _give_back(view: memoryview) -> None:
+    buffer = view.obj
+    view.release()
+    if isinstance(buffer, bytearray):
+        _buffers.give_back(buffer)
+
+
+def _nothing() -> None:
+    """A copy needn't be given back."""

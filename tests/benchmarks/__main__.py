@@ -1,9 +1,9 @@
-"""`make bench`: this project beside others, each in two processes over loopback, and what the goals say to it.
+"""`make bench`: this project beside others, each in two processes over loopback, compared with the project's goals.
 
-Every repetition runs each measurement once, one system after the other, so that what else the machine does hits all
-alike; the first repetition only warms up, and medians of the others are told. Files are in memory (`/dev/shm`) unless
-`--folder` says otherwise: a disk would be all that is measured. Ours are synced to a real disk in a measurement of its
-own, with the time of the syncs beside it.
+Every repetition runs each measurement once, one system after the other, so that other work of the machine affects all
+alike; the first repetition only warms up, and medians of the others are reported. Files are in memory (`/dev/shm`)
+unless `--folder` names another place, because a disk would hide all differences. A measurement of its own syncs our
+files to a real disk, and reports the time of the syncs beside it.
 
 Needs Linux, for the memory figures and the shared folder, and `pip install -e '.[bench]'`. Peers that aren't installed
 are left out.
@@ -12,6 +12,7 @@ are left out.
 import argparse
 import asyncio
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -57,7 +58,7 @@ HTTP: Final = ("aiohttp, 1 connection", "aiohttp, 32 connections")
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """The amounts of a run."""
 
     repetitions: int
     stream_mib: int
@@ -79,9 +80,9 @@ class Bench:
     """One run.
 
     Attributes:
-        size: How much.
-        folder: Where the files are.
-        disk: The same on a disk.
+        size: The amounts.
+        folder: For the files.
+        disk: The same, on a real disk.
         options: For the workers.
     """
 
@@ -99,8 +100,8 @@ class Bench:
         await self._interleave([(OURS_TLS, self._streams(OURS_TLS))])
         print("stages, each by itself", flush=True)
         self._stages()
-        print("what holds the event loop", flush=True)
-        await self._turns()
+        print("callbacks of the event loop", flush=True)
+        await self._callbacks()
         print("several at once", flush=True)
         systems = (OURS, "asyncio streams", "aiohttp, tuned", "grpc.aio", STOCK[1])
         await self._interleave([(system, self._several) for system in systems])
@@ -114,7 +115,7 @@ class Bench:
         print("memory", flush=True)
         await self._memory()
 
-    # How a measurement is run
+    # Running measurements
 
     async def _interleave(self, measurements: list[tuple[str, Measure]], folder: Path | None = None) -> None:
         async with AsyncExitStack() as stack:
@@ -127,21 +128,21 @@ class Bench:
                 kept = self.results
                 if not repetition:  # the first warms up
                     self.results = defaultdict(lambda: defaultdict(list))
-                # There and back, so that nobody always comes after the same one.
+                # In alternating order, so that no system always runs after the same other one.
                 for pair, measure in pairs[:: 1 if repetition % 2 else -1]:
                     await measure(pair)
                 self.results = kept
 
     def _warm(self, mib: int) -> None:
-        """Touches as much memory as the files to come will take: a virtual machine's free pages may be its host's, and
-        whoever comes first after a pause would pay for having them back."""
+        """Touches as much memory as the next files will take: a virtual machine's host may have reclaimed free pages,
+        and the first system after a pause would pay for their return."""
         _write(self.folder / "warm", bytes(_MIB), mib)
         (self.folder / "warm").unlink()
 
     def _add(self, what: str, system: str, value: float) -> None:
         self.results[what][system].append(value)
 
-    # What is measured
+    # The measurements
 
     def _streams(self, system: str) -> Measure:
         mib = self.size.stock_mib if system in STOCK else self.size.stream_mib
@@ -175,17 +176,17 @@ class Bench:
                 for stage, seconds in found.items():
                     self._add("stage, s/GiB", stage, seconds)
 
-    async def _turns(self) -> None:
+    async def _callbacks(self) -> None:
         for system in (OURS, OURS_NO_DIGEST, OURS_TLS, OURS_MEMORY):
             async with Pair(system, self.folder, [*self.options, "--watch"]) as pair:
                 await pair.do("requests", verb="get", count=1, in_flight=1)
-                await pair.turns()  # of a connection's beginning: TLS takes its time to make a key, once
+                await pair.callbacks()  # without those of the connect: a TLS handshake computes for long, once
                 for direction in ("down", "up"):
                     if system == OURS_MEMORY:
                         await pair.do("whole", direction=direction, nbytes=self.size.whole_bytes)
                     else:
                         await pair.transfer(direction, [_large(self.size.stream_mib)])
-                    for end, (late, longest) in zip(("client", "server"), await pair.turns(), strict=True):
+                    for end, (late, longest) in zip(("client", "server"), await pair.callbacks(), strict=True):
                         self._add(f"loop callback of the {end} while {direction}, p99.9 ms", system, late)
                         self._add(f"loop callback of the {end} while {direction}, longest ms", system, longest)
 
@@ -207,7 +208,7 @@ class Bench:
     async def _small(self, pair: Pair) -> None:
         for verb in ("get", "put", "stat"):
             if verb == "stat" and pair.system in (*TUTORIAL, *STOCK):
-                continue  # they have none
+                continue  # not supported
             for in_flight in (1, 32):
                 count = self.size.requests // (3 if in_flight == 1 else 1)
                 seconds = await pair.do("requests", verb=verb, count=count, in_flight=in_flight)
@@ -238,7 +239,7 @@ class Bench:
             await self._peaks(system, what, lambda pair: pair.do("whole", direction="down", nbytes=nbytes))
 
     async def _peaks(self, system: str, what: str, work: Callable[[Pair], Awaitable[object]]) -> None:
-        """In fresh processes, and once: memory that was used before would hide what is used now."""
+        """In new processes, and once: memory that was used before would hide what is used now."""
         if not _can_run(system):
             return
         async with Pair(system, self.folder, self.options) as pair:
@@ -248,7 +249,7 @@ class Bench:
                 self._add(f"peak of the {end} above idle, MiB: {what}", system, peak)
 
     def make_files(self) -> None:
-        """What is moved."""
+        """Makes the files that are transferred."""
         size = self.size
         block = os.urandom(_MIB)
         for folder in (self.folder, self.disk):
@@ -289,14 +290,22 @@ def _folder(where: str | None) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
+def _machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    return f"{os.cpu_count()} cores of {model}, Linux, Python {platform.python_version()}"
+
+
 def _load() -> str:
     return ", ".join(f"{value:.1f}" for value in os.getloadavg())
 
 
 def main() -> None:
-    """Runs it."""
+    """Runs the benchmark, prints the report, and writes it beside this module."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--quick", action="store_true", help="a minute or two: smaller files, three repetitions")
+    parser.add_argument("--quick", action="store_true", help="smaller files and three repetitions, in a minute or two")
     parser.add_argument("--uvloop", action="store_true", help="run both ends of every peer on uvloop")
     parser.add_argument("--folder", default="/dev/shm" if Path("/dev/shm").is_dir() else None, help="for the files")
     parser.add_argument("--disk", help="a folder on a real disk (default: the system's for temporary files)")
@@ -309,12 +318,13 @@ def main() -> None:
         bench = Bench(size, folder, disk, ["--uvloop"] if arguments.uvloop else [])
         bench.make_files()
         asyncio.run(bench.run())
+    machine = _machine() + (", uvloop" if arguments.uvloop else "")
+    title = f"rxfiles beside other systems: {machine}; {time.strftime('%d %B %Y')}"
     about = (
-        f"Medians of {size.repetitions}; {os.cpu_count()} cores, Python {sys.version.split()[0]}"
-        f"{', uvloop' if arguments.uvloop else ''}; {time.monotonic() - start:.0f} s; "
+        f"Medians of {size.repetitions} repetitions; {time.monotonic() - start:.0f} s; "
         f"load average before: {load}, after: {_load()}."
     )
-    print(write_report(bench.results, about, _RESULTS))
+    print(write_report(bench.results, title, about, _RESULTS))
 
 
 if __name__ == "__main__":

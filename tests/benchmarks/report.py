@@ -1,4 +1,4 @@
-"""What a benchmark's run found: a table in Markdown, ratios first, and a plot."""
+"""The report of a benchmark's run: tables in Markdown, ratios first, and a plot."""
 
 import statistics
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 __all__ = ["Results", "write_report"]
 
 Results = dict[str, dict[str, list[float]]]
-"""What was measured -> system -> each repetition's value."""
+"""Measurement -> system -> the value of each repetition."""
 
 _OURS: Final = "rxfiles"
 _NO_DIGEST: Final = "rxfiles, digest=None"
@@ -19,7 +19,7 @@ _TUTORIAL: Final = "tutorial, read buffer 1024"
 
 
 class _Goal(NamedTuple):
-    """Ours against a peer: at least `bound` times it, or at most."""
+    """The ratio of ours to a peer's value: at least `bound`, or at most."""
 
     what: str
     ours: str
@@ -45,27 +45,45 @@ _GOALS: Final = [
     _Goal("small request during down, p99 ms", _OURS, _STOCK, 0.3, at_most=True),
 ]
 _ENDS: Final = ("client", "server")
+_SMALL_P99: Final = "small request during {}, p99 ms"
+_OURS_COLOUR: Final = "#1f6fb4"
+_PEERS_COLOUR: Final = "#8a8a8a"
 _WHOLE_AT_CLIENT: Final = "peak of the client above idle, MiB: whole file"
 _MAX_P99_MS: Final = 10.0
 _MAX_PEAK_MIB: Final = 16.0
 _MAX_TLS_PEAK_MIB: Final = 32.0
 
 
-def write_report(results: Mapping[str, Mapping[str, list[float]]], about: str, folder: Path) -> str:
+class _Panel(NamedTuple):
+    """A part of the plot: series (a direction or a verb) -> system -> median."""
+
+    title: str
+    series: Mapping[str, Mapping[str, float]]
+
+    @property
+    def systems(self) -> list[str]:
+        return list(dict.fromkeys(system for values in self.series.values() for system in values))
+
+
+def write_report(results: Mapping[str, Mapping[str, list[float]]], title: str, about: str, folder: Path) -> str:
     """Writes `bench.md` and `bench.png` into the folder.
 
+    Args:
+        title: Of both; the machine and the date.
+        about: How it was measured.
+
     Returns:
-        The table.
+        The text of `bench.md`.
     """
     medians = {
         what: {system: statistics.median(values) for system, values in systems.items()}
         for what, systems in results.items()
     }
-    lines = ["# Benchmark", "", about, "", *_goals(medians), "", *_all(results, medians)]
+    lines = [f"# {title}", "", about, "", *_goals(medians), "", *_all(results, medians)]
     folder.mkdir(exist_ok=True)
     text = "\n".join(lines) + "\n"
     (folder / "bench.md").write_text(text)
-    _plot(medians, folder / "bench.png")
+    _plot(medians, title, folder / "bench.png")
     return text
 
 
@@ -87,7 +105,7 @@ def _goals(medians: dict[str, dict[str, float]]) -> list[str]:
             continue
         if what.endswith("p99 ms"):
             add(what, _OURS, "-", value, f"<= {_MAX_P99_MS:.0f}", value <= _MAX_P99_MS)
-        # A client's whole file is in memory because that is what was asked for.
+        # The client's whole file is left out: the caller asks for it in memory.
         if "above idle" in what and not what.startswith(_WHOLE_AT_CLIENT):
             add(what, _OURS, "-", value, f"<= {_MAX_PEAK_MIB:.0f}", value <= _MAX_PEAK_MIB)
         if "above idle" in what and (value := systems.get(_TLS)) is not None:
@@ -100,51 +118,72 @@ def _all(results: Mapping[str, Mapping[str, list[float]]], medians: dict[str, di
     for what, systems in results.items():
         lines += [f"## {what}", "", "| system | median | least | most |", "|---|---:|---:|---:|"]
         for system, values in systems.items():
-            digits = 0 if min(values) >= 100 else 2
             numbers = (medians[what][system], min(values), max(values))
-            lines.append(f"| {system} | " + " | ".join(f"{number:.{digits}f}" for number in numbers) + " |")
+            lines.append(f"| {system} | " + " | ".join(map(_number, numbers)) + " |")
         lines.append("")
     return lines
 
 
-def _plot(medians: dict[str, dict[str, float]], path: Path) -> None:
+def _number(value: float) -> str:
+    """At least three significant digits, never an exponent, with separators."""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def _panels(medians: Mapping[str, Mapping[str, float]]) -> list[_Panel]:
+    """The panels for which there are measurements."""
+
+    def both_ways(what: str) -> dict[str, Mapping[str, float]]:
+        return {way: medians.get(what.format(way), {}) for way in ("down", "up")}
+
+    peaks = {end: both_ways(f"peak of the {end} above idle, MiB: stream {{}}") for end in _ENDS}
+    larger = {
+        way: {system: max(peaks[end][way][system] for end in _ENDS) for system in peaks["client"][way]}
+        for way in ("down", "up")
+    }
+    requests = {verb: medians.get(f"{verb} of 4 KiB, 32 in flight, 1/s", {}) for verb in ("get", "put")}
+    panels = [
+        _Panel("One file, disk to disk, MB/s", both_ways("stream {}, MB/s")),
+        _Panel("16 files at once, disk to disk, MB/s", both_ways("16 at once {}, MB/s")),
+        _Panel("One whole file, memory to memory, MB/s", both_ways("whole file {}, MB/s")),
+        _Panel("Files of 4 KiB, 32 requests in flight, requests/s", requests),
+        _Panel("Small request beside a large transfer, p99 in ms (less is better)", both_ways(_SMALL_P99)),
+        _Panel("Peak memory of the larger end above idle, MiB (less is better)", larger),
+    ]
+    return [panel for panel in panels if panel.systems]
+
+
+def _plot(medians: Mapping[str, Mapping[str, float]], title: str, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import patches, pyplot
 
-    panels = [
-        ("MB/s, disk to disk", {way: medians.get(f"stream {way}, MB/s", {}) for way in ("down", "up")}),
-        ("MB/s, 16 at once", {way: medians.get(f"16 at once {way}, MB/s", {}) for way in ("down", "up")}),
-        ("MB/s, whole file in memory", {way: medians.get(f"whole file {way}, MB/s", {}) for way in ("down", "up")}),
-        (
-            "4 KiB requests a second, 32 in flight",
-            {verb: medians.get(f"{verb} of 4 KiB, 32 in flight, 1/s", {}) for verb in ("get", "put")},
-        ),
-        (
-            "ms, small request during a large transfer, p99",
-            {way: medians.get(f"small request during {way}, p99 ms", {}) for way in ("down", "up")},
-        ),
-        (
-            "MiB above idle, the larger end, streams",
-            {
-                way: {
-                    system: max(medians[f"peak of the {end} above idle, MiB: stream {way}"][system] for end in _ENDS)
-                    for system in medians.get(f"peak of the client above idle, MiB: stream {way}", {})
-                }
-                for way in ("down", "up")
-            },
-        ),
-    ]
-    figure, axes = pyplot.subplots(3, 2, figsize=(14, 13), layout="constrained")
-    for axis, (title, series) in zip(axes.flat, panels, strict=True):
-        systems = list(dict.fromkeys(system for values in series.values() for system in values))
-        for index, (label, values) in enumerate(series.items()):
-            rows = [row + 0.4 * index for row in range(len(systems))]
-            bars = axis.barh(rows, [values.get(system, 0) for system in systems], height=0.38, label=label)
-            axis.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
-        axis.set_yticks([row + 0.2 for row in range(len(systems))], systems)
-        axis.invert_yaxis()
-        axis.set_title(title)
-        axis.legend()
+    panels = _panels(medians)
+    rows = [panels[start : start + 2] for start in range(0, len(panels), 2)]
+    most = [max(len(panel.systems) for panel in row) for row in rows]
+    heights = [count + 1.5 for count in most]
+    size = (15, 0.45 * sum(heights) + 1)
+    figure, grid = pyplot.subplots(
+        len(rows), 2, figsize=size, height_ratios=heights, layout="constrained", squeeze=False
+    )
+    for axis in grid.flat[len(panels) :]:
+        axis.set_visible(False)
+    for number, (axis, panel) in enumerate(zip(grid.flat, panels, strict=False)):
+        for index, (series, values) in enumerate(panel.series.items()):
+            for row, system in enumerate(panel.systems):
+                if system in values:
+                    colour = _OURS_COLOUR if system.startswith(_OURS) else _PEERS_COLOUR
+                    bar = axis.barh(row + 0.4 * index, values[system], height=0.38, color=colour, alpha=1 - 0.4 * index)
+                    axis.bar_label(bar, [f"{_number(values[system])} {series}"], fontsize=8, padding=3)
+        axis.set_yticks([row + 0.2 for row in range(len(panel.systems))], panel.systems)
+        axis.set_ylim(most[number // 2] - 0.1, -0.5)  # downwards, with bars of one thickness in a row of panels
+        axis.margins(x=0.25)  # for the labels behind the bars
+        axis.set_xticks([])
+        axis.spines[["top", "right", "bottom"]].set_visible(False)
+        axis.set_title(panel.title, loc="left", fontsize=11)
+    colours = {_OURS: _OURS_COLOUR, "other systems": _PEERS_COLOUR}
+    handles = [patches.Patch(color=colour, label=label) for label, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(title, fontsize=14)
     figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,6 +1,6 @@
-"""What each stage of a transfer costs by itself, in one thread: the least that the whole way can take.
+"""The cost of each stage of a transfer by itself, in one thread: a lower bound for a whole transfer.
 
-Nothing of the project runs here but its digest; the calls are those that it makes, on blocks of a chunk's size.
+Of the project only the digest runs here; the system calls are those of a transfer, on blocks of a chunk's size.
 """
 
 import os
@@ -21,12 +21,12 @@ _HEADER: Final = bytes(9)
 
 
 def measure_stages(file: Path, target: Path, disk: Path) -> dict[str, float]:
-    """Seconds for each GiB, by stage.
+    """Stage -> seconds for each GiB.
 
     Args:
-        file: What is read.
-        target: Where it's written, where the other files of the benchmark are.
-        disk: Where it's written and synced, on a real disk.
+        file: Read.
+        target: Written, beside the other files of the benchmark.
+        disk: Written and synced, on a real disk.
     """
     size = file.stat().st_size
     buffer = bytearray(CHUNK_BYTES)
@@ -64,7 +64,7 @@ def _write(path: Path, size: int, buffer: bytearray, *, sync: bool = False) -> N
 
 
 def _through_a_socket(size: int, buffer: bytearray) -> None:
-    """Sent by this thread and received by another: both ends of the wire, side by side."""
+    """Sends in this thread and receives in another: both ends of a connection at once."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sender = socket.create_connection(listener.getsockname())
         receiver, _ = listener.accept()

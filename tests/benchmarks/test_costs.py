@@ -23,9 +23,10 @@ import pytest
 
 from rx_client import FileClient
 from server import ChatData, serve
-from server.stores import memory as memory_store
+from server.stores import catalog
 from server.stores.directory.store import DirectoryStore
-from shared.files.lane import Diversion
+from shared.files.receiving import ReceiveJob
+from shared.files.threads import SocketTurn
 from shared.frames import buffers as reserving
 from tests.security import support as security
 from tests.support import raw_peer
@@ -157,7 +158,7 @@ Transfer = Callable[[FileClient, Path], Awaitable[object]]
 
 
 async def download_to(files: FileClient, folder: Path) -> None:
-    # What a window holds comes before the rest can go past the event loop.
+    # What a window holds comes by the frame path, before the file lane takes the rest.
     await files.download_to("content", folder / "copy", window=4)
 
 
@@ -204,12 +205,12 @@ async def test_content_is_copied_no_more_often_than_it_must(
 async def test_one_copy_more_would_be_seen(
     transfer: Transfer, paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = Diversion.take
+    inner = ReceiveJob.take_here
 
-    def copying(diversion: Diversion, data: memoryview) -> None:
-        inner(diversion, memoryview(bytes(data)))
+    def copying(job: ReceiveJob, data: memoryview, turn: SocketTurn, **options: bool) -> bool:
+        return inner(job, memoryview(bytes(data)), turn, **options)
 
-    monkeypatch.setattr(Diversion, "take", copying)
+    monkeypatch.setattr(ReceiveJob, "take_here", copying)
     allocated = await _measure(transfer, paths, allocations)
     assert allocated.nbytes / len(CONTENT) > 0.35
 
@@ -267,7 +268,7 @@ async def _await(observable: Awaitable[T]) -> T:
 # request was a chain of observables, and its answer a task; an operator more is 80 of them, a task 40.
 @pytest.mark.parametrize(("verb", "most"), [("download", 435), ("upload", 475), ("stat", 505)])
 async def test_a_small_request_takes_a_few_calls(verb: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_store, "_COUNTED_SECONDS", 60.0)  # a clock counts the files anew, now and then
+    monkeypatch.setattr(catalog, "_COUNTED_SECONDS", 60.0)  # a clock counts the files anew, now and then
     content = bytes(4096)
 
     async def measure() -> float:

@@ -1,6 +1,6 @@
-"""The two processes of a comparison, a peer's server and its client, and the reins that the benchmark has on them.
+"""The two processes of a comparison, a peer's server and its client, and how the benchmark controls them.
 
-A worker does what it reads from standard input, a JSON object a line, and prints the result, a line each.
+A worker reads commands from standard input, and prints their results; each is a line of JSON.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class Pair:
 
     Args:
         system: A key of `peers.SYSTEMS`.
-        folder: Holds `files`, which both sides get by links in folders of their own: ours locks its server's.
+        folder: Holds `files`; each side gets links to them in a folder of its own, as our server locks its folder.
         options: For both workers.
     """
 
@@ -86,32 +86,32 @@ class Pair:
         return self._processes[1]
 
     async def do(self, command: str, **arguments: object) -> Any:
-        """What the client's worker answers."""
+        """Has the client's worker run a command, and returns its result."""
         return await _command(self._client, command, arguments)
 
     async def transfer(self, direction: str, names: list[str], rate: float | None = None) -> float:
-        """Seconds that it takes to move these files of the sender's folder, all at once.
+        """The seconds of a transfer of these files of the sender's folder, all at once.
 
         Raises:
-            RuntimeError: They aren't all there then.
+            RuntimeError: A file's size at the receiver isn't the sender's.
         """
         source, target = ("server", "client") if direction == "down" else ("client", "server")
         seconds: float = await self.do("transfer", direction=direction, names=names, rate=rate)
         for name in names:
             moved = self._folder / target / f"{name}.moved"
             if moved.stat().st_size != (self._folder / source / name).stat().st_size:
-                raise RuntimeError(f"{self.system}: {moved} isn't what was sent")
+                raise RuntimeError(f"{self.system}: {moved} doesn't have the size of what was sent")
         self._remove_moved()
         return seconds
 
     async def latency(self, direction: str, name: str, *, is_small_on_disk: bool) -> list[float]:
-        """See the worker's."""
+        """See `_Worker.latency`."""
         found: list[float] = await self.do("latency", direction=direction, name=name, is_small_on_disk=is_small_on_disk)
         self._remove_moved()
         return found
 
     async def freeze(self, direction: str, name: str, seconds: float) -> None:
-        """Begins a transfer, and stops its receiving process for a while."""
+        """Begins a transfer, and stops its receiving process for `seconds`."""
         receiver = self._client if direction == "down" else self._server
         task = asyncio.create_task(self.do("transfer", direction=direction, names=[name], rate=None))
         await asyncio.sleep(0.15)
@@ -126,26 +126,26 @@ class Pair:
             path.unlink()
 
     async def fsync_seconds(self) -> float:
-        """Seconds that both processes have spent in `os.fsync` since this was last asked."""
+        """The seconds of both processes in `os.fsync` since the last call."""
         return sum([await _command(process, "fsync_seconds", {}) for process in self._processes])
 
-    async def turns(self) -> tuple[list[float], list[float]]:
-        """The client's and the server's longest callbacks since this was last asked, see `_Turns.taken`."""
-        server, client = [await _command(process, "turns", {}) for process in self._processes]
+    async def callbacks(self) -> tuple[list[float], list[float]]:
+        """The client's and the server's longest callbacks since the last call; see `_CallbackTimes.take`."""
+        server, client = [await _command(process, "callbacks", {}) for process in self._processes]
         return client, server
 
     def cpu_seconds(self) -> float:
-        """Processor time of both processes so far."""
+        """The processor time of both processes so far."""
         return sum(_cpu_seconds(process.pid) for process in self._processes)
 
     def forget_peaks(self) -> None:
-        """Begins to measure memory: what is used now is idle."""
+        """Begins to measure memory: the present use counts as idle."""
         for process in self._processes:
             Path(f"/proc/{process.pid}/clear_refs").write_text("5")
         self._idle = [_status_mib(process.pid, "VmRSS") for process in self._processes]
 
     def peaks(self) -> list[float]:
-        """The client's and the server's highest memory since `forget_peaks`, in MiB above idle."""
+        """The client's and the server's peak memory since `forget_peaks`, in MiB above idle."""
         server, client = (
             _status_mib(process.pid, "VmHWM") - idle for process, idle in zip(self._processes, self._idle, strict=True)
         )
@@ -153,7 +153,7 @@ class Pair:
 
 
 def is_available(system: str) -> str | None:
-    """None if the system can run here, else why it can't."""
+    """None if the system can run here, else the reason why it can't."""
     try:
         importlib.import_module(f"{__package__}.peers.{SYSTEMS[system][0].partition(':')[0]}")
     except ImportError as error:
@@ -172,7 +172,7 @@ async def _answer(process: asyncio.subprocess.Process) -> Any:
     async with asyncio.timeout(_ANSWER_SECONDS):
         line = await process.stdout.readline()
     if not line:
-        raise RuntimeError(f"a worker ended with {await process.wait()}")
+        raise RuntimeError(f"a worker ended with status {await process.wait()}")
     return json.loads(line)
 
 
@@ -193,7 +193,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 class _Worker:
-    """What a client's worker can do."""
+    """The commands of a client's worker."""
 
     def __init__(self, client: Client, folder: Path) -> None:
         self._client = client
@@ -201,7 +201,7 @@ class _Worker:
         self._large = b""
 
     async def transfer(self, direction: str, names: list[str], rate: float | None) -> float:
-        """Seconds for moving these files at once."""
+        """The seconds of a transfer of these files, all at once."""
 
         async def one(name: str) -> None:
             if direction == "down":
@@ -214,9 +214,9 @@ class _Worker:
         return time.perf_counter() - start
 
     async def whole(self, direction: str, nbytes: int) -> float:
-        """Seconds for moving a file from memory to memory."""
+        """The seconds of a transfer of one file from memory to memory."""
         if len(self._large) != nbytes:
-            # In a thread, since to make so much isn't what a callback of the client's does.
+            # In a thread, so that it doesn't count as a callback of the client's loop.
             self._large = await asyncio.to_thread(operator.mul, os.urandom(1000), nbytes // 1000)
             await self._client.put("large", self._large)
         got = self._large
@@ -226,13 +226,13 @@ class _Worker:
         else:
             got = await self._client.get("large")
         seconds = time.perf_counter() - start
-        # In a thread, too.
+        # In a thread, for the same reason.
         if not await asyncio.to_thread(operator.eq, got, self._large):
             raise RuntimeError("other bytes came back")
         return seconds
 
     async def requests(self, verb: str, count: int, in_flight: int) -> float:
-        """Seconds for that many requests of small files, with so many in flight."""
+        """The seconds of `count` requests of small files, with `in_flight` of them at a time."""
         content = bytes(SMALL_BYTES)
         await self._client.put("small", content)
         left = iter(range(count))
@@ -251,7 +251,7 @@ class _Worker:
         return time.perf_counter() - start
 
     async def latency(self, direction: str, name: str, is_small_on_disk: bool) -> list[float]:
-        """Milliseconds of small requests, one at a time, while a large transfer goes on: median and 99th percentile."""
+        """Milliseconds of small requests, one at a time, during a large transfer: median and 99th percentile."""
         verb = self._client.stat if is_small_on_disk else self._client.get
         if not is_small_on_disk:
             await self._client.put("small", bytes(SMALL_BYTES))
@@ -267,14 +267,14 @@ class _Worker:
         return [percentiles[49], percentiles[98]]
 
 
-class _Turns:
-    """Times the event loop's callbacks, in processor time: what else the machine does meanwhile doesn't count."""
+class _CallbackTimes:
+    """Times the event loop's callbacks, in processor time, which other work of the machine doesn't change."""
 
     def __init__(self) -> None:
         self._took: list[float] = []
 
     def watch(self) -> None:
-        """Begins; it costs some microseconds a callback."""
+        """Begins; costs some microseconds a callback."""
         run: Callable[[asyncio.Handle], None] = asyncio.Handle._run  # pyright: ignore[reportAttributeAccessIssue]
 
         def timed_run(handle: asyncio.Handle) -> None:
@@ -284,13 +284,13 @@ class _Turns:
 
         asyncio.Handle._run = timed_run  # pyright: ignore[reportAttributeAccessIssue]
 
-    async def taken(self) -> list[float]:
-        """Milliseconds of a callback since this was last asked: the 99.9th percentile, and the longest."""
+    async def take(self) -> list[float]:
+        """Milliseconds of a callback since the last call: the 99.9th percentile, and the maximum."""
         took, self._took = sorted(self._took), []
         return [took[len(took) * 999 // 1000], took[-1]] if took else [0.0, 0.0]
 
 
-class _Fsync:
+class _FsyncTime:
     """Times `os.fsync`."""
 
     def __init__(self) -> None:
@@ -303,14 +303,14 @@ class _Fsync:
         self._fsync(fd)
         self._seconds += time.perf_counter() - start
 
-    async def taken(self) -> float:
-        """Seconds since this was last asked."""
+    async def take(self) -> float:
+        """The seconds since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
 
-async def _obey(commands: dict[str, Callable[..., Awaitable[object]]], greeting: object) -> None:
-    """Does what standard input says, until SIGTERM."""
+async def _run_commands(commands: dict[str, Callable[..., Awaitable[object]]], greeting: object) -> None:
+    """Runs the commands of standard input, until SIGTERM."""
     print(json.dumps(greeting), flush=True)
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
@@ -328,22 +328,22 @@ async def _obey(commands: dict[str, Callable[..., Awaitable[object]]], greeting:
 
 async def _work(arguments: argparse.Namespace) -> None:
     peer, folder = make_peer(arguments.system), Path(arguments.folder)
-    fsync, turns = _Fsync(), _Turns()
+    fsync, callbacks = _FsyncTime(), _CallbackTimes()
     if arguments.watch:
-        turns.watch()
-    told = {"fsync_seconds": fsync.taken, "turns": turns.taken}
+        callbacks.watch()
+    times = {"fsync_seconds": fsync.take, "callbacks": callbacks.take}
     if arguments.role == "serve":
         async with peer.serve(folder) as port:
-            await _obey(told, port)
+            await _run_commands(times, port)
         return
     async with peer.connect(arguments.port) as client:
         worker = _Worker(client, folder)
         verbs = {verb: getattr(worker, verb) for verb in ("transfer", "whole", "requests", "latency")}
-        await _obey({**told, **verbs}, "ready")
+        await _run_commands({**times, **verbs}, "ready")
 
 
 def main() -> None:
-    """A worker's process."""
+    """Runs a worker."""
     parser = argparse.ArgumentParser()
     parser.add_argument("system")
     parser.add_argument("role", choices=["serve", "drive"])

@@ -1,1 +1,1 @@
-"""A coverage-guided fuzzer for whatever reads a stranger's bytes: `make fuzz`, or `python -m tests.fuzz --help`."""
+"""A coverage-guided fuzzer for the parsers of a peer's bytes: `make fuzz`, or `python -m tests.fuzz --help`."""

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: fuzzes each target for a while with atheris; 1 if one failed, its input saved."""
+"""`python -m tests.fuzz`: fuzzes each target for a time with atheris; exits with 1, its input saved, if one failed."""
 
 import argparse
 import importlib.util
@@ -12,10 +12,10 @@ ARTIFACTS = Path(__file__).parent / "found"
 
 
 def _fuzz(name: str, arguments: list[str]) -> None:
-    """Fuzzes one target in this process; doesn't return."""
+    """Fuzzes one target in this process, and never returns."""
     import atheris
 
-    # Nothing of this may have been imported before: what is counted is what is imported here.
+    # Only modules that are imported here are instrumented, so none of them may have been imported before.
     with atheris.instrument_imports(include=["server", "shared", "rsocket"]):
         from tests.fuzz.targets import targets
     target = targets()[name]()
@@ -24,7 +24,7 @@ def _fuzz(name: str, arguments: list[str]) -> None:
 
 
 def _run(name: str, seconds: int) -> int:
-    """Fuzzes one target in a process of its own; its exit status."""
+    """Fuzzes one target in a process of its own, and returns the exit status."""
     from tests.fuzz.targets import seeds
 
     ARTIFACTS.mkdir(exist_ok=True)
@@ -41,8 +41,8 @@ def _run(name: str, seconds: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzzes what reads a stranger's bytes.")
-    parser.add_argument("--seconds", type=int, default=90, help="for each target (default: %(default)s)")
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzzes the parsers of a peer's bytes.")
+    parser.add_argument("--seconds", type=int, default=90, help="the time for each target (default: %(default)s)")
     parser.add_argument("--replay", metavar="FILE", help="runs one saved input, named TARGET-..., and shows its error")
     parser.add_argument("--only", choices=TARGETS, help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)

@@ -1,7 +1,7 @@
-"""What is fuzzed, and what must be true of any input; nothing here depends on the fuzzer.
+"""The fuzzer's targets, and what must hold for any input; nothing here depends on the fuzzer.
 
-`frames` gives the bytes to a server's connection over a transport in memory: frame receiver, reassembly, rsocket's
-dispatch, handler, routes and store are the real ones. `codecs` gives them to the parsers of metadata and JSON.
+`frames` feeds the bytes to a server's connection over a transport in memory: frame decoder, reassembly, rsocket's
+dispatch, handler, routes and store are the real ones. `codecs` feeds them to the parsers of metadata and JSON.
 """
 
 import asyncio
@@ -18,8 +18,9 @@ from server import ChatData, Limits
 from server.net.connection import ServerConnection
 from server.work import Work
 from shared.errors import ServerError, TransferError, from_error_frame
-from shared.frames.codec import LENGTH_BYTES, FrameHeader, parse_frame
-from shared.frames.reassembly import ReassemblyBudget
+from shared.frames.budget import ReassemblyBudget
+from shared.frames.codec import FrameHeader, parse_frame
+from shared.frames.reassembly import Reassembler
 from shared.protocol.messages import (
     ChunkHead,
     DownloadRequest,
@@ -33,7 +34,8 @@ from shared.protocol.messages import (
 )
 from shared.protocol.metadata import build_metadata, parse_authentication, parse_metadata, parse_routing
 from shared.protocol.wire import decode_name, parse_name
-from shared.transport.tcp import FrameTransport
+from shared.transport.decoder import LENGTH_BYTES
+from shared.transport.tcp import TcpTransport
 from tests.support import (
     CANCEL,
     COMPLETE,
@@ -56,7 +58,7 @@ from tests.support import (
     stream_ids,
 )
 
-# Small enough for an input of a few kilobytes to go beyond each of them.
+# So small that an input of a few kilobytes can exceed each.
 LIMITS = Limits(
     max_request_bytes=3000,
     max_connection_bytes=4000,
@@ -67,20 +69,20 @@ LIMITS = Limits(
     max_errors_per_minute=10,
 )
 FILES = {"a": b"x" * 300, "b": b""}
-# How often the loop turns after each segment; enough for a request to be answered.
-TURNS = 25
-# What rsocket says at ERROR of what a peer did wrong, or of a connection's end.
+# Event-loop iterations after each segment; enough for the answer to a request.
+ITERATIONS = 25
+# Messages that rsocket logs at ERROR for a peer's fault, or at a connection's end.
 EXPECTED_LOGS = ("%s: Protocol error %s", "Error", "Runtime error canceling task: %s", "Invalid metadata frame")
 
 
 class Unexpected(Exception):
-    """An input made something happen that mustn't."""
+    """An input violated what must hold."""
 
 
 class _MemoryTransport(asyncio.Transport):
     """The socket's side of a connection."""
 
-    def __init__(self, protocol: FrameTransport) -> None:
+    def __init__(self, protocol: TcpTransport) -> None:
         super().__init__({"peername": ("fuzzer", 1)})
         self.written = bytearray()
         self._protocol = protocol
@@ -98,13 +100,13 @@ class _MemoryTransport(asyncio.Transport):
         return 0
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Nothing ever waits here."""
+        """Nothing to do: writes never wait here."""
 
     def can_write_eof(self) -> bool:
         return True
 
     def write_eof(self) -> None:
-        """The peer doesn't mind."""
+        """Nothing to do: a closed half makes no difference here."""
 
     def pause_reading(self) -> None:
         self._is_paused = True
@@ -125,7 +127,7 @@ class _MemoryTransport(asyncio.Transport):
 
 
 class _Alarm(logging.Handler):
-    """Remembers what is logged that a peer mustn't be able to cause."""
+    """Collects log records that no input of a peer may cause."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -137,15 +139,15 @@ class _Alarm(logging.Handler):
 
 
 class FramesTarget:
-    """A server for one input after the other.
+    """Feeds each input to a connection of its own.
 
-    The input's first byte says whether a SETUP goes before the rest, its second how the rest is cut into segments.
+    The lowest bit of the first byte puts a SETUP frame before the input; the second byte is the size of the segments.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._unseen: list[str] = []
-        self._loop.set_exception_handler(lambda _, context: self._unseen.append(repr(context)))
+        self._unhandled: list[str] = []
+        self._loop.set_exception_handler(lambda _, context: self._unhandled.append(repr(context)))
         self._alarm = _Alarm()
         logging.getLogger().addHandler(self._alarm)
         logging.getLogger("pyrsocket").setLevel(logging.ERROR)
@@ -156,30 +158,36 @@ class FramesTarget:
         self._loop.close()
 
     def __call__(self, data: bytes) -> None:
-        """Raises Unexpected, or whatever else went wrong."""
+        """Raises Unexpected, or any other exception, for an input that violates what must hold."""
         if len(data) < 2:
             return
         self._alarm.records.clear()
-        self._unseen.clear()
-        is_set_up, step = data[0] & 1, data[1] or 1 << 16
+        self._unhandled.clear()
+        has_setup, step = data[0] & 1, data[1] or 1 << 16
         try:
-            self._loop.run_until_complete(asyncio.wait_for(self._serve(is_set_up == 1, step, data[2:]), 20))
+            self._loop.run_until_complete(asyncio.wait_for(self._serve(has_setup == 1, step, data[2:]), 20))
         except TimeoutError:
             raise Unexpected("a connection could not be ended") from None
         if self._alarm.records:
             record = self._alarm.records[0]
             raise Unexpected(f"logged: {record.getMessage()}") from (record.exc_info[1] if record.exc_info else None)
-        if self._unseen:
-            raise Unexpected(self._unseen[0])
+        if self._unhandled:
+            raise Unexpected(self._unhandled[0])
 
-    async def _serve(self, is_set_up: bool, step: int, wire: bytes) -> None:
+    async def _serve(self, has_setup: bool, step: int, wire: bytes) -> None:
         data, work, budget = ChatData(dict(FILES)), Work(), ReassemblyBudget(6000)
-        protocol = FrameTransport(budget=budget)
+        connections: list[ServerConnection] = []
+
+        def on_connected(transport: TcpTransport) -> Reassembler:
+            connections.append(ServerConnection(transport, data, work, LIMITS, budget, None))
+            return connections[0].reassembler
+
+        protocol = TcpTransport(on_connected, lambda _: connections[0].on_lost())
         transport = _MemoryTransport(protocol)
         protocol.connection_made(transport)
-        connection = ServerConnection(protocol, data, work, LIMITS, None)
+        (connection,) = connections
         held = 0
-        for segment in _segments((setup() if is_set_up else b"") + wire, step):
+        for segment in _segments((setup() if has_setup else b"") + wire, step):
             await _receive(protocol, transport, segment)
             held = max(held, budget.used_bytes)
         connection.check()
@@ -187,7 +195,7 @@ class FramesTarget:
         await connection.close()
         await work.settle()
         await data.store.close()
-        for _ in range(TURNS):
+        for _ in range(ITERATIONS):
             await asyncio.sleep(0)
         _check_answers(bytes(transport.written))
         if held > LIMITS.max_connection_bytes:
@@ -195,14 +203,14 @@ class FramesTarget:
         streams = stream_ids(connection)
         if budget.used_bytes or work.active or streams:
             raise Unexpected(f"left behind: {budget.used_bytes} bytes, {work.active} operations, streams {streams}")
-        if len(asyncio.all_tasks()) > 1 + 1:  # this one, and `wait_for`'s
+        if len(asyncio.all_tasks()) > 1 + 1:  # this task, and that of `wait_for`
             raise Unexpected(f"tasks left behind: {asyncio.all_tasks()}")
         begins_with_setup = wire[LENGTH_BYTES : LENGTH_BYTES + 5] == setup()[LENGTH_BYTES : LENGTH_BYTES + 5]
-        if not is_set_up and not begins_with_setup and (work.started or data.files != FILES):
-            raise Unexpected("something was served to a stranger")
+        if not has_setup and not begins_with_setup and (work.started or data.files != FILES):
+            raise Unexpected("a request was served before a SETUP frame")
 
 
-async def _receive(protocol: FrameTransport, transport: _MemoryTransport, segment: bytes) -> None:
+async def _receive(protocol: TcpTransport, transport: _MemoryTransport, segment: bytes) -> None:
     at = 0
     while at < len(segment):
         if transport.is_reading:
@@ -214,30 +222,30 @@ async def _receive(protocol: FrameTransport, transport: _MemoryTransport, segmen
         elif transport.is_closing():
             return
         await asyncio.sleep(0)
-    for _ in range(TURNS):
+    for _ in range(ITERATIONS):
         await asyncio.sleep(0)
 
 
 def _segments(wire: bytes, step: int) -> Iterator[bytes]:
-    # A few small ones, as each costs some turns of the loop.
+    # At most eight or so, because each takes some event-loop iterations.
     step = max(step, len(wire) // 8 + 1)
     for at in range(0, len(wire), step):
         yield wire[at : at + step]
 
 
 def _check_answers(wire: bytes) -> None:
-    """What the server sent must be frames, and its errors typed, but not internal ones."""
+    """Checks that the server sent whole frames, and that its errors are typed and not internal."""
     at = 0
     while at < len(wire):
         length = int.from_bytes(wire[at : at + LENGTH_BYTES], "big")
         view = memoryview(wire)[at + LENGTH_BYTES : at + LENGTH_BYTES + length]
         if len(view) < length:
-            raise Unexpected("the last frame is cut")
+            raise Unexpected("the last frame is incomplete")
         answer = parse_frame(FrameHeader.parse(view, 0, length), view)
         if isinstance(answer, ErrorFrame) and answer.stream_id:
             error = from_error_frame(answer.error_code, bytes(answer.data or b""))
             if isinstance(error, ServerError) or not error.code:
-                raise Unexpected(f"an error that says nothing: {error!r}")
+                raise Unexpected(f"an error without a reason: {error!r}")
         at += LENGTH_BYTES + length
 
 
@@ -245,11 +253,11 @@ MESSAGES = (ChunkHead, DownloadRequest, FileRequest, ListRequest, Receipt, Uploa
 
 
 def codecs(data: bytes) -> None:
-    """Any bytes are parsed or refused with a typed error, and what was parsed is built and parsed to the same."""
+    """Any bytes are parsed or refused with a typed error; what was parsed is the same after a round trip."""
     with contextlib.suppress(TransferError):
         items = parse_metadata(data)
         if parse_metadata(build_metadata(items)) != items:
-            raise Unexpected("metadata changed on its way")
+            raise Unexpected("metadata changed in a round trip")
         for parse in (parse_routing, parse_name, find_transfer):
             with contextlib.suppress(TransferError):
                 parse(items)
@@ -260,21 +268,21 @@ def codecs(data: bytes) -> None:
     with contextlib.suppress(TransferError):
         parse_info(metadata)
     with contextlib.suppress(TransferError):
-        said = find_transfer(metadata)
+        fields_found = find_transfer(metadata)
         for message in MESSAGES:
             with contextlib.suppress(TransferError):
-                made = message.from_json(said or {})
+                made = message.from_json(fields_found or {})
                 again = message.from_json(json.loads(json.dumps(made.to_json())))
                 if made != again:
                     changed = [
                         field.name for field in fields(made) if getattr(made, field.name) != getattr(again, field.name)
                     ]
-                    raise Unexpected(f"{message.__name__} changed on its way: {changed}")
+                    raise Unexpected(f"{message.__name__} changed in a round trip: {changed}")
     from_error_frame(int.from_bytes(data[:4], "big"), data[4:])
 
 
 def seeds() -> dict[str, dict[str, bytes]]:
-    """Inputs to begin with, by target."""
+    """Target -> name -> initial input."""
     said = b'{"upload_id":"u","digest":null}'
     end = b'{"size":3,"digest":null}'
     upload_metadata = route_item("file.upload") + name_item(b"c")
@@ -316,5 +324,5 @@ def seeds() -> dict[str, dict[str, bytes]]:
 
 
 def targets() -> dict[str, Callable[[], Callable[[bytes], None]]]:
-    """What makes each target, by name."""
+    """Name -> the function that makes the target."""
     return {"frames": FramesTarget, "codecs": lambda: codecs}

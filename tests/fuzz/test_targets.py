@@ -1,4 +1,4 @@
-"""The fuzzer's targets on their seeds, on parts of them, and on random changes: they hold, and can fail."""
+"""The fuzzer's targets pass for their seeds, for parts and random changes of them, and fail for a defect."""
 
 import logging
 import random
@@ -6,13 +6,13 @@ from collections.abc import AsyncGenerator, Iterator
 
 import pytest
 
-from server.routes.session import ChatUserSession
+from server.stores.memory import MemoryStore
 from tests.fuzz.targets import FramesTarget, Unexpected, codecs, seeds
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """In place of the suite's: a target has a loop of its own, and looks for what is left behind itself."""
+    """Replaces the suite's fixture: a target has an event loop of its own, and checks for leaks itself."""
     level = logging.getLogger("pyrsocket").level
     yield
     logging.getLogger("pyrsocket").setLevel(level)
@@ -53,6 +53,6 @@ def test_a_defect_is_found(frames: FramesTarget, monkeypatch: pytest.MonkeyPatch
         raise KeyError("a defect")
         yield
 
-    monkeypatch.setattr(ChatUserSession, "_list", broken)
+    monkeypatch.setattr(MemoryStore, "list", broken)
     with pytest.raises(Unexpected):
         frames(seeds()["frames"]["list 1"])

@@ -15,18 +15,18 @@ T = TypeVar("T")
 
 
 def transfer(source: Observable[T]) -> TransferObservable[T]:
-    """`source`, of the type that the client's transfers have."""
+    """`source` as a TransferObservable, like the client's transfers."""
     return TransferObservable(lambda observer, scheduler=None: source.subscribe(observer, scheduler=scheduler))
 
 
 def one_after_the_other(*attempts: Observable[T]) -> Observable[T]:
-    """A source whose n-th subscription gets the n-th of `attempts`."""
+    """A source whose n-th subscription subscribes to the n-th of `attempts`."""
     coming = iter(attempts)
     return reactivex.defer(lambda _: next(coming))
 
 
 def at_once(*items: T, error: Exception | None = None, is_completed: bool = True) -> Observable[T]:
-    """A source that does it all before `subscribe` returns."""
+    """A source that emits everything inside `subscribe`."""
 
     def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
         for item in items:
@@ -41,12 +41,12 @@ def at_once(*items: T, error: Exception | None = None, is_completed: bool = True
 
 
 class ChunkSource:
-    """What a download's gate does: emits chunks while there is credit, which comes back with each release.
+    """A source like a download: emits chunks while there is credit, which goes back with each release.
 
     Attributes:
-        observable: Gives the chunks to one subscription, without end if `total` is None.
-        produced: How many were emitted.
-        released: Their numbers, in the order in which their credit came back.
+        observable: Emits the chunks to one subscription; never completes if `total` is None.
+        produced: The number of emitted chunks.
+        released: The numbers of released chunks, in the order of their release.
     """
 
     def __init__(self, window: int, total: int | None = None) -> None:
@@ -101,7 +101,7 @@ class ChunkSource:
 
 
 async def ticks(count: int = 5) -> None:
-    """Lets the loop run what is ready, and what that makes ready."""
+    """Runs `count` iterations of the event loop."""
     for _ in range(count):
         await asyncio.sleep(0)
 

@@ -25,7 +25,7 @@ async def test_emits_exactly_the_number_of_items(count: int) -> None:
     assert handled == list(range(count))
 
 
-async def test_one_at_a_time_unless_told_otherwise() -> None:
+async def test_one_call_at_a_time_by_default() -> None:
     under_way = most = 0
 
     async def handle(_: int) -> None:

@@ -24,7 +24,7 @@ LOST = ConnectionLost("lost")
 
 
 class Calls:
-    """An asynchronous function whose calls end when the test says so."""
+    """An asynchronous function whose calls end under the test's control."""
 
     def __init__(self) -> None:
         self.under_way: dict[Any, asyncio.Future[Any]] = {}
@@ -46,8 +46,8 @@ class Calls:
             del self.under_way[key]
 
 
-class Seen:
-    """An observer that keeps what it got."""
+class Recorder:
+    """An observer that records its items and its end."""
 
     def __init__(self) -> None:
         self.items: list[Any] = []
@@ -74,33 +74,33 @@ async def test_maps_in_order(concurrency: int) -> None:
     assert await mapped == list(range(0, 100, 2))
 
 
-async def test_results_wait_for_their_turn_and_keep_their_place_meanwhile() -> None:
-    calls, seen, source = Calls(), Seen(), Subject[str]()
-    source.pipe(map_async(calls, 2)).subscribe(seen)
+async def test_a_result_waits_for_earlier_ones_and_counts_as_a_call_meanwhile() -> None:
+    calls, recorded, source = Calls(), Recorder(), Subject[str]()
+    source.pipe(map_async(calls, 2)).subscribe(recorded)
     for item in "abc":
         source.on_next(item)
     await ticks()
     calls.under_way["b"].set_result("B")
     await ticks()
-    assert seen.items == []
+    assert recorded.items == []
     assert calls.begun == ["a", "b"]
     calls.under_way["a"].set_result("A")
     await ticks()
-    assert seen.items == ["A", "B"]
+    assert recorded.items == ["A", "B"]
     assert calls.begun == ["a", "b", "c"]
     calls.under_way["c"].set_result("C")
     source.on_completed()
-    assert seen.ends == []
+    assert recorded.ends == []
     await ticks()
-    assert seen.items == ["A", "B", "C"]
-    assert seen.ends == ["completed"]
+    assert recorded.items == ["A", "B", "C"]
+    assert recorded.ends == ["completed"]
 
 
 async def test_an_empty_source() -> None:
     assert await reactivex.empty().pipe(map_async(double), ops.to_list()) == []
 
 
-async def test_a_source_that_does_it_all_while_it_is_subscribed_to() -> None:
+async def test_a_source_that_emits_everything_inside_subscribe() -> None:
     assert await at_once(1, 2, 3).pipe(map_async(double), ops.to_list()) == [2, 4, 6]
 
 
@@ -109,17 +109,17 @@ async def test_each_subscription_has_calls_of_its_own() -> None:
     assert await mapped.pipe(ops.repeat(2), ops.to_list()) == [2, 4, 2, 4]
 
 
-async def test_any_awaitable_will_do() -> None:
+async def test_the_function_may_return_any_awaitable() -> None:
     assert await at_once("a", "b").pipe(map_async(reactivex.just), ops.to_list()) == ["a", "b"]
 
 
 async def test_a_chunk_is_kept_until_its_result_was_emitted() -> None:
-    source, calls, seen = ChunkSource(window=3), Calls(), Seen()
+    source, calls, recorded = ChunkSource(window=3), Calls(), Recorder()
     released_before: list[list[int]] = []
     mapped = source.observable.pipe(
         map_async(calls, 2), ops.do_action(lambda _: released_before.append([*source.released]))
     )
-    subscription = mapped.subscribe(seen)
+    subscription = mapped.subscribe(recorded)
     await ticks()
     assert (source.produced, source.released) == (3, [])
     calls.under_way[1].set_result("one")
@@ -127,7 +127,7 @@ async def test_a_chunk_is_kept_until_its_result_was_emitted() -> None:
     assert (source.produced, source.released) == (3, [])
     calls.under_way[0].set_result("zero")
     await ticks()
-    assert seen.items == ["zero", "one"]
+    assert recorded.items == ["zero", "one"]
     assert released_before == [[], [0]]
     assert (source.produced, source.released) == (5, [0, 1])
     subscription.dispose()
@@ -135,13 +135,13 @@ async def test_a_chunk_is_kept_until_its_result_was_emitted() -> None:
     assert source.released == [0, 1, 2, 3, 4]
 
 
-async def test_the_next_stage_takes_the_credit_over_with_the_chunk() -> None:
-    source, calls, seen = ChunkSource(window=4), Calls(), Seen()
+async def test_a_replaced_chunk_hands_its_credit_to_the_next_stage() -> None:
+    source, calls, recorded = ChunkSource(window=4), Calls(), Recorder()
 
     async def shout(chunk: Chunk) -> Chunk:
         return chunk.replace(chunk.data + b"!")
 
-    subscription = source.observable.pipe(map_async(shout, 4), map_async(calls)).subscribe(seen)
+    subscription = source.observable.pipe(map_async(shout, 4), map_async(calls)).subscribe(recorded)
     await ticks(10)
     assert (source.produced, source.released) == (4, [])
     calls.under_way[0].set_result("done")
@@ -171,21 +171,21 @@ async def test_the_sender_is_never_more_than_its_window_ahead() -> None:
 
 
 @pytest.mark.parametrize("how", ["at once", "later"])
-async def test_what_the_function_raises_cancels_the_rest(how: str) -> None:
-    source, calls, seen = ChunkSource(window=4), Calls(), Seen()
+async def test_an_error_of_the_function_cancels_the_other_calls(how: str) -> None:
+    source, calls, recorded = ChunkSource(window=4), Calls(), Recorder()
 
     def fn(chunk: Chunk) -> Any:
         if how == "at once" and chunk.offset == 1:
             raise LOST
         return calls(chunk)
 
-    source.observable.pipe(map_async(fn, 3)).subscribe(seen)
+    source.observable.pipe(map_async(fn, 3)).subscribe(recorded)
     await ticks()
     if how == "later":
         calls.under_way[1].set_exception(LOST)
         await ticks()
-    assert seen.items == []
-    assert seen.ends == [LOST]
+    assert recorded.items == []
+    assert recorded.ends == [LOST]
     assert source.is_disposed
     assert sorted(source.released) == [0, 1, 2, 3]
     assert calls.cancelled == [0, 2] if how == "later" else calls.cancelled in ([0], [0, 2])
@@ -193,27 +193,27 @@ async def test_what_the_function_raises_cancels_the_rest(how: str) -> None:
 
 
 async def test_an_error_of_the_source_cancels_the_calls() -> None:
-    calls, seen, source = Calls(), Seen(), Subject[str]()
-    source.pipe(map_async(calls)).subscribe(seen)
+    calls, recorded, source = Calls(), Recorder(), Subject[str]()
+    source.pipe(map_async(calls)).subscribe(recorded)
     source.on_next("a")
     source.on_next("b")
     await ticks()
     source.on_error(LOST)
-    assert seen.ends == [LOST]
+    assert recorded.ends == [LOST]
     await ticks()
     assert calls.begun == calls.cancelled == ["a"]
 
 
 async def test_a_dispose_cancels_the_calls_and_releases_everything_at_once() -> None:
-    source, calls, seen = ChunkSource(window=4), Calls(), Seen()
-    subscription = source.observable.pipe(map_async(calls, 2)).subscribe(seen)
+    source, calls, recorded = ChunkSource(window=4), Calls(), Recorder()
+    subscription = source.observable.pipe(map_async(calls, 2)).subscribe(recorded)
     await ticks()
     subscription.dispose()
     assert source.is_disposed
     assert sorted(source.released) == [0, 1, 2, 3]
     await ticks()
     assert calls.begun == calls.cancelled == [0, 1]
-    assert (seen.items, seen.ends) == ([], [])
+    assert (recorded.items, recorded.ends) == ([], [])
 
 
 async def test_a_dispose_before_the_calls_begin() -> None:
@@ -224,11 +224,11 @@ async def test_a_dispose_before_the_calls_begin() -> None:
 
 
 async def test_a_dispose_inside_on_next() -> None:
-    source, seen = ChunkSource(window=4), Seen()
-    source.observable.pipe(map_async(lambda chunk: double(chunk.offset), 3), ops.take(2)).subscribe(seen)
-    await eventually(lambda: seen.ends)
-    assert seen.items == [0, 2]
-    assert seen.ends == ["completed"]
+    source, recorded = ChunkSource(window=4), Recorder()
+    source.observable.pipe(map_async(lambda chunk: double(chunk.offset), 3), ops.take(2)).subscribe(recorded)
+    await eventually(lambda: recorded.ends)
+    assert recorded.items == [0, 2]
+    assert recorded.ends == ["completed"]
     assert source.is_disposed
     assert source.held == 0
 
@@ -248,14 +248,14 @@ async def test_a_source_that_completes_inside_on_next_while_others_wait() -> Non
 
 
 async def test_a_dispose_inside_the_function() -> None:
-    source, seen = ChunkSource(window=4), Seen()
+    source, recorded = ChunkSource(window=4), Recorder()
 
     async def fn(chunk: Chunk) -> None:
         subscription.dispose()
 
-    subscription = source.observable.pipe(map_async(fn, 2)).subscribe(seen)
+    subscription = source.observable.pipe(map_async(fn, 2)).subscribe(recorded)
     await ticks()
-    assert (seen.items, seen.ends) == ([], [])
+    assert (recorded.items, recorded.ends) == ([], [])
     assert source.held == 0
 
 
@@ -270,7 +270,7 @@ async def test_a_dispose_from_another_thread() -> None:
     assert source.held == 0
 
 
-async def test_a_call_that_raises_when_it_is_cancelled_is_not_heard_of() -> None:
+async def test_an_error_of_a_cancelled_call_is_dropped() -> None:
     calls = Calls()
 
     async def fn(item: str) -> None:
@@ -283,28 +283,28 @@ async def test_a_call_that_raises_when_it_is_cancelled_is_not_heard_of() -> None
     await ticks()
     subscription.dispose()
     await ticks()
-    # The fixture fails if asyncio reports an exception that nobody retrieved.
+    # The suite's fixture fails if asyncio reports an exception that was never retrieved.
     assert calls.cancelled == ["a"]
 
 
-async def test_a_call_that_somebody_else_cancels_is_an_error_and_not_a_hang() -> None:
-    calls, seen = Calls(), Seen()
-    at_once("a").pipe(map_async(calls)).subscribe(seen)
+async def test_a_call_cancelled_from_outside_is_an_error_and_not_a_hang() -> None:
+    calls, recorded = Calls(), Recorder()
+    at_once("a").pipe(map_async(calls)).subscribe(recorded)
     await ticks()
     calls.under_way["a"].cancel()
     await ticks()
-    assert [type(end) for end in seen.ends] == [RuntimeError]
+    assert [type(end) for end in recorded.ends] == [RuntimeError]
 
 
-async def test_a_call_that_is_cancelled_in_the_tick_in_which_another_returns() -> None:
-    calls, seen = Calls(), Seen()
-    at_once("a", "b").pipe(map_async(calls, 2)).subscribe(seen)
+async def test_a_call_cancelled_in_the_iteration_in_which_another_returns() -> None:
+    calls, recorded = Calls(), Recorder()
+    at_once("a", "b").pipe(map_async(calls, 2)).subscribe(recorded)
     await ticks()
     calls.under_way["a"].set_result("A")
     calls.under_way["b"].cancel()
     await ticks()
-    assert seen.items == ["A"]
-    assert [type(end) for end in seen.ends] == [RuntimeError]
+    assert recorded.items == ["A"]
+    assert [type(end) for end in recorded.ends] == [RuntimeError]
 
 
 async def test_an_observer_that_raises_gets_its_own_error() -> None:
@@ -321,14 +321,14 @@ async def test_an_observer_that_raises_gets_its_own_error() -> None:
 
 
 async def test_items_without_credit_overflow() -> None:
-    calls, seen, source = Calls(), Seen(), Subject[int]()
-    source.pipe(map_async(calls, 2, max_pending=3)).subscribe(seen)
+    calls, recorded, source = Calls(), Recorder(), Subject[int]()
+    source.pipe(map_async(calls, 2, max_pending=3)).subscribe(recorded)
     for number in range(5):
         source.on_next(number)
     await ticks()
-    assert seen.ends == []
+    assert recorded.ends == []
     source.on_next(5)
-    assert [type(end) for end in seen.ends] == [BackpressureOverflow]
+    assert [type(end) for end in recorded.ends] == [BackpressureOverflow]
     assert source.observers == []
     await ticks()
     assert calls.cancelled == [0, 1]
@@ -339,17 +339,17 @@ async def test_an_overflow_while_the_source_is_subscribed_to() -> None:
         await at_once(*range(100)).pipe(map_async(double, max_pending=10))
 
 
-async def test_what_comes_after_the_end_is_not_kept() -> None:
+async def test_chunks_after_the_end_are_not_retained() -> None:
     released: list[str] = []
     chunk = Chunk(0, b"late", lambda: released.append("late"))
-    seen = Seen()
-    at_once(1, 2, chunk).pipe(map_async(asyncio.sleep, max_pending=0)).subscribe(seen)
+    recorded = Recorder()
+    at_once(1, 2, chunk).pipe(map_async(asyncio.sleep, max_pending=0)).subscribe(recorded)
     chunk.release()
-    assert [type(end) for end in seen.ends] == [BackpressureOverflow]
+    assert [type(end) for end in recorded.ends] == [BackpressureOverflow]
     assert released == ["late"]
 
 
-async def test_chunks_may_wait_as_their_window_says() -> None:
+async def test_max_pending_does_not_limit_chunks() -> None:
     source = ChunkSource(window=20, total=50)
     mapped = source.observable.pipe(map_async(lambda chunk: double(chunk.offset), max_pending=0))
     assert await mapped.pipe(ops.count()) == 50
@@ -362,13 +362,13 @@ def test_arguments_out_of_range(arguments: dict[str, int]) -> None:
 
 
 def test_without_a_loop_it_is_an_error() -> None:
-    seen = Seen()
-    at_once(1).pipe(map_async(double)).subscribe(seen)
-    assert [type(end) for end in seen.ends] == [RuntimeError]
+    recorded = Recorder()
+    at_once(1).pipe(map_async(double)).subscribe(recorded)
+    assert [type(end) for end in recorded.ends] == [RuntimeError]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
-async def test_tasks_that_run_at_once() -> None:
+async def test_eager_tasks() -> None:
     loop = asyncio.get_running_loop()
     loop.set_task_factory(asyncio.eager_task_factory)
     try:
@@ -398,12 +398,12 @@ async def test_tasks_that_run_at_once() -> None:
 
 
 class Interleaving:
-    """A subscription to `map_async`, and everything that may happen to it; checks what must always hold.
+    """A subscription to `map_async` and everything that may happen to it; checks its invariants.
 
     Args:
         concurrency: Of the operator.
-        retains: Whether the observer keeps the chunks that it gets.
-        at: What the observer does when it gets the chunk of that number.
+        retains: Whether the observer retains its chunks.
+        at: Number of a chunk -> what the observer does when it gets that chunk.
     """
 
     def __init__(self, concurrency: int, *, retains: bool, at: dict[int, str]) -> None:
@@ -413,7 +413,7 @@ class Interleaving:
         self._is_source_done = False
         self._expected = 0
         self._has_raised = False
-        self.seen: list[Chunk] = []
+        self.recorded: list[Chunk] = []
         self.ends: list[object] = []
         self.is_disposed = False
         self._concurrency = concurrency
@@ -433,7 +433,7 @@ class Interleaving:
         assert not self.is_disposed
         assert not self.ends
         assert chunk.offset not in self.released, "its credit is held while it's emitted"
-        self.seen.append(chunk)
+        self.recorded.append(chunk)
         if self._retains:
             chunk.retain()
             self._retained.append(chunk)
@@ -447,13 +447,13 @@ class Interleaving:
                 pass
 
     def _on_completed(self) -> None:
-        assert len(self.seen) == self._expected, "every item's result was emitted before"
+        assert len(self.recorded) == self._expected, "every item's result was emitted before"
         self.ends.append("completed")
 
     def check(self) -> None:
         assert self.calls.most <= self._concurrency
-        assert numbers(self.seen) == list(range(len(self.seen))), "order is kept"
-        assert len(self.released) == len(set(self.released)), "no credit comes back twice"
+        assert numbers(self.recorded) == list(range(len(self.recorded))), "order is kept"
+        assert len(self.released) == len(set(self.released)), "no credit goes back twice"
         assert len(self.ends) <= 1
 
     # The steps; `index` picks a call.
@@ -498,7 +498,7 @@ class Interleaving:
         return futures[index % len(futures)] if futures else None
 
     async def finish(self) -> None:
-        """Lets everything end, and checks that nothing was forgotten."""
+        """Ends everything, and checks that all credit has gone back."""
         await ticks()
         if self.ends or self.is_disposed:
             assert not self.calls.under_way, "the calls are cancelled"
@@ -513,17 +513,17 @@ class Interleaving:
         while self._retained:
             self.downstream_is_done(0)
         self.check()
-        assert sorted(self.released) == list(range(self.emitted)), "all credit came back"
+        assert sorted(self.released) == list(range(self.emitted)), "all credit went back"
 
 
-# What goes on, and what ends it: apart, so that most runs get somewhere before they end.
+# Ordinary steps and ends, drawn separately, so that most runs have many steps before their end.
 GOING_ON = ["emit", "emit", "call_returns", "call_returns", "ticks", "ticks", "downstream_is_done"]
 ENDS = ["call_raises", "call_is_cancelled", "complete", "fail", "dispose"]
 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    # Without a least size the lists are short: five on average.
+    # Without a minimum size the lists are short: five on average.
     steps=st.lists(st.tuples(st.sampled_from(GOING_ON), st.integers(0, 4)), min_size=20, max_size=60),
     ends=st.dictionaries(st.integers(0, 40), st.tuples(st.sampled_from(ENDS), st.integers(0, 4)), max_size=2),
     concurrency=st.integers(1, 4),
@@ -547,7 +547,7 @@ async def test_any_interleaving(
     await run.finish()
 
 
-async def test_the_functions_type() -> None:
+async def test_the_result_type_is_that_of_the_function() -> None:
     length: Callable[[reactivex.Observable[bytes]], reactivex.Observable[int]] = map_async(length_of)
     assert await reactivex.just(b"four").pipe(length) == 4
 

@@ -1,4 +1,4 @@
-"""What the package exports, and that its docstrings keep their promises."""
+"""The package's exports, and the marbles and examples of its docstrings."""
 
 import ast
 import asyncio
@@ -30,7 +30,7 @@ EXPORTED = [
     "transfer_all",
 ]
 
-# Sections that every public function's docstring has, and that are no marble.
+# The sections of every public function's docstring, besides the marble.
 SECTIONS = re.compile(r"^(Example|Args|Returns):$", re.MULTILINE)
 
 
@@ -67,12 +67,12 @@ async def test_each_example_runs(name: str) -> None:
 
 
 async def run_example(source: str, namespace: dict[str, object]) -> str:
-    """What `python -m asyncio` prints for `source`."""
+    """The output of `python -m asyncio` for `source`."""
     code = compile(source, "<example>", "single", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         try:
-            # A code object with an await in it gives a coroutine when it's run, one without gives None.
+            # A code object with an await returns a coroutine, one without returns None.
             running = types.FunctionType(code, namespace)()
             if running is not None:
                 await running
@@ -86,7 +86,7 @@ def expected_output(example: doctest.Example) -> str:
 
 
 @pytest.mark.parametrize("name", [name for name in EXPORTED if name != "to_async_iter"])
-async def test_what_is_piped_on_stays_on_the_loop(name: str) -> None:
+async def test_operators_piped_after_ours_run_on_the_loop(name: str) -> None:
     threads: set[threading.Thread] = set()
     arguments = {
         "for_each_async": (asyncio.sleep,),
@@ -111,7 +111,7 @@ async def test_what_is_piped_on_stays_on_the_loop(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["progress_every", "retry_backoff", "stall_timeout"])
-def test_a_transfer_stays_one(name: str) -> None:
+def test_a_transfer_is_still_a_transfer_after_the_operator(name: str) -> None:
     operator = getattr(operators, name)(1)
     assert type(transfer(reactivex.never()).pipe(operator)) is type(transfer(reactivex.never()))
     assert type(reactivex.never().pipe(operator)) is LoopObservable

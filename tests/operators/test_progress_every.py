@@ -61,7 +61,7 @@ def test_after_a_quiet_period_the_next_passes_at_once() -> None:
 
 
 @pytest.mark.parametrize("end", [on_completed(230), on_error(230, LOST)], ids=["completed", "error"])
-def test_what_is_held_back_comes_before_the_end(end: Recorded[object]) -> None:
+def test_held_back_progress_comes_before_the_end(end: Recorded[object]) -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(on_next(210, P[1]), on_next(220, P[2]), end)
     results = scheduler.start(lambda: source.pipe(progress_every(100)))
@@ -70,7 +70,7 @@ def test_what_is_held_back_comes_before_the_end(end: Recorded[object]) -> None:
 
 
 @pytest.mark.parametrize("event", [STARTED, Retrying(1, 2.0, LOST), DONE, "something else", None])
-def test_what_is_held_back_comes_before_any_other_event(event: object) -> None:
+def test_held_back_progress_comes_before_any_other_item(event: object) -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(
         on_next(210, P[1]), on_next(220, P[2]), on_next(230, event), on_next(240, P[3])
@@ -79,7 +79,7 @@ def test_what_is_held_back_comes_before_any_other_event(event: object) -> None:
     assert results.messages == [on_next(210, P[1]), on_next(230, P[2]), on_next(230, event), on_next(330, P[3])]
 
 
-def test_a_dispose_drops_what_is_held_back_and_its_timer() -> None:
+def test_a_dispose_drops_held_back_progress_and_its_timer() -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(on_next(210, P[1]), on_next(220, P[2]))
     results = scheduler.start(lambda: source.pipe(progress_every(100)), disposed=250)
@@ -96,7 +96,7 @@ def test_a_dispose_inside_on_next(count: int) -> None:
     assert source.subscriptions == [subscribe(200, 210 if count == 1 else 230)]
 
 
-def test_a_source_that_does_it_all_while_it_is_subscribed_to() -> None:
+def test_a_source_that_emits_everything_inside_subscribe() -> None:
     scheduler = TestScheduler()
     results = scheduler.start(lambda: at_once(STARTED, *P, DONE).pipe(progress_every(100)))
     assert results.messages == [
@@ -108,7 +108,7 @@ def test_a_source_that_does_it_all_while_it_is_subscribed_to() -> None:
     ]
 
 
-def test_two_subscriptions_hold_back_apart() -> None:
+def test_two_subscriptions_are_independent() -> None:
     scheduler = TestScheduler()
     source = scheduler.create_cold_observable(on_next(10, P[1]), on_next(20, P[2]), on_completed(30))
     thinned = source.pipe(progress_every(100))
@@ -144,7 +144,7 @@ OTHERS = (STARTED, Retrying(1, 2.0, LOST), DONE)
 
 
 @given(
-    # Without a least size the lists are short: five on average.
+    # Without a minimum size the lists are short: five on average.
     steps=st.lists(STEP, max_size=3) | st.lists(STEP, min_size=15, max_size=40),
     end=st.sampled_from(["completed", "error", "none"]),
 )
@@ -167,22 +167,22 @@ def test_never_drops_the_last_and_emits_one_a_period_at_most(steps: list[tuple[i
     source_messages = [*messages, *ends]
     others = [one for one in source_messages if not is_progress(one)]
     passed = [one for one in results if is_progress(one)]
-    # Everything else passes at once, and the order is kept.
+    # Every other item is emitted at once, and the order is kept.
     assert [one for one in results if not is_progress(one)] == others
     values = [one.value for one in source_messages]
     assert [values.index(one.value) for one in passed] == sorted({values.index(one.value) for one in passed})
-    # The last before something else, or before nothing, is never dropped.
+    # The last progress before another item, or before silence, is never dropped.
     for one, following in pairwise([*source_messages, None]):
         if is_progress(one) and not (following and is_progress(following)):
             assert one.value in [result.value for result in results]
             assert following is None or [r.value for r in results if r.time <= following.time].count(one.value) == 1
-    # At most one a period, but for those that something else flushed out.
+    # At most one progress a period, except those that another item flushed.
     for one, following in pairwise(passed):
         assert following.time - one.time >= PERIOD or following.time in {other.time for other in others}
-    # Nobody waits for more than a period to hear how far it got.
+    # No progress is reported later than after a period.
     for one in filter(is_progress, messages):
-        told = [result.value.value for result in passed if one.time <= result.time <= one.time + PERIOD]
-        assert any(progress.transferred >= one.value.value.transferred for progress in told)
+        emitted = [result.value.value for result in passed if one.time <= result.time <= one.time + PERIOD]
+        assert any(progress.transferred >= one.value.value.transferred for progress in emitted)
 
 
 async def test_the_running_loop_is_the_default_scheduler() -> None:
@@ -196,6 +196,6 @@ async def test_the_running_loop_is_the_default_scheduler() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
-def test_a_period_that_is_none(seconds: float) -> None:
+def test_periods_out_of_range(seconds: float) -> None:
     with pytest.raises(ValueError):
         progress_every(seconds)

@@ -54,7 +54,7 @@ def test_completes_with_the_source() -> None:
 
 
 @pytest.mark.parametrize("error", [NotFound("no"), ClientClosed("closed"), ValueError("ours")])
-def test_what_can_not_pass_is_passed_on_at_once(error: Exception) -> None:
+def test_a_permanent_error_is_passed_on_at_once(error: Exception) -> None:
     scheduler = TestScheduler()
     source = scheduler.create_cold_observable(on_error(10, error))
     results = scheduler.start(lambda: source.pipe(retry_backoff()))
@@ -71,7 +71,7 @@ def test_when_decides() -> None:
     assert results.messages == [on_error(230, second)]
 
 
-def test_a_transfer_tells_of_each_retry_before_the_wait() -> None:
+def test_a_transfer_emits_retrying_before_each_wait() -> None:
     scheduler = TestScheduler()
     refused, lost = ConnectionLost("refused"), ConnectionLost("lost")
     attempts = [
@@ -94,7 +94,7 @@ def test_a_transfer_tells_of_each_retry_before_the_wait() -> None:
 
 
 @pytest.mark.parametrize("operator", [progress_every(1), stall_timeout(100), retry_backoff(0)])
-def test_other_operators_of_the_package_do_not_hide_a_transfer(operator: object) -> None:
+def test_a_transfer_is_recognized_behind_the_other_operators(operator: object) -> None:
     scheduler = TestScheduler()
     source = transfer(scheduler.create_cold_observable(on_error(10, LOST)))
     results = scheduler.start(lambda: source.pipe(operator, retry_backoff(1, base=10, jitter=0)))
@@ -118,20 +118,20 @@ def test_a_plain_source_that_emitted_a_transfer_event_is_a_transfer() -> None:
 def test_the_count_starts_again_after_an_attempt_that_got_further() -> None:
     scheduler = TestScheduler()
     further = [(Progress(done, 9),) for done in (1, 2, 3)]
-    told_by_started = (Started("id", 9, 4),)
+    after_a_lost_receipt = (Started("id", 9, 4),)
     no_further = (Started("id", 9, 4), Progress(4, 9))
     started_over = (Started("id", 9, 0), Progress(1, 9))
     attempts = [
         scheduler.create_cold_observable(*(on_next(1, event) for event in events), on_error(10, LOST))
-        for events in (*further, told_by_started, no_further, started_over, further[0])
+        for events in (*further, after_a_lost_receipt, no_further, started_over, further[0])
     ]
 
     retried = one_after_the_other(*attempts).pipe(retry_backoff(2, base=10, jitter=0))
     results = scheduler.start(lambda: retried, disposed=2000)
 
     events = [message.value for message in results.messages]
-    told = [event.value.attempt for event in events if isinstance(getattr(event, "value", None), Retrying)]
-    assert told == [1, 1, 1, 1, 2]
+    numbers = [event.value.attempt for event in events if isinstance(getattr(event, "value", None), Retrying)]
+    assert numbers == [1, 1, 1, 1, 2]
     assert events[-1].exception is LOST
     assert [len(attempt.subscriptions) for attempt in attempts] == [1, 1, 1, 1, 1, 1, 0]
 
@@ -175,7 +175,7 @@ def test_a_dispose_inside_retrying_ends_it() -> None:
     assert source.subscriptions == [subscribe(200, 210)]
 
 
-def test_a_source_that_fails_while_it_is_subscribed_to() -> None:
+def test_a_source_that_fails_inside_subscribe() -> None:
     scheduler = TestScheduler()
     attempts = [at_once("item", error=LOST), at_once("item", error=LOST), at_once("last")]
     results = scheduler.start(lambda: one_after_the_other(*attempts).pipe(retry_backoff(base=10, jitter=0)))
@@ -188,7 +188,7 @@ def test_a_source_that_fails_while_it_is_subscribed_to() -> None:
 
 
 @pytest.mark.parametrize("where", ["when", "random"])
-def test_what_the_users_functions_raise_is_passed_on(where: str) -> None:
+def test_errors_of_the_callers_functions_are_passed_on(where: str) -> None:
     def broken(*_: object) -> float:
         raise ZeroDivisionError("broken")
 
@@ -245,7 +245,7 @@ def test_the_jitter_is_the_whole_delay_by_default() -> None:
     assert [delay_with(drawn) for drawn in (0.0, 0.25, 1.0)] == [8.0, 6.0, 0.0]
 
 
-def test_a_very_long_row_of_failures_does_not_overflow() -> None:
+def test_thousands_of_failures_in_a_row_do_not_overflow_a_float() -> None:
     scheduler = TestScheduler()
     source = at_once(error=LOST)
     results = scheduler.start(
@@ -272,7 +272,7 @@ async def test_the_running_loop_is_the_default_scheduler() -> None:
     assert threads == {threading.current_thread()}
 
 
-async def test_a_schedulers_of_its_own_goes_before_the_subscriptions() -> None:
+async def test_the_operators_scheduler_has_precedence_over_the_subscriptions() -> None:
     scheduler = TestScheduler()
     items: list[str] = []
     attempts = [at_once(error=LOST), at_once("item")]

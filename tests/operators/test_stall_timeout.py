@@ -29,7 +29,7 @@ def on_stalled(time: int) -> Recorded[object]:
     return on_error(time, Stalled("no progress for 100 s"))
 
 
-def test_nothing_at_all() -> None:
+def test_a_source_without_items() -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable()
     results = scheduler.start(lambda: source.pipe(stall_timeout(100)))
@@ -38,7 +38,7 @@ def test_nothing_at_all() -> None:
     assert source.subscriptions == [subscribe(200, 300)]
 
 
-def test_any_item_of_an_ordinary_source_starts_the_time_again() -> None:
+def test_any_item_that_is_no_event_starts_the_time_again() -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(on_next(290, "a"), on_next(380, "a"), on_next(500, "too late"))
     results = scheduler.start(lambda: source.pipe(stall_timeout(100)))
@@ -84,7 +84,7 @@ def test_an_announced_delay_is_no_stall() -> None:
 
 
 class CountingScheduler(TestScheduler):
-    """Counts the timers that weren't disposed of in time."""
+    """Counts the timers that ran because they weren't disposed of."""
 
     timers_run = 0
 
@@ -97,7 +97,7 @@ class CountingScheduler(TestScheduler):
 
 
 @pytest.mark.parametrize("end", [on_completed(250), on_error(250, LOST)], ids=["completed", "error"])
-def test_an_end_in_time(end: Recorded[object]) -> None:
+def test_an_end_in_time_stops_the_timer(end: Recorded[object]) -> None:
     scheduler = CountingScheduler()
     source = scheduler.create_hot_observable(end)
     results = scheduler.start(lambda: source.pipe(stall_timeout(100)))
@@ -106,7 +106,7 @@ def test_an_end_in_time(end: Recorded[object]) -> None:
     assert scheduler.timers_run == 0
 
 
-def test_a_dispose_ends_the_time() -> None:
+def test_a_dispose_stops_the_timer() -> None:
     scheduler = CountingScheduler()
     source = scheduler.create_hot_observable()
     results = scheduler.start(lambda: source.pipe(stall_timeout(100)), disposed=250)
@@ -123,7 +123,7 @@ def test_a_dispose_inside_on_next() -> None:
     assert source.subscriptions == [subscribe(200, 210)]
 
 
-def test_the_source_is_disposed_of_before_anybody_hears_of_the_stall() -> None:
+def test_the_source_is_disposed_of_before_the_error_is_emitted() -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable()
     seen: list[object] = []
@@ -133,7 +133,7 @@ def test_the_source_is_disposed_of_before_anybody_hears_of_the_stall() -> None:
 
 
 @pytest.mark.parametrize("source", [at_once(1), at_once(1, error=LOST), at_once(1, is_completed=False)])
-def test_a_source_that_does_it_all_while_it_is_subscribed_to(source: reactivex.Observable[int]) -> None:
+def test_a_source_that_emits_everything_inside_subscribe(source: reactivex.Observable[int]) -> None:
     scheduler = TestScheduler()
     results = scheduler.start(lambda: source.pipe(stall_timeout(100)))
     times = [(message.time, message.value.kind) for message in results.messages]
@@ -141,7 +141,7 @@ def test_a_source_that_does_it_all_while_it_is_subscribed_to(source: reactivex.O
     assert len(times) == 2
 
 
-def test_two_subscriptions_have_a_time_each() -> None:
+def test_each_subscription_has_a_timer_of_its_own() -> None:
     scheduler = TestScheduler()
     source = scheduler.create_cold_observable(on_next(50, "a"))
     limited = source.pipe(stall_timeout(100))
@@ -162,6 +162,6 @@ async def test_the_running_loop_is_the_default_scheduler() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
-def test_a_time_that_is_none(seconds: float) -> None:
+def test_times_out_of_range(seconds: float) -> None:
     with pytest.raises(ValueError):
         stall_timeout(seconds)

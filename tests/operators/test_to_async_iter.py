@@ -20,7 +20,7 @@ from .helpers import ChunkSource, at_once, ticks
 LOST = ConnectionLost("lost")
 
 
-async def test_gives_all_items() -> None:
+async def test_iterates_over_all_items() -> None:
     assert [item async for item in reactivex.of(1, 2, 3).pipe(to_async_iter())] == [1, 2, 3]
     assert [item async for item in at_once(1, 2, 3).pipe(to_async_iter())] == [1, 2, 3]
     assert [item async for item in reactivex.empty().pipe(to_async_iter())] == []
@@ -71,7 +71,7 @@ async def test_the_sender_is_never_more_than_its_window_ahead() -> None:
     assert source.held == 0
 
 
-async def test_chunks_may_wait_as_their_own_window_says() -> None:
+async def test_the_window_does_not_limit_chunks() -> None:
     source = ChunkSource(window=20, total=50)
     assert len([chunk async for chunk in source.observable.pipe(to_async_iter(1))]) == 50
 
@@ -103,7 +103,7 @@ async def test_items_without_credit_overflow() -> None:
         await anext(items)
 
 
-async def test_what_comes_after_the_overflow_is_not_kept() -> None:
+async def test_chunks_after_the_overflow_are_not_retained() -> None:
     released: list[str] = []
     late = Chunk(0, b"late", lambda: released.append("late"))
     items = at_once(0, 1, 2, late).pipe(to_async_iter(2))
@@ -114,7 +114,7 @@ async def test_what_comes_after_the_overflow_is_not_kept() -> None:
         await anext(items)
 
 
-async def test_closing_also_forgets_an_error() -> None:
+async def test_closing_drops_the_error() -> None:
     items = at_once(1, 2, error=LOST).pipe(to_async_iter())
     await anext(items)
     await items.aclose()
@@ -122,7 +122,7 @@ async def test_closing_also_forgets_an_error() -> None:
         await anext(items)
 
 
-async def test_leaving_the_block_disposes() -> None:
+async def test_the_end_of_the_block_disposes_of_the_source() -> None:
     source = ChunkSource(window=3)
     async with source.observable.pipe(to_async_iter()) as items:
         async for _ in items:
@@ -133,7 +133,7 @@ async def test_leaving_the_block_disposes() -> None:
     assert [chunk async for chunk in items] == []
 
 
-async def test_break_disposes_soon() -> None:
+async def test_a_break_disposes_of_the_source_soon() -> None:
     source = ChunkSource(window=3)
     async for _ in source.observable.pipe(to_async_iter()):
         break
@@ -141,7 +141,7 @@ async def test_break_disposes_soon() -> None:
     assert source.held == 0
 
 
-async def test_an_error_of_the_loops_body_disposes() -> None:
+async def test_an_error_of_the_loops_body_disposes_of_the_source() -> None:
     source = ChunkSource(window=3)
 
     async def consume() -> None:
@@ -155,7 +155,7 @@ async def test_an_error_of_the_loops_body_disposes() -> None:
     assert source.held == 0
 
 
-async def test_collected_in_another_thread() -> None:
+async def test_garbage_collection_in_another_thread() -> None:
     source = ChunkSource(window=3)
     disposed_in: list[threading.Thread] = []
     items = source.observable.pipe(
@@ -174,7 +174,7 @@ async def test_collected_in_another_thread() -> None:
     assert source.held == 0
 
 
-def test_collected_after_the_loop_has_ended() -> None:
+def test_garbage_collection_after_the_loop_has_closed() -> None:
     async def take_one() -> object:
         items = reactivex.never().pipe(ops.start_with("item"), to_async_iter())
         assert await anext(items) == "item"
@@ -239,7 +239,22 @@ async def test_a_cancelled_task_holds_nothing() -> None:
     assert source.held == 0
 
 
-async def test_two_waits_at_a_time() -> None:
+async def test_a_source_may_emit_in_another_thread() -> None:
+    source = Subject[int]()
+    items = source.pipe(to_async_iter())
+    first = asyncio.create_task(anext(items))
+    await ticks()
+
+    def emit() -> None:
+        for number in range(10):
+            source.on_next(number)
+        source.on_completed()
+
+    await asyncio.to_thread(emit)
+    assert [await first, *[item async for item in items]] == list(range(10))
+
+
+async def test_a_second_wait_at_the_same_time_is_an_error() -> None:
     items = reactivex.never().pipe(to_async_iter())
     first = asyncio.create_task(anext(items))
     await ticks()
@@ -271,6 +286,6 @@ async def test_after_an_asynchronous_stage() -> None:
 
 
 @pytest.mark.parametrize("window", [0, -1])
-def test_no_window(window: int) -> None:
+def test_windows_out_of_range(window: int) -> None:
     with pytest.raises(ValueError):
         to_async_iter(window)

@@ -59,7 +59,7 @@ def test_no_transfers_at_all() -> None:
     assert scheduler.start(lambda: source.pipe(transfer_all(1))).messages == [on_completed(300)]
 
 
-def test_the_first_error_disposes_of_the_others_and_nothing_more_is_begun() -> None:
+def test_the_first_error_disposes_of_the_others_and_no_other_starts() -> None:
     scheduler = TestScheduler()
     a = scheduler.create_cold_observable(on_next(10, "a1"), on_completed(500))
     b = scheduler.create_cold_observable(on_error(40, LOST))
@@ -104,7 +104,7 @@ def test_a_dispose_inside_on_next() -> None:
     assert a.subscriptions == [subscribe(210, 220)]
 
 
-def test_thousands_that_end_while_they_are_subscribed_to_need_no_deep_stack() -> None:
+def test_thousands_that_complete_inside_subscribe_need_no_deep_stack() -> None:
     items: list[int] = []
     ends: list[str] = []
     gate = reactivex.Subject[int]()
@@ -116,7 +116,7 @@ def test_thousands_that_end_while_they_are_subscribed_to_need_no_deep_stack() ->
     assert ends == ["completed"]
 
 
-def test_nothing_is_begun_after_a_transfer_that_fails_while_it_is_subscribed_to() -> None:
+def test_no_transfer_starts_after_one_that_failed_inside_subscribe() -> None:
     begun: list[str] = []
 
     def begin(name: str, transfer: Observable[str]) -> Observable[str]:
@@ -129,7 +129,7 @@ def test_nothing_is_begun_after_a_transfer_that_fails_while_it_is_subscribed_to(
     assert begun == ["a"]
 
 
-def test_two_subscriptions_run_everything_twice() -> None:
+def test_each_subscription_runs_all_transfers() -> None:
     scheduler = TestScheduler()
     a = scheduler.create_cold_observable(on_next(10, "a"), on_completed(20))
     all_twice = at_once(a, a).pipe(transfer_all(1), ops.repeat(2))
@@ -138,6 +138,6 @@ def test_two_subscriptions_run_everything_twice() -> None:
 
 
 @pytest.mark.parametrize("max_concurrent", [0, -1])
-def test_less_than_one(max_concurrent: int) -> None:
+def test_limits_out_of_range(max_concurrent: int) -> None:
     with pytest.raises(ValueError):
         transfer_all(max_concurrent)

@@ -1,9 +1,8 @@
 """`python -m tests.security.attack`: attacks on a server from outside, while an honest client is served.
 
-Server, attacker and honest client are a process each. What must hold during each attack: every honest request succeeds
-within a second; the server's memory stays below a bound that follows from its limits; no text from inside the server
-reaches a peer. And after it: the server lives, its descriptors and memory are what they were before, and its log has
-but a few lines more.
+Server, attacker and honest client are a process each. During each attack every honest request succeeds within a
+second, the server's memory stays below a bound that follows from its limits, and no internal text reaches a peer. After
+the attack the server still runs, its descriptors and memory are as before, and its log has only a few more lines.
 """
 
 import argparse
@@ -77,7 +76,7 @@ _FILES = 1000
 _HONEST_SECONDS = 1.0
 _SETTLE_SECONDS = 20.0
 _LOG_LINES = 10
-# Python's allocator and the C library keep some of what was free'd; what counts is that it doesn't add up.
+# Python's allocator and the C library keep some freed memory; it must not add up.
 _KEPT_BYTES = 48 * MIB
 
 WORDS = frozenset(
@@ -107,10 +106,10 @@ WORDS = frozenset(
         "connection_error",
     }
 )
-"""What a text that reaches a peer may begin with."""
+"""How the text of an ERROR may begin."""
 
 _INTERNAL = re.compile(r"Traceback|File \"|object at 0x|<class|Errno|Exception|Error\(|/tmp/|\.rxfiles|\.py\b|asyncio")
-# A name or route that the peer itself gave.
+# A name or route from the peer's request.
 _QUOTED = re.compile(r"'[^']*'")
 
 
@@ -119,14 +118,14 @@ _QUOTED = re.compile(r"'[^']*'")
 
 @dataclass
 class Stage:
-    """What an attack needs.
+    """The means of an attack.
 
     Attributes:
         uri: The server's.
-        until: When to stop, on the monotonic clock.
-        hello: The SETUP of somebody whom the server lets in.
-        errors: The texts of the ERROR frames that came.
-        done: How often the attack did what it does.
+        until: When to stop, in seconds of the monotonic clock.
+        hello: A SETUP that the server accepts.
+        errors: The texts of the received ERROR frames.
+        done: How often frames were sent.
     """
 
     uri: str
@@ -151,7 +150,7 @@ class Stage:
         return peer
 
     async def send(self, peer: RawPeer, *frames: bytes) -> bool:
-        """Whether they were sent before the time was over; else the server takes no more, or has ended it."""
+        """Sends the frames; False if the server doesn't read them in time, or has closed the connection."""
         try:
             async with asyncio.timeout(max(self.until - time.monotonic(), 0)):
                 await peer.send(*frames)
@@ -161,7 +160,7 @@ class Stage:
         return not peer.writer.is_closing() and not peer.reader.at_eof()
 
     async def pour(self, peer: RawPeer, *frames: bytes) -> None:
-        """The same again and again."""
+        """Sends the frames repeatedly."""
         while self.goes_on and await self.send(peer, *frames):
             await asyncio.sleep(0)
 
@@ -190,7 +189,7 @@ def attack(function: Attack) -> Attack:
 
 
 async def in_turn(stage: Stage, each: Iterable[bytes], *, set_up: bool = True) -> None:
-    """Each of them on a connection of its own, again and again."""
+    """Sends each on a connection of its own, repeatedly."""
     sent = list(each)
     while stage.goes_on:
         for frames in sent:
@@ -204,13 +203,13 @@ async def in_turn(stage: Stage, each: Iterable[bytes], *, set_up: bool = True) -
             _reset(peer)
 
 
-def said(**what: object) -> bytes:
+def as_json(**what: object) -> bytes:
     return json.dumps(what).encode()
 
 
-def asked(stream_id: int, kind: int, route: str, name: bytes, told: bytes | None = None, n: int = 1) -> bytes:
+def asked(stream_id: int, kind: int, route: str, name: bytes, message: bytes | None = None, n: int = 1) -> bytes:
     metadata = route_item(route) + name_item(name)
-    return request(stream_id, kind, metadata + (b"" if told is None else item(b"chat/file-transfer", told)), n=n)
+    return request(stream_id, kind, metadata + (b"" if message is None else item(b"chat/file-transfer", message)), n=n)
 
 
 def odd(count: int) -> range:
@@ -223,7 +222,7 @@ async def nothing(stage: Stage) -> None:
 
 
 @attack
-async def fragments_from_strangers(stage: Stage) -> None:
+async def fragments_without_a_setup(stage: Stage) -> None:
     while stage.goes_on:
         peer = await stage.peer(set_up=False)
         for stream_id in odd(400):
@@ -241,7 +240,7 @@ async def no_proper_setup(stage: Stage) -> None:
             stat(1, b"a"),
             upload(1, b"a", b"x"),
             chunks(1, b"a"),
-            channel(1, b"a", said(upload_id="u")),
+            channel(1, b"a", as_json(upload_id="u")),
             frame(0, KEEPALIVE, RESPOND, bytes(8)),
             frame(0, METADATA_PUSH, METADATA, b"x"),
             frame(0, LEASE, 0, bytes(8)),
@@ -315,7 +314,7 @@ async def connections_in_turn(stage: Stage) -> None:
 
 @attack
 async def a_warning_in_turn(stage: Stage) -> None:
-    """Each connection does once what is logged."""
+    """Each connection causes one warning of each kind."""
     await in_turn(
         stage,
         [
@@ -418,7 +417,7 @@ async def asked_and_cancelled(stage: Stage) -> None:
 
 
 @attack
-async def keepalives_that_nobody_reads(stage: Stage) -> None:
+async def keepalives_whose_echo_is_not_read(stage: Stage) -> None:
     peers = [await stage.peer(reads=False) for _ in range(40)]
     await asyncio.gather(*(stage.pour(peer, frame(0, KEEPALIVE, RESPOND, bytes(16_000_000))) for peer in peers))
     await asyncio.sleep(0.5)
@@ -453,10 +452,10 @@ async def metadata_in_fragments(stage: Stage) -> None:
 
 @attack
 async def metadata_of_items(stage: Stage) -> None:
-    """With the items of an upload's channel."""
+    """The frames are items of an upload's channel."""
     empty = item(b"route", b"") * 3_900_000
     while stage.goes_on:
-        peer = await stage.peer(channel(1, b"c", said(upload_id="m")))
+        peer = await stage.peer(channel(1, b"c", as_json(upload_id="m")))
         await asyncio.sleep(0.1)
         await stage.send(peer, request(1, PAYLOAD, empty, b"x", flags=NEXT))
         await asyncio.sleep(0.1)
@@ -532,7 +531,7 @@ async def names_of_every_kind(stage: Stage) -> None:
                     for n, route in enumerate(("file.stat", "file.download"))
                 ),
                 chunks(id_ + 4, name),
-                channel(id_ + 6, name, said(upload_id="names")) + frame(id_ + 6, CANCEL),
+                channel(id_ + 6, name, as_json(upload_id="names")) + frame(id_ + 6, CANCEL),
                 upload(id_ + 8, name, b"x"),
                 asked(id_ + 10, REQUEST_RESPONSE, "file.delete", name),
             ):
@@ -551,7 +550,9 @@ async def odd_demands(stage: Stage) -> None:
             for sent in (
                 chunks(id_, b"small-1", n),
                 chunks(id_ + 2, b"small-1") + request_n(id_ + 2, n) * 3,
-                channel(id_ + 4, b"demands", said(upload_id="d"), n) + request_n(id_ + 4, n) + frame(id_ + 4, CANCEL),
+                channel(id_ + 4, b"demands", as_json(upload_id="d"), n)
+                + request_n(id_ + 4, n)
+                + frame(id_ + 4, CANCEL),
                 request(id_ + 6, REQUEST_STREAM, route_item("files"), n=n)
                 + request_n(id_ + 6, n)
                 + frame(id_ + 6, CANCEL),
@@ -566,20 +567,22 @@ async def odd_demands(stage: Stage) -> None:
 @attack
 async def uploads_that_send_nothing(stage: Stage) -> None:
     for number in range(4):
-        await stage.peer(*(channel(id_, b"idle-%d" % id_, said(upload_id=f"idle-{number}-{id_}")) for id_ in odd(1024)))
+        await stage.peer(
+            *(channel(id_, b"idle-%d" % id_, as_json(upload_id=f"idle-{number}-{id_}")) for id_ in odd(1024))
+        )
     await stage.stay()
 
 
 @attack
 async def uploads_that_send_on(stage: Stage) -> None:
-    """Behind the end, behind an error, and without having been asked."""
+    """Items come after the end, after an error, and without credit."""
     while stage.goes_on:
-        end = item(b"chat/file-transfer", said(size=1, digest=None))
+        end = item(b"chat/file-transfer", as_json(size=1, digest=None))
         sent = frame(1, PAYLOAD, NEXT, bytes(900_000))
-        peer = await stage.peer(channel(1, b"on", said(upload_id="on", digest=None), n=0x7FFFFFFF))
+        peer = await stage.peer(channel(1, b"on", as_json(upload_id="on", digest=None), n=0x7FFFFFFF))
         await asyncio.sleep(0.02)
         await stage.send(peer, request(1, PAYLOAD, end, b"x", flags=NEXT | COMPLETE), *[sent] * 40)
-        peer = await stage.peer(channel(1, b"on", said(upload_id="on", digest=None), n=0x7FFFFFFF), *[sent] * 40)
+        peer = await stage.peer(channel(1, b"on", as_json(upload_id="on", digest=None), n=0x7FFFFFFF), *[sent] * 40)
 
 
 @attack
@@ -588,8 +591,8 @@ async def uploads_begun_and_abandoned(stage: Stage) -> None:
     while stage.goes_on:
         peer = await stage.peer()
         for id_ in odd(400):
-            told = said(upload_id=f"abandoned-{run}-{stage.done}-{id_}")
-            if not await stage.send(peer, channel(id_, b"abandoned", told), frame(id_, CANCEL)):
+            message = as_json(upload_id=f"abandoned-{run}-{stage.done}-{id_}")
+            if not await stage.send(peer, channel(id_, b"abandoned", message), frame(id_, CANCEL)):
                 break
         await asyncio.sleep(0.05)
 
@@ -603,7 +606,7 @@ async def listings_that_stop(stage: Stage) -> None:
 
 @attack
 async def listings_one_by_one(stage: Stage) -> None:
-    """So that each has a snapshot of its own."""
+    """Each listing has a snapshot of its own."""
     while stage.goes_on:
         peer = await stage.peer()
         for id_ in odd(1024):
@@ -624,7 +627,7 @@ async def readers_that_stop(stage: Stage) -> None:
 
 
 @attack
-async def small_files_that_nobody_reads(stage: Stage) -> None:
+async def small_files_that_are_not_read(stage: Stage) -> None:
     for _ in range(20):
         await stage.peer(*(download(id_, b"medium") for id_ in odd(1024)), reads=False)
     await stage.stay()
@@ -632,8 +635,8 @@ async def small_files_that_nobody_reads(stage: Stage) -> None:
 
 @attack
 async def digests_of_what_is_before(stage: Stage) -> None:
-    told = said(offset=_LARGE - 1, digest_from=0, digest="sha-256")
-    metadata = route_item("file.download") + name_item(b"large") + item(b"chat/file-transfer", told)
+    message = as_json(offset=_LARGE - 1, digest_from=0, digest="sha-256")
+    metadata = route_item("file.download") + name_item(b"large") + item(b"chat/file-transfer", message)
     for _ in range(4):
         await stage.peer(*(request(id_, REQUEST_STREAM, metadata, n=1) for id_ in odd(500)))
     await stage.stay()
@@ -676,7 +679,7 @@ async def wrong_passwords(stage: Stage) -> None:
 
 
 @attack
-async def what_is_others(stage: Stage) -> None:
+async def others_files(stage: Stage) -> None:
     """Mallory may do everything below `mallory/`, and nothing else; the honest user's upload_id is `honest-id`."""
     while stage.goes_on:
         peer = await stage.peer(
@@ -686,10 +689,10 @@ async def what_is_others(stage: Stage) -> None:
             upload(7, b"small-1", b"x"),
             upload(9, b"mallory/../small-1", b"x"),
             asked(11, REQUEST_RESPONSE, "file.delete", b"small-1"),
-            channel(13, b"honest-2", said(upload_id="honest-id")),
-            channel(15, b"mallory/a", said(upload_id="honest-id")),
-            asked(17, REQUEST_RESPONSE, "file.upload.status", b"honest-2", said(upload_id="honest-id")),
-            asked(19, REQUEST_RESPONSE, "file.upload.status", b"mallory/b", said(upload_id="honest-id")),
+            channel(13, b"honest-2", as_json(upload_id="honest-id")),
+            channel(15, b"mallory/a", as_json(upload_id="honest-id")),
+            asked(17, REQUEST_RESPONSE, "file.upload.status", b"honest-2", as_json(upload_id="honest-id")),
+            asked(19, REQUEST_RESPONSE, "file.upload.status", b"mallory/b", as_json(upload_id="honest-id")),
             request(21, REQUEST_STREAM, route_item("files"), n=100),
             upload(23, b"small-1", bytes(100_000), flags=FOLLOWS),
         )
@@ -698,13 +701,13 @@ async def what_is_others(stage: Stage) -> None:
 
 
 def _reset(peer: RawPeer) -> None:
-    with contextlib.suppress(OSError):  # it is closed already
+    with contextlib.suppress(OSError):  # it is closed
         reset(peer)
 
 
 async def run_attack(name: str, uri: str, seconds: float, hello: bytes) -> None:
-    """The attacker's process: what it was told, and how much it did, as JSON on standard output."""
-    logging.disable()  # asyncio says of each write that nobody takes it any more
+    """The attacker's process: prints the errors it received, and how much it has sent, as JSON."""
+    logging.disable()  # asyncio warns of each write to a closed connection
     stage = Stage(uri, time.monotonic() + seconds, hello)
     async with stage.stack:
         with contextlib.suppress(ConnectionError):
@@ -721,13 +724,13 @@ class Measured:
 
     Attributes:
         latencies: Of the honest requests, in seconds.
-        failures: Of them.
-        peak: The server's memory at its most above what it was before, in bytes.
-        after: The same, when it was over.
+        failures: The honest requests that failed.
+        peak: How much the server's memory grew during the attack at most, in bytes.
+        after: How much more it is after the attack than before, in bytes.
         files: Descriptors before and after.
-        lines: That were logged.
+        lines: Log lines.
         errors: Texts that reached the attacker.
-        wrong: What must not be.
+        wrong: What has failed, one sentence each.
     """
 
     latencies: list[float]
@@ -749,7 +752,7 @@ class Target:
         server: The process.
         log: Where its standard error goes.
         client: Makes the honest client.
-        hello: The SETUP of an attacker who is let in.
+        hello: A SETUP of the attacker that the server accepts.
     """
 
     def __init__(self, server: ServerProcess, log: Path, client: Callable[[], FileClient], hello: bytes) -> None:
@@ -760,7 +763,7 @@ class Target:
         self._texts: set[str] = set()
 
     async def seed(self, count: int) -> None:
-        """What there is to list and to read."""
+        """Uploads the files that the attacks list and read."""
         async with self._client() as files:
             await files.upload_from("large", bytes(_LARGE))
             await files.upload("medium", bytes(64 * 1024))
@@ -771,7 +774,7 @@ class Target:
     async def measure(
         self, name: str, seconds: float, *, bound: int, honest_seconds: float = _HONEST_SECONDS
     ) -> Measured:
-        """Runs one attack."""
+        """Runs one attack while an honest client is served."""
         files, memory, lines = self.server.fds, self.server.rss, self._lines()
         pid = self.server.process.pid
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # resets the peak
@@ -782,13 +785,13 @@ class Target:
         try:
             measured = await self._honest(time.monotonic() + seconds + 1.0)
             async with asyncio.timeout(seconds + 30):
-                told, _ = await attacker.communicate()
+                output, _ = await attacker.communicate()
         finally:
             if attacker.returncode is None:
                 attacker.kill()
                 await attacker.communicate()
-        said = json.loads(told)
-        measured.errors, measured.done = said["errors"], said["done"]
+        report = json.loads(output)
+        measured.errors, measured.done = report["errors"], report["done"]
         wrong = measured.wrong
         if self.server.process.returncode is not None:
             wrong.append("the server died")
@@ -805,12 +808,12 @@ class Target:
         if measured.peak > bound:
             wrong.append(f"{measured.peak // MIB} MiB at its peak, where {bound // MIB} are allowed")
         if measured.after > _KEPT_BYTES:
-            wrong.append(f"{measured.after // MIB} MiB were not given back")
+            wrong.append(f"{measured.after // MIB} MiB were not freed")
         if measured.files[1] > files:
             wrong.append(f"{measured.files[1] - files} descriptors were left open")
         if measured.lines > _LOG_LINES:
             wrong.append(f"{measured.lines} lines in the log")
-        wrong += [f"a peer was told {text!r}" for text in measured.errors if not _may_be_told(text)]
+        wrong += [f"a peer got the error {text!r}" for text in measured.errors if not _is_allowed(text)]
         return measured
 
     async def _honest(self, until: float) -> Measured:
@@ -851,7 +854,7 @@ class Target:
 
     @asynccontextmanager
     async def _settled(self, files: int, memory: int) -> AsyncGenerator[None, None]:
-        """When what the attack took is given back, or it has had its time."""
+        """Entered when the server's resources are as before the attack, or after `_SETTLE_SECONDS`."""
         deadline = time.monotonic() + _SETTLE_SECONDS
         while time.monotonic() < deadline and (self.server.fds > files or self.server.rss - memory > _KEPT_BYTES):
             await asyncio.sleep(0.05)
@@ -865,25 +868,25 @@ class Target:
         return self._log.read_bytes().count(b"\n")
 
 
-def _may_be_told(text: str) -> bool:
+def _is_allowed(text: str) -> bool:
     word, colon, message = text.partition(": ")
     return bool(colon) and word in WORDS and message.isprintable() and not _INTERNAL.search(_QUOTED.sub("", message))
 
 
 # The command
 
-_OPEN_ATTACKS = [name for name in ATTACKS if name not in ("handshakes that stop", "wrong passwords", "what is others")]
+_OPEN_ATTACKS = [name for name in ATTACKS if name not in ("handshakes that stop", "wrong passwords", "others files")]
 MODES = {
     "memory": _OPEN_ATTACKS,
     "folder": _OPEN_ATTACKS,
-    "users": ["nothing", "no proper setup", "fragments from strangers", "wrong passwords", "what is others"],
+    "users": ["nothing", "no proper setup", "fragments without a setup", "wrong passwords", "others files"],
     "tls": ["nothing", "handshakes that stop", "slow lorises"],
 }
 
 
 @asynccontextmanager
 async def target(mode: str, root: Path) -> AsyncGenerator[Target, None]:
-    """A server of that kind."""
+    """A server process for the mode."""
     arguments: list[str] = []
     auth: tuple[str, str] | None = None
     tls: ssl.SSLContext | None = None
@@ -920,9 +923,9 @@ async def run(
     honest_seconds: float = _HONEST_SECONDS,
     is_quiet: bool = False,
 ) -> list[str]:
-    """Runs the attacks on one kind of server; what was wrong."""
+    """Runs the attacks on one kind of server; returns what has failed."""
     limits = Limits()
-    # What isn't whole, one payload that is being joined, and what the connections have of their own.
+    # Incomplete payloads, one payload that is being joined, and the connections' own state.
     bound = limits.max_reassembly_bytes + limits.max_request_bytes + 64 * MIB
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="rxfiles-attack-") as root:
@@ -956,7 +959,7 @@ def _print(mode: str, name: str, measured: Measured) -> None:
 
 
 def main() -> int:
-    """The command; 0 if nothing was wrong."""
+    """The command; returns 0 if nothing has failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.security.attack", description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="each attack's time (default: %(default)s)")
     parser.add_argument("--mode", action="append", choices=MODES, help="which kinds of server (default: all)")

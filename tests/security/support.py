@@ -1,4 +1,4 @@
-"""What an adversary needs: SETUPs of every kind, and a server in a process whose memory and files are counted."""
+"""For tests of hostile peers: SETUPs of every kind, and a server process whose memory and descriptors are measured."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ from tests.support import (
 MIB = 1024 * 1024
 
 CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-"""Hashes that are made and checked in no time, for tests that aren't about their cost."""
+"""Makes hashes of the least cost, for tests that aren't about it."""
 
 INVALID_SETUP, UNSUPPORTED_SETUP, REJECTED_SETUP, REJECTED_RESUME = 0x1, 0x2, 0x3, 0x4
 
@@ -76,29 +76,29 @@ def chunks(stream_id: int, name: bytes, n: int = 1) -> bytes:
     return request(stream_id, REQUEST_STREAM, route_item("file.download") + name_item(name), n=n)
 
 
-def channel(stream_id: int, name: bytes, said: bytes, n: int = 100) -> bytes:
-    metadata = route_item("file.upload") + name_item(name) + item(b"chat/file-transfer", said)
+def channel(stream_id: int, name: bytes, message: bytes, n: int = 100) -> bytes:
+    metadata = route_item("file.upload") + name_item(name) + item(b"chat/file-transfer", message)
     return request(stream_id, REQUEST_CHANNEL, metadata, n=n)
 
 
 async def receive(peer: RawPeer) -> RawFrame:
     got = await peer.receive()
-    assert got is not None, "the server closed the connection without a word"
+    assert got is not None, "the server closed the connection without an ERROR"
     return got
 
 
 async def refused(peer: RawPeer) -> tuple[int, str]:
-    """The code and text of the ERROR that ends the connection; and it does end."""
+    """The code and text of the ERROR after which the connection ends."""
     last: RawFrame | None = None
     while (got := await peer.receive()) is not None:
         last = got
-    assert last is not None, "the server closed the connection without a word"
+    assert last is not None, "the server closed the connection without an ERROR"
     assert last.stream_id == 0
     return last.error
 
 
 async def serves(uri: str, name: str = "honest") -> None:
-    """An honest client, on a connection of its own, is served."""
+    """Asserts that an honest client is served, on a connection of its own."""
     async with FileClient.connect(uri) as files:
         await files.upload(name, b"x" * 1000, deadline=10)
         assert await files.download(name, deadline=10) == b"x" * 1000
@@ -116,7 +116,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @dataclass
 class ServerProcess:
-    """`python -m server`, and what it holds."""
+    """`python -m server`, and the resources that it uses."""
 
     process: asyncio.subprocess.Process
     uri: str
@@ -132,7 +132,7 @@ class ServerProcess:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     async def stop(self) -> tuple[int | None, str]:
-        """Its exit status after SIGTERM, and what it logged."""
+        """Its exit status after SIGTERM, and its log."""
         self.process.terminate()
         async with asyncio.timeout(PATIENCE):
             _, stderr = await self.process.communicate()
@@ -143,7 +143,7 @@ class ServerProcess:
 async def server_process(
     *arguments: str, max_fds: int | None = None, stderr: int | IO[bytes] = asyncio.subprocess.PIPE
 ) -> AsyncGenerator[ServerProcess, None]:
-    """`python -m server`, which may have so many files and sockets open."""
+    """`python -m server`, with at most `max_fds` open descriptors."""
     limited = () if max_fds is None else ("sh", "-c", f'ulimit -n {max_fds} && exec "$@"', "sh")
     process = await asyncio.create_subprocess_exec(
         *limited, sys.executable, "-m", "server", "--port", "0", *arguments,

@@ -1,4 +1,4 @@
-"""A server that may have few files and sockets open: it says so, serves whom it has, and goes on."""
+"""A server that runs out of descriptors logs it, serves the connections that it has, and recovers."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ async def connected(uri: str, stack: AsyncExitStack, count: int) -> list[RawPeer
 
 
 @needs_proc
-async def test_strangers_by_the_hundred_and_few_descriptors(tmp_path: Path) -> None:
+async def test_hundreds_of_pending_connections_and_few_descriptors(tmp_path: Path) -> None:
     for number in range(100):
         (tmp_path / f"{number}").write_bytes(os.urandom(1) * 600_000)
     async with server_process("--store", str(tmp_path), max_fds=FEW) as server, AsyncExitStack() as stack:
@@ -44,7 +44,7 @@ async def test_strangers_by_the_hundred_and_few_descriptors(tmp_path: Path) -> N
             assert len(await files.download("1")) == 600_000
             await connected(server.uri, stack, 300)
 
-            # More at once than there may be files open.
+            # More requests at once than files may be open.
             sizes = await reactivex.range(100).pipe(
                 ops.map(lambda number: files.download_chunks(str(number)).pipe(ops.map(lambda chunk: len(chunk.data)))),
                 ops.map(lambda sizes: sizes.pipe(ops.sum(), retry_backoff(100, base=0.05, cap=0.2))),
@@ -60,12 +60,12 @@ async def test_strangers_by_the_hundred_and_few_descriptors(tmp_path: Path) -> N
         status, log = await server.stop()
     assert status == 0
     assert log.count("\n") == 1, log
-    assert "strangers make room" in log
+    assert "pending ones make room" in log
 
 
 @needs_proc
-async def test_clients_who_have_all_descriptors(tmp_path: Path) -> None:
-    """Nobody waits in the backlog for ever; somebody who leaves makes room."""
+async def test_clients_that_have_all_descriptors(tmp_path: Path) -> None:
+    """No connection waits in the backlog for ever; when one ends, another is accepted."""
     async with server_process("--store", str(tmp_path), max_fds=FEW) as server, AsyncExitStack() as stack:
         known: list[RawPeer] = []
         while len(known) < FEW + 10:
@@ -80,7 +80,7 @@ async def test_clients_who_have_all_descriptors(tmp_path: Path) -> None:
             assert got.stream_id == 1
             known.append(peer)
         assert 10 < len(known) < FEW
-        for _ in range(20):  # each of them is sent away
+        for _ in range(20):  # each is closed
             (peer,) = await connected(server.uri, stack, 1)
             try:
                 assert await peer.receive() is None
@@ -89,7 +89,7 @@ async def test_clients_who_have_all_descriptors(tmp_path: Path) -> None:
         await known[0].send(stat(3, b"missing"))
         assert "missing" in (await receive(known[0])).error[1]
 
-        # A file can't be opened, and nobody hears anything internal.
+        # A file can't be opened, and the error has no internal text.
         await known[0].send(chunks(5, b"missing"), channel(7, b"new", b'{"upload_id": "u"}'))
         for _ in range(2):
             while (answer := await receive(known[0])).kind not in (ERROR, PAYLOAD):
@@ -148,7 +148,7 @@ async def test_out_of_descriptors_is_server_full(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     upload = await store.begin("u", "b", size=None, algorithm="xxh3-128")
-    assert upload.offset == 7
+    assert upload.received == 7
     await upload.commit(None)
     assert {info.name for info in await store.list()} == {"a", "b"}
     await store.close()

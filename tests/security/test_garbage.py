@@ -1,4 +1,4 @@
-"""What a connection took is free when it has ended, without the garbage collector: that may come much later."""
+"""What a connection has used is freed when it ends, by reference counts alone: a collection may come much later."""
 
 import asyncio
 import gc
@@ -41,14 +41,14 @@ from tests.support import (
 
 @pytest.fixture(autouse=True)
 def no_collector_of_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It collects garbage now and then in a process that has frozen what it began with, as that of the tests has."""
+    """A server collects garbage now and then where `gc.freeze` was called, as in the process of the tests."""
     monkeypatch.setattr(gc, "get_freeze_count", lambda: 0)
 
 
 LARGE, SMALL = 3_000_000, 60_000
 OURS = ("server.", "shared.", "rsocket.")
-# Where there is a client: RxPY's observers are circles themselves, and lead to what it asked for, and to the client.
-OF_CLIENTS = ("server.", "shared.transport.tcp.FrameTransport", "shared.transport.decoder.")
+# Where the client is in this process, too: RxPY's observers are reference cycles, which keep it and its requests.
+OF_CLIENTS = ("server.", "shared.transport.tcp.TcpTransport", "shared.transport.decoder.")
 
 HALF = b"".join(upload(stream_id, b"half", b"x" * 10_000, flags=FOLLOWS) for stream_id in range(1, 41, 2))
 SENT: dict[str, list[bytes]] = {
@@ -80,7 +80,7 @@ SENT: dict[str, list[bytes]] = {
 
 
 def objects(of: tuple[str, ...]) -> Counter[str]:
-    """How many objects of these modules' types there are, by type."""
+    """The number of objects of these modules' types, by type."""
     kinds = (type(each) for each in gc.get_objects())
     names = (f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
     return Counter(name for name in names if name.startswith(of))
@@ -89,10 +89,10 @@ def objects(of: tuple[str, ...]) -> Counter[str]:
 async def leaves_nothing(
     what: str, server: FileServer, action: Callable[[], Awaitable[None]], of: tuple[str, ...] = OURS
 ) -> None:
-    """After the action there are no more objects than before, though garbage isn't collected.
+    """Asserts that there are no more objects after the action than before, though garbage isn't collected.
 
-    What leaves a reference cycle does so each time. On a busy machine an action may leave something else now and then:
-    a folder keeps what it knows of unfinished uploads, and more of them may have begun than the time before. So one of
+    An action that makes a reference cycle makes one each time. On a busy machine it may leave something else now and
+    then: a folder remembers its unfinished uploads, and more of them may have begun than the time before. So one of
     three actions has to leave nothing.
     """
     for left in reversed(range(3)):
@@ -133,14 +133,14 @@ async def one(server: FileServer, sent: list[bytes]) -> None:
 async def test_a_peer_that_vanishes_leaves_nothing(store: str, tmp_path: Path) -> None:
     async with a_server(tmp_path if store == "folder" else None) as server:
         for sent in SENT.values():
-            await one(server, sent)  # whatever is made once, and kept
+            await one(server, sent)  # makes what is made once and kept
         gc.collect()
         for what, sent in SENT.items():
             await leaves_nothing(what, server, partial(one, server, sent))
 
 
-async def test_what_comes_after_the_end_of_a_connection_is_not_queued() -> None:
-    """It would lead back to the connection, and nobody takes it out any more."""
+async def test_a_frame_after_the_end_of_a_connection_is_not_queued() -> None:
+    """Such a frame would refer to the connection, and never be taken out of the queue."""
     async with serve() as server:
         peer = await RawPeer.connect(server.uri)
         await eventually(lambda: server.connections)
@@ -148,11 +148,11 @@ async def test_what_comes_after_the_end_of_a_connection_is_not_queued() -> None:
         reset(peer)
         await eventually(lambda: not server.connections)
         connection.send_payload(1, Payload(b"an item"))
-        assert connection._send_queue.empty()
+        assert connection.outbox.is_empty
 
 
 async def use(files: FileClient, folder: Path) -> None:
-    """Everything that a client can do, and some of it not to its end."""
+    """Every kind of request of a client, some of them cancelled."""
     content = bytes(LARGE)
     await files.upload("a", content)
     await files.download("a")
@@ -189,24 +189,26 @@ async def test_a_client_leaves_nothing_on_either_side(store: str, encrypted: boo
         await leaves_nothing("a client", server, session, OF_CLIENTS)
 
 
-async def test_strangers_in_the_handshake_leave_nothing(tmp_path: Path) -> None:
+async def test_unfinished_handshakes_leave_nothing(tmp_path: Path) -> None:
     tls = server_tls(*pem_files(trustme.CA().issue_cert("127.0.0.1"), tmp_path))
     async with a_server(None, tls) as server:
 
-        async def stranger(*sent: bytes) -> None:
+        async def begin(*sent: bytes) -> None:
             peer = await RawPeer.connect(server.uri.replace("tcps:", "tcp:"))
             await peer.send(*sent)
             await asyncio.sleep(0.05)
             reset(peer)
 
         begun, nonsense = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/1.1\r\n\r\n"
-        await stranger(begun)
+        await begin(begun)
         gc.collect()
         for sent in (b"", begun, nonsense):
-            await leaves_nothing(f"{sent!r}", server, partial(stranger, sent))
+            await leaves_nothing(f"{sent!r}", server, partial(begin, sent))
 
 
-async def test_who_leaves_while_the_password_is_checked_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_peer_that_disconnects_while_its_password_is_checked_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     verify, may_end = PasswordHasher.verify, threading.Event()
 
     def slow(hasher: PasswordHasher, hashed: str, password: bytes) -> bool:
@@ -219,21 +221,21 @@ async def test_who_leaves_while_the_password_is_checked_leaves_nothing(monkeypat
 
         async def leave(password: str) -> None:
             may_end.clear()
-            users._known.clear()  # what was right once isn't checked again
+            users._verified.clear()  # what was right once isn't checked again
             peer = await RawPeer.connect(server.uri)
             await peer.send(setup_frame(build_simple("alice", password)))
-            await eventually(lambda: users._turns._is_taken)
+            await eventually(lambda: users._lock._is_held)
             reset(peer)
             await eventually(lambda: not server.connections)
             may_end.set()
-            await eventually(lambda: not users._turns._is_taken)
+            await eventually(lambda: not users._lock._is_held)
 
         await leave("wrong")
         gc.collect()
-        await leaves_nothing("a stranger", server, partial(leave, "a secret"))
+        await leaves_nothing("an unauthenticated peer", server, partial(leave, "a secret"))
 
 
-async def test_what_was_asked_before_a_connection_was_lost_costs_nothing_after_it() -> None:
+async def test_requests_of_a_lost_connection_are_not_served() -> None:
     asked = b"".join(request(id_, REQUEST_RESPONSE, route_item("nowhere")) for id_ in range(1, 1800, 2))
     async with serve() as server:
         peers = [await RawPeer.connect(server.uri) for _ in range(50)]

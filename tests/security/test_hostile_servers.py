@@ -1,4 +1,4 @@
-"""A server that means harm: it can't fill a client's memory, keep its operations busy with nothing, or hide its end."""
+"""A hostile server can't fill a client's memory, prolong its operations without progress, or hide a lost connection."""
 
 import asyncio
 import json
@@ -49,43 +49,45 @@ Flood = Callable[[int], bytes]
 
 
 def held_bytes(files: FileClient) -> int:
-    """What a client holds of payloads that aren't whole, and of frames that wait to be sent."""
+    """What a client holds of incomplete payloads, and of frames that wait to be sent."""
     rsocket: Any = files._connector.current()
     if rsocket is None:
         return 0
-    waiting = sum(len(getattr(each, "data", None) or b"") + 1 for each in rsocket._send_queue._items)
-    return rsocket._file_transport.held_bytes + waiting
+    waiting = sum(len(getattr(each, "data", None) or b"") + 1 for each in rsocket.outbox._entries)
+    return rsocket.reassembler.held_bytes + waiting
 
 
 def cut_now(files: FileClient) -> None:
     rsocket: Any = files._connector.current()
-    rsocket._file_transport.abort()
+    rsocket.transport.abort()
 
 
 # Memory
 
 FLOODS: dict[str, Flood] = {
-    "fragments of a stream that nobody has opened": lambda _: frame(101, PAYLOAD, NEXT | FOLLOWS, bytes(100_000)),
-    "fragments of many such": lambda turn: frame(101 + 2 * turn, PAYLOAD, NEXT | FOLLOWS, bytes(100_000)),
-    "a request without an end": lambda turn: frame(
-        2, PAYLOAD if turn else REQUEST_RESPONSE, FOLLOWS | (NEXT if turn else 0), bytes(100_000)
+    "fragments of an unknown stream": lambda _: frame(101, PAYLOAD, NEXT | FOLLOWS, bytes(100_000)),
+    "fragments of many unknown streams": lambda number: frame(
+        101 + 2 * number, PAYLOAD, NEXT | FOLLOWS, bytes(100_000)
+    ),
+    "a request without an end": lambda number: frame(
+        2, PAYLOAD if number else REQUEST_RESPONSE, FOLLOWS | (NEXT if number else 0), bytes(100_000)
     ),
     "keepalives that want an answer": lambda _: frame(0, KEEPALIVE, RESPOND, bytes(10_000)) * 10,
-    "requests": lambda turn: b"".join(
-        frame(2 + 2 * (turn * 500 + each), REQUEST_RESPONSE, 0, bytes(200)) for each in range(500)
+    "requests": lambda number: b"".join(
+        frame(2 + 2 * (number * 500 + each), REQUEST_RESPONSE, 0, bytes(200)) for each in range(500)
     ),
 }
 
 
 @pytest.mark.parametrize("flood", FLOODS)
 async def test_a_flood_fills_no_memory(flood: str) -> None:
-    """40 MB of it, from a server that takes nothing of what it is answered."""
+    """The server sends 40 MB, and doesn't read the answers."""
 
     async def floods(peer: RawPeer) -> None:
         await peer.reader.readexactly(100)
         await peer.send(frame(0, KEEPALIVE, 0, bytes(8)))
-        for turn in range(400):
-            await peer.send(FLOODS[flood](turn))
+        for number in range(400):
+            await peer.send(FLOODS[flood](number))
             await asyncio.sleep(0)
         is_over.set()
         await is_measured.wait()
@@ -101,7 +103,7 @@ async def test_a_flood_fills_no_memory(flood: str) -> None:
 
 
 async def test_an_answer_without_an_end_is_refused(tmp_path: Path) -> None:
-    """Only a whole file may be of any size."""
+    """Only the answer of a whole download may have any size."""
 
     async def endless(peer: RawPeer) -> None:
         request = await asked(peer)
@@ -117,9 +119,9 @@ async def test_an_answer_without_an_end_is_refused(tmp_path: Path) -> None:
 
 
 async def test_metadata_that_would_take_long_to_parse_is_refused_unparsed(tmp_path: Path) -> None:
-    """What it says is right, but for what nobody asked for; the connection lives."""
-    said: dict[str, object] = {"name": "a", "size": 1, "etag": "e", "digest": None, "offset": 0, "length": 1}
-    metadata = transfer_item(**said, committed=0, more=[{}] * 300_000)
+    """The frames are valid but for the size of their metadata; the connection stays open."""
+    fields: dict[str, object] = {"name": "a", "size": 1, "etag": "e", "digest": None, "offset": 0, "length": 1}
+    metadata = transfer_item(**fields, committed=0, more=[{}] * 300_000)
 
     async def answers(peer: RawPeer) -> None:
         while (got := await peer.receive(PATIENCE)) is not None:
@@ -144,7 +146,7 @@ async def test_an_error_that_would_take_long_to_read_ends_the_connection(tmp_pat
             assert type(await failure(ask(files, tmp_path))) is ConnectionLost
 
 
-# Nothing, without end
+# Frames without progress, for ever
 
 
 def empty_chunks(stream_id: int) -> bytes:
@@ -169,7 +171,7 @@ NOTHINGS: dict[str, tuple[Ask, tuple[Flood, ...], Flood]] = {
 
 
 @pytest.mark.parametrize("nothing", NOTHINGS)
-async def test_nothing_without_end_is_no_progress(nothing: str, tmp_path: Path) -> None:
+async def test_endless_empty_frames_are_no_progress(nothing: str, tmp_path: Path) -> None:
     ask, first, again = NOTHINGS[nothing]
 
     async def sends(peer: RawPeer) -> None:
@@ -186,14 +188,14 @@ async def test_nothing_without_end_is_no_progress(nothing: str, tmp_path: Path) 
         assert not open_streams(files)
 
 
-# What can't be
+# Invalid texts
 
 
 @pytest.mark.parametrize("key", ["etag", "digest"])
 @pytest.mark.parametrize("method", ["download_to", "download_chunks", "stat"])
-async def test_a_text_that_is_no_unicode_is_a_typed_error(method: str, key: str, tmp_path: Path) -> None:
-    said: dict[str, object] = {"name": "a", "size": 1, "etag": "e", "digest": None, "offset": 0, "length": 1}
-    metadata = item(b"chat/file-transfer", json.dumps(said | {key: "\ud800"}).encode())
+async def test_a_text_with_half_of_a_surrogate_pair_is_a_typed_error(method: str, key: str, tmp_path: Path) -> None:
+    fields: dict[str, object] = {"name": "a", "size": 1, "etag": "e", "digest": None, "offset": 0, "length": 1}
+    metadata = item(b"chat/file-transfer", json.dumps(fields | {key: "\ud800"}).encode())
 
     async def answers(peer: RawPeer) -> None:
         request = await asked(peer)
@@ -207,8 +209,8 @@ async def test_a_text_that_is_no_unicode_is_a_typed_error(method: str, key: str,
 # The connection's end
 
 
-async def test_a_connection_that_ends_as_soon_as_it_is_made_leaves_nobody_waiting(tmp_path: Path) -> None:
-    """Between the end of an attempt and the turn of those who wait for it."""
+async def test_a_connection_that_ends_as_soon_as_it_is_made_leaves_no_request_waiting(tmp_path: Path) -> None:
+    """The connection ends after it was made, and before the callbacks of the requests that wait for it."""
     patient = replace(SHORT, progress_timeout=60)
     async with raw_server(alive) as uri, FileClient.connect(uri, options=patient) as files:
 
@@ -222,7 +224,7 @@ async def test_a_connection_that_ends_as_soon_as_it_is_made_leaves_nobody_waitin
             assert await failures(files, tmp_path) == all_are(ConnectionLost)
 
 
-async def test_an_observer_of_the_state_that_raises_takes_it_from_nobody_else() -> None:
+async def test_an_observer_of_the_state_that_raises_does_not_affect_the_others() -> None:
     def fails(_: object = None) -> None:
         raise ValueError("private")
 
@@ -251,7 +253,7 @@ async def test_an_observer_of_the_state_that_raises_takes_it_from_nobody_else() 
 
 
 @pytest.mark.parametrize("deadline", [math.inf, 1e15])
-async def test_a_deadline_that_is_far_away_is_one_all_the_same(deadline: float, tmp_path: Path) -> None:
+async def test_a_very_long_deadline_is_accepted(deadline: float, tmp_path: Path) -> None:
     asks: list[Callable[[FileClient], Observable[Any]]] = [
         lambda files: files.stat("a", deadline=deadline),
         lambda files: files.upload_from("a", b"x", deadline=deadline),
@@ -264,6 +266,6 @@ async def test_a_deadline_that_is_far_away_is_one_all_the_same(deadline: float, 
 
 @pytest.mark.parametrize("name", ["keepalive_period", "keepalive_timeout"])
 @pytest.mark.parametrize("seconds", [math.inf, 1e7])
-def test_a_time_that_the_setup_has_no_room_for_is_a_value_error(name: str, seconds: float) -> None:
+def test_a_time_that_does_not_fit_the_setup_is_a_value_error(name: str, seconds: float) -> None:
     with pytest.raises(ValueError, match=name):
         ConnectOptions(**{name: seconds})

@@ -1,4 +1,4 @@
-"""Each limit, as somebody meets it who has bad intentions and a socket; an honest client is served meanwhile."""
+"""Each limit, exceeded by a hostile peer on a raw socket, while an honest client is served."""
 
 import asyncio
 import struct
@@ -65,16 +65,16 @@ RESUMPTION = frame(0, 0x0D, 0, struct.pack(">HHH", 1, 0, 16) + b"t" * 16 + bytes
 
 
 def fragments(stream_id: int, name: bytes, size: int, count: int) -> list[bytes]:
-    """An upload's first fragment and more of them; none is the last."""
+    """The first `count` fragments of an upload; more would have to follow."""
     data = b"x" * size
     more = [frame(stream_id, PAYLOAD, NEXT | FOLLOWS, data)] * (count - 1)
     return [upload(stream_id, name, data, flags=FOLLOWS), *more]
 
 
-# What one peer may send
+# What a connection may send
 
 
-async def test_a_payload_over_the_limit_is_refused_once_in_the_log_and_the_connection_lives(
+async def test_a_payload_over_the_limit_is_refused_once_in_the_log_and_the_connection_stays_open(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with serve(limits=Limits(max_request_bytes=100_000)) as server, raw_peer(server.uri) as peer:
@@ -104,7 +104,7 @@ async def test_fragments_over_the_limit_are_refused_once_and_the_rest_is_skipped
 
 
 BOMB = item(b"route", b"") * 25_000
-"""Metadata that takes a second to parse, for each four megabytes."""
+"""Metadata of which four megabytes take a second to parse."""
 BEGUN = request(1, REQUEST_RESPONSE, BOMB[:9000], flags=FOLLOWS)
 
 
@@ -137,7 +137,7 @@ async def test_metadata_over_the_limit_is_refused_unparsed(sent: list[bytes], tm
 
 
 async def test_a_large_keepalive_ends_the_connection() -> None:
-    """Echoes that nobody takes would wait here, 16 MB of each connection."""
+    """The echo of a keepalive, up to 16 MB, would wait in the server's memory for a peer that doesn't read."""
     async with serve() as server:
         for nbytes in (20_000, 100_000, 16_000_000):
             async with raw_peer(server.uri) as peer:
@@ -163,7 +163,7 @@ async def test_what_one_connection_holds_is_bounded(caplog: pytest.LogCaptureFix
     assert len(warnings(caplog)) == 1
 
 
-async def test_what_all_connections_hold_is_bounded_and_given_back() -> None:
+async def test_what_all_connections_hold_is_bounded_and_freed() -> None:
     async with (
         serve(limits=Limits(max_reassembly_bytes=300_000)) as server,
         raw_peer(server.uri) as first,
@@ -172,22 +172,22 @@ async def test_what_all_connections_hold_is_bounded_and_given_back() -> None:
         await first.send(*fragments(1, b"a", 70_000, 4))
         await eventually(lambda: server._budget.used_bytes > 280_000)
         await second.send(*fragments(1, b"b", 70_000, 4))
-        assert (await receive(first)).error[0] == REJECTED  # a newcomer doesn't lose to who holds far more
+        assert (await receive(first)).error[0] == REJECTED  # the connection that holds far more is refused
         await eventually(lambda: server._budget.used_bytes > 280_000)
         assert server._budget.used_bytes <= 300_000
-        await serves(server.uri)  # what fits a connection's receive buffer needs no room
+        await serves(server.uri)  # a payload that fits the receive buffer doesn't count
         reset(second)
         await eventually(lambda: not server._budget.used_bytes)
         await first.send(upload(3, b"b", b"x" * 250_000))
         assert (await receive(first)).kind == PAYLOAD
 
 
-async def test_a_request_too_many_is_refused_once_in_the_log_and_the_connection_lives(
+async def test_a_request_too_many_is_refused_once_in_the_log_and_the_connection_stays_open(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     two = ChatData({"a": b"x" * 1000, "b": b""})
     async with serve(limits=Limits(max_streams=10), data=two) as server, raw_peer(server.uri) as peer:
-        # Each has one item more than it was asked for.
+        # Each listing has one more item than was requested.
         await peer.send(*[request(i, REQUEST_STREAM, route_item("files"), n=1) for i in range(101, 121, 2)])
         for _ in range(10):
             assert (await receive(peer)).kind == PAYLOAD
@@ -209,7 +209,9 @@ async def test_a_request_too_many_is_refused_once_in_the_log_and_the_connection_
     assert len(warnings(caplog)) == 1
 
 
-async def test_who_asks_for_very_much_leaves_the_others_their_share(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_connection_with_many_requests_leaves_others_their_share(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def listings(count: int) -> list[bytes]:
         return [request(id_, REQUEST_STREAM, route_item("files"), n=1) for id_ in range(1, 2 * count, 2)]
 
@@ -230,7 +232,7 @@ async def test_who_asks_for_very_much_leaves_the_others_their_share(caplog: pyte
 
 
 @pytest.mark.parametrize(
-    ("sent", "said"),
+    ("sent", "error"),
     [
         pytest.param([stat(i, b"missing") for i in range(1, 401, 2)], "not_found: ", id="answered"),
         pytest.param([upload(i, b"a", b"x" * 100_001) for i in range(1, 401, 2)], "too_large: ", id="too large"),
@@ -238,14 +240,14 @@ async def test_who_asks_for_very_much_leaves_the_others_their_share(caplog: pyte
     ],
 )
 async def test_a_peer_that_causes_error_after_error_is_closed(
-    sent: list[bytes], said: str, caplog: pytest.LogCaptureFixture
+    sent: list[bytes], error: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     limits = Limits(max_errors_per_minute=20, max_request_bytes=100_000)
     async with serve(limits=limits) as server, raw_peer(server.uri) as peer:
         await peer.send(*sent)
         answers = 0
         while (answer := await receive(peer)).stream_id:
-            assert answer.error[1].startswith(said)
+            assert answer.error[1].startswith(error)
             answers += 1
         assert answers <= 20
         assert answer.error[0] == CONNECTION_ERROR
@@ -253,16 +255,16 @@ async def test_a_peer_that_causes_error_after_error_is_closed(
         assert await peer.receive() is None
         await serves(server.uri)
         await eventually(lambda: not server.work.active)
-    assert len(warnings(caplog)) == (said != "not_found: ")
+    assert len(warnings(caplog)) == (error != "not_found: ")
 
 
-# How many, and for how long
+# How many connections, and for how long
 
 
 async def test_a_connection_too_many_is_refused_and_one_that_ends_makes_room(caplog: pytest.LogCaptureFixture) -> None:
     async with serve(limits=Limits(max_connections=3)) as server:
         peers = [await RawPeer.connect(server.uri) for _ in range(3)]
-        for peer in peers:  # no strangers, who would have to make room
+        for peer in peers:  # none is pending, and would be evicted
             await peer.send(setup(), stat(1, b"a"))
             assert (await receive(peer)).kind == ERROR
         for _ in range(10):
@@ -280,7 +282,7 @@ async def test_a_connection_too_many_is_refused_and_one_that_ends_makes_room(cap
 
 async def test_connections_of_one_address_are_limited_if_asked_for() -> None:
     async with serve(limits=Limits(max_connections_per_address=2)) as server:
-        for _ in range(5):  # what is given back is what was taken
+        for _ in range(5):  # the count goes down as it went up
             async with raw_peer(server.uri) as first, raw_peer(server.uri) as second:
                 await first.send(stat(1, b"a"))
                 await second.send(stat(1, b"a"))
@@ -289,12 +291,12 @@ async def test_connections_of_one_address_are_limited_if_asked_for() -> None:
                     assert (await refused(third))[1].startswith("server_full: ")
             await eventually(lambda: not server.connections)
         assert server._listener is not None
-        assert not server._listener._addresses
+        assert not server._listener._admission._per_address
         # Proxies share one address: by default only the total counts.
         assert Limits().max_connections_per_address is None
 
 
-async def test_a_stranger_who_gives_no_setup_is_closed_in_time() -> None:
+async def test_a_connection_without_a_setup_is_closed_in_time() -> None:
     async with serve(limits=Limits(setup_seconds=0.3)) as server:
 
         async def end(sent: bytes) -> tuple[int, str]:
@@ -308,7 +310,7 @@ async def test_a_stranger_who_gives_no_setup_is_closed_in_time() -> None:
         assert server._budget.used_bytes == 0
 
 
-async def test_a_setup_byte_by_byte_gets_no_more_time_and_holds_up_nobody() -> None:
+async def test_a_setup_byte_by_byte_gets_no_more_time_and_delays_no_other() -> None:
     async with serve(limits=Limits(setup_seconds=0.5)) as server:
 
         async def loris() -> tuple[int, str]:
@@ -332,7 +334,7 @@ async def dribbled(peer: RawPeer, wire: bytes) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_a_request_byte_by_byte_is_served_and_holds_up_nobody() -> None:
+async def test_a_request_byte_by_byte_is_served_and_delays_no_other() -> None:
     async with serve() as server, raw_peer(server.uri) as peer:
         async with asyncio.TaskGroup() as group:
             group.create_task(dribbled(peer, stat(1, b"a")))
@@ -363,13 +365,13 @@ async def test_a_silent_peer_is_closed_and_one_with_keepalives_is_not() -> None:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_nobody_announces_a_lifetime_without_end() -> None:
+async def test_an_announced_lifetime_is_bounded() -> None:
     async with serve(limits=Limits(idle_seconds=0.1)) as server, raw_peer(server.uri, set_up=False) as peer:
         await peer.send(setup_frame(lifetime_ms=0x7FFFFFFF))
         assert (await refused(peer))[0] == CONNECTION_ERROR
 
 
-async def test_a_reader_that_stops_is_closed_and_what_it_asked_for_is_dropped() -> None:
+async def test_a_peer_that_stops_reading_is_closed_and_its_answers_are_dropped() -> None:
     large = ChatData({"large": bytes(32 * MIB)})
     async with (
         serve(limits=Limits(blocked_seconds=0.6), data=large) as server,
@@ -384,7 +386,7 @@ async def test_a_reader_that_stops_is_closed_and_what_it_asked_for_is_dropped() 
         assert server.work.cancelled == 2
 
 
-async def test_a_slow_reader_is_not_a_stopped_one() -> None:
+async def test_a_peer_that_reads_slowly_is_not_closed() -> None:
     large = ChatData({"large": bytes(24 * MIB)})
     async with serve(limits=Limits(blocked_seconds=1.0), data=large) as server, raw_peer(server.uri) as peer:
         await peer.send(download(1, b"large"))
@@ -407,7 +409,7 @@ async def test_a_full_memory_store_refuses_and_keeps_what_it_has() -> None:
         with pytest.raises(StorageFull):
             await files.upload_from("b", bytes(500_000), chunk_size=50_000)
         assert await files.list_files().pipe(ops.to_list()) == ["a"]
-        await files.upload("a", bytes(100_000))  # in place of what is there
+        await files.upload("a", bytes(100_000))  # replaces the file
         assert await files.download("a") == bytes(100_000)
         await files.delete("a")
 
@@ -425,7 +427,7 @@ async def test_unfinished_uploads_count_in_the_memory_store() -> None:
         assert not server.data.files
 
 
-async def test_small_things_fill_no_memory() -> None:
+async def test_small_files_and_uploads_fill_no_memory() -> None:
     async with serve(limits=Limits(max_store_bytes=1_000_000)) as server, raw_peer(server.uri) as peer:
         await peer.send(*(upload(2 * number + 1, b"x" * 1000 + b"%d" % number, b"") for number in range(900)))
         answers = [await receive(peer) for _ in range(900)]
@@ -455,7 +457,7 @@ async def test_a_file_over_the_limit_is_refused_in_a_folder(tmp_path: Path) -> N
         await files.upload("a", bytes(100_000))
 
 
-# What is no protocol
+# Violations of the protocol
 
 
 @pytest.mark.parametrize(
@@ -482,10 +484,12 @@ async def test_a_file_over_the_limit_is_refused_in_a_folder(tmp_path: Path) -> N
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), CONNECTION_ERROR, id="TLS"),
     ],
 )
-async def test_a_stranger_is_told_once_and_closed(sent: bytes, code: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_wrong_setup_ends_the_connection_with_an_error(
+    sent: bytes, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serve(data=ChatData({"a": b"x"})) as server:
         async with raw_peer(server.uri, set_up=False) as peer:
-            # Pipelined behind it: nothing of this may be served.
+            # In the same segment: nothing of this may be served.
             await peer.send(sent, upload(3, b"intruder", b"x"), download(5, b"a"))
             assert (await refused(peer))[0] == code
         assert server.work.started == 0
@@ -511,7 +515,7 @@ async def test_a_stranger_is_told_once_and_closed(sent: bytes, code: int, caplog
         pytest.param(frame(1, REQUEST_RESPONSE, 0x100, b"\xff\xff\xff"), id="metadata beyond the frame's end"),
     ],
 )
-async def test_what_breaks_the_protocol_ends_its_connection_and_no_other(sent: bytes) -> None:
+async def test_a_violation_of_the_protocol_ends_its_connection_and_no_other(sent: bytes) -> None:
     async with serve(data=ChatData({"a": bytes(4 * MIB)})) as server, raw_peer(server.uri) as peer:
         await peer.send(sent)
         code, text = await refused(peer)
@@ -522,7 +526,7 @@ async def test_what_breaks_the_protocol_ends_its_connection_and_no_other(sent: b
 
 
 class Broken(MemoryStore):
-    """A store whose every call fails with what a peer mustn't read."""
+    """A store whose calls all fail, with a text that mustn't reach a peer."""
 
     def __getattribute__(self, name: str) -> Any:
         if name not in ("stat", "list", "open", "begin", "put", "published", "uploaded", "delete"):
@@ -535,20 +539,20 @@ class Broken(MemoryStore):
 
 
 async def test_no_internal_text_reaches_a_peer_by_any_route(caplog: pytest.LogCaptureFixture) -> None:
-    said = b'{"upload_id": "u", "sent_all": %s}'
+    message = b'{"upload_id": "u", "sent_all": %s}'
     asked = {
         1: upload(1, b"a", b"x"),
         3: download(3, b"a"),
         5: stat(5, b"a"),
         7: chunks(7, b"a"),
         9: request(9, REQUEST_STREAM, route_item("files")),
-        11: channel(11, b"a", said % b"false"),
-        13: channel(13, b"a", said % b"true"),
+        11: channel(11, b"a", message % b"false"),
+        13: channel(13, b"a", message % b"true"),
         15: request(15, REQUEST_RESPONSE, route_item("file.delete") + name_item(b"a")),
         17: request(
             17,
             REQUEST_RESPONSE,
-            route_item("file.upload.status") + name_item(b"a") + item(b"chat/file-transfer", said % b"true"),
+            route_item("file.upload.status") + name_item(b"a") + item(b"chat/file-transfer", message % b"true"),
         ),
     }
     async with serve(data=ChatData(Broken({}))) as server, raw_peer(server.uri) as peer:
@@ -562,12 +566,12 @@ async def test_no_internal_text_reaches_a_peer_by_any_route(caplog: pytest.LogCa
     assert "secret" in caplog.text
 
 
-# Floods, against a process whose memory is counted
+# Floods, of a process whose memory is measured
 
 
 @needs_proc
 @pytest.mark.parametrize("is_set_up", [False, True])
-async def test_400_mb_of_fragments_from_a_stranger(is_set_up: bool) -> None:
+async def test_400_mb_of_fragments(is_set_up: bool) -> None:
     async with server_process("--limit", "max_connection_bytes=33554432") as server:
         await serves(server.uri)
         before, served, peak = server.rss, 0, 0
@@ -633,7 +637,7 @@ async def test_empty_frames_by_the_hundred_thousand() -> None:
 
 
 @needs_proc
-async def test_a_thousand_connections_in_turn_leave_nothing_behind(tmp_path: Path) -> None:
+async def test_a_thousand_successive_connections_leave_nothing_behind(tmp_path: Path) -> None:
     async with server_process("--store", str(tmp_path)) as server:
 
         async def visit(number: int) -> None:
@@ -661,7 +665,7 @@ async def test_a_thousand_connections_in_turn_leave_nothing_behind(tmp_path: Pat
         for number in range(240):
             await visit(number)
         await serves(server.uri)
-        await asyncio.sleep(1.2)  # longer than the server gives a peer to take the last word
+        await asyncio.sleep(1.2)  # longer than a peer has to read the last ERROR
         files, memory = server.fds, server.rss
         for number in range(1_000):
             await visit(number)
@@ -673,7 +677,7 @@ async def test_a_thousand_connections_in_turn_leave_nothing_behind(tmp_path: Pat
         assert (status, log) == (0, "")
 
 
-async def test_small_files_that_nobody_takes_are_not_read(tmp_path: Path) -> None:
+async def test_small_files_for_a_peer_that_does_not_read_are_not_read(tmp_path: Path) -> None:
     data = ChatData(DirectoryStore(tmp_path))
     async with serve(data=data) as server:
         await data.store.put("small", bytes(64 * 1024))
@@ -682,8 +686,8 @@ async def test_small_files_that_nobody_takes_are_not_read(tmp_path: Path) -> Non
             await eventually(lambda: server.work.started == 1000)
             await serves(server.uri)
             (connection, *_) = server._connections.values()
-            await eventually(lambda: connection._file_transport.write_blocked_since is not None)
-            waiting = connection._send_queue.qsize()
+            await eventually(lambda: connection.transport.flow.blocked_since is not None)
+            waiting = len(connection.outbox._entries)
             assert waiting * 64 * 1024 < 4 * MIB, f"{waiting} answers wait"
             for _ in range(1000):
                 assert len((await receive(peer)).data) == 64 * 1024
@@ -691,7 +695,7 @@ async def test_small_files_that_nobody_takes_are_not_read(tmp_path: Path) -> Non
         assert connection.answers._queued_bytes == 0
 
 
-async def test_whole_frames_wait_for_the_folder_one_by_one(tmp_path: Path) -> None:
+async def test_whole_frames_are_written_to_the_disk_one_by_one(tmp_path: Path) -> None:
     data = ChatData(DirectoryStore(tmp_path))
     async with serve(data=data) as server:
         put, most = data.store.put, 0
@@ -707,25 +711,25 @@ async def test_whole_frames_wait_for_the_folder_one_by_one(tmp_path: Path) -> No
                 await peer.send(upload(stream_id, b"large%d" % stream_id, bytes([stream_id]) * 4_000_000))
             # They are published in threads, in any order.
             assert {(await receive(peer)).stream_id for _ in range(5)} == set(range(1, 11, 2))
-        assert most == 0, "it was held in memory until there was a thread for it"
+        assert most == 0, "it was held in memory until a thread was free"
         for stream_id in range(1, 11, 2):
             assert (tmp_path / f"large{stream_id}").read_bytes() == bytes([stream_id]) * 4_000_000
         assert server._budget.used_bytes == 0
 
 
-async def test_who_comes_again_and_again_is_logged_ten_times(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_repeated_warning_is_logged_ten_times(caplog: pytest.LogCaptureFixture) -> None:
     async with serve(limits=Limits(max_request_bytes=1000, max_streams=1)) as server:
         for _ in range(30):
             async with raw_peer(server.uri) as peer:
                 await peer.send(upload(1, b"a", bytes(2000)))
                 assert (await receive(peer)).error[1].startswith("too_large: ")
-    said = warnings(caplog)
-    assert len(said) == 10
-    assert said[-1].endswith("more of this kind isn't logged for a minute")
+    logged = warnings(caplog)
+    assert len(logged) == 10
+    assert logged[-1].endswith("more of this kind isn't logged for a minute")
 
 
 @needs_proc
-async def test_what_a_flood_took_is_given_back_to_the_system() -> None:
+async def test_memory_of_a_flood_is_returned_to_the_system() -> None:
     async with server_process() as server:
         await serves(server.uri)
         before = server.rss
@@ -739,12 +743,12 @@ async def test_what_a_flood_took_is_given_back_to_the_system() -> None:
 
 
 @needs_proc
-async def test_digests_of_what_peers_have_already_hold_up_nobody() -> None:
+async def test_digests_from_an_earlier_offset_delay_no_other() -> None:
     async with server_process() as server:
         async with FileClient.connect(server.uri) as files:
             await files.upload_from("large", bytes(64 * MIB))
-        said = b'{"offset": 67108863, "digest_from": 0, "digest": "sha-256"}'
-        metadata = route_item("file.download") + name_item(b"large") + item(b"chat/file-transfer", said)
+        message = b'{"offset": 67108863, "digest_from": 0, "digest": "sha-256"}'
+        metadata = route_item("file.download") + name_item(b"large") + item(b"chat/file-transfer", message)
         async with raw_peer(server.uri) as peer, raw_peer(server.uri) as other:
             for each in (peer, other):
                 await each.send(*(request(stream_id, REQUEST_STREAM, metadata) for stream_id in range(1, 2001, 2)))

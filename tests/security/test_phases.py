@@ -1,4 +1,4 @@
-"""A peer that goes quiet, or on for ever, in the middle of a request: each phase of each method ends typed, in time."""
+"""A peer that falls silent, or never ends, in some phase of a request: each ends with a typed error, in time."""
 
 import asyncio
 import os
@@ -7,6 +7,7 @@ import struct
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reactivex import Observable
@@ -73,7 +74,7 @@ def an_item(stream_id: int, metadata: bytes | None, data: bytes = b"", flags: in
     return frame(stream_id, PAYLOAD, flag | flags, body)
 
 
-def said(*frames: Callable[[int], bytes]) -> Script:
+def replies(*frames: Callable[[int], bytes]) -> Script:
     """Sends these in answer to a request, and nothing more."""
 
     async def script(peer: RawPeer, request: RawFrame) -> None:
@@ -90,8 +91,10 @@ def chunk(*, length: int, data: bytes = b"x" * 10, last: bool = False) -> Callab
     return lambda stream_id: an_item(stream_id, transfer_item(**head), data)
 
 
-def receipt(committed: int) -> Callable[[int], bytes]:
-    return lambda stream_id: an_item(stream_id, transfer_item(committed=committed))
+def receipt(committed: int, *, window: int | None = None) -> Callable[[int], bytes]:
+    """A receipt; `window` is what it announces, if it does."""
+    said = {"committed": committed} if window is None else {"committed": committed, "window": window}
+    return lambda stream_id: an_item(stream_id, transfer_item(**said))
 
 
 def credit(count: int) -> Callable[[int], bytes]:
@@ -99,18 +102,25 @@ def credit(count: int) -> Callable[[int], bytes]:
 
 
 async def first_half(peer: RawPeer, request: RawFrame) -> None:
-    """Half of a frame, and nothing more; not even keepalives can come behind it."""
+    """Half of a frame, and nothing more; not even keepalives can follow it."""
     peer.is_alive = False
     await peer.send(frame(request.stream_id, PAYLOAD, NEXT | COMPLETE, bytes(1000))[:500])
 
 
-async def confirms_all_but_the_last(peer: RawPeer, request: RawFrame) -> None:
-    """Every byte of an upload is durable, and then there is no final receipt."""
+async def confirms_and_never_ends(peer: RawPeer, request: RawFrame) -> None:
+    """Receipts for every byte of an upload, and no final one."""
     committed = 0
     await peer.send(receipt(0)(request.stream_id), request_n(request.stream_id, 100))
-    while (got := await peer.receive(PATIENCE)) is not None and not got.flags & COMPLETE:
+    while (got := await peer.receive(PATIENCE)) is not None:
         committed += len(got.data)
         await peer.send(receipt(committed)(request.stream_id))
+        if got.flags & COMPLETE:
+            return
+
+
+def upload_of_a_path(files: FileClient, folder: Path) -> Observable[Any]:
+    (folder / "source").write_bytes(b"x" * 1000)
+    return files.upload_from("a", folder / "source", chunk_size=100)
 
 
 details = transfer_item(name="b", size=1, etag="e", modified=0, digest=None)
@@ -118,66 +128,80 @@ details = transfer_item(name="b", size=1, etag="e", modified=0, digest=None)
 PHASES: dict[str, tuple[Ask, Script, type[TransferError]]] = {
     "a whole answer's first fragment": (
         METHODS["download"],
-        said(lambda stream_id: an_item(stream_id, None, b"x" * 100, NEXT | FOLLOWS)),
+        replies(lambda stream_id: an_item(stream_id, None, b"x" * 100, NEXT | FOLLOWS)),
         Stalled,
     ),
     "half of a frame": (METHODS["download"], first_half, ConnectionLost),
-    "a large upload that is never answered": (lambda files, _: files.upload("a", bytes(3 * MIB)), said(), Stalled),
+    "a large upload that is never answered": (lambda files, _: files.upload("a", bytes(3 * MIB)), replies(), Stalled),
     "a listing's first name": (
         METHODS["list_files"],
-        said(lambda stream_id: an_item(stream_id, None, b"b")),
+        replies(lambda stream_id: an_item(stream_id, None, b"b")),
         Stalled,
     ),
     "a listing's first details": (
         METHODS["list_files with details"],
-        said(lambda stream_id: an_item(stream_id, details)),
+        replies(lambda stream_id: an_item(stream_id, details)),
         Stalled,
     ),
-    "chunks: the first": (METHODS["download_chunks"], said(chunk(length=20)), Stalled),
+    "chunks: the first": (METHODS["download_chunks"], replies(chunk(length=20)), Stalled),
     "chunks: all, with a window of one": (
         lambda files, _: files.download_chunks("a", window=1),
-        said(chunk(length=10, last=True)),
+        replies(chunk(length=10, last=True)),
         Stalled,
     ),
     "chunks: half of the second": (
         METHODS["download_chunks"],
-        said(chunk(length=20), lambda stream_id: an_item(stream_id, None, b"x", NEXT | FOLLOWS)),
+        replies(chunk(length=20), lambda stream_id: an_item(stream_id, None, b"x", NEXT | FOLLOWS)),
         Stalled,
     ),
-    "to a path: the first": (METHODS["download_to"], said(chunk(length=20)), Stalled),
-    "to a path: all, but not the end": (METHODS["download_to"], said(chunk(length=10, last=True)), Stalled),
-    "upload: nothing but credit": (METHODS["upload_from"], said(credit(100)), Stalled),
-    "upload: no credit": (METHODS["upload_from"], said(receipt(0)), Stalled),
+    "to a path: the first": (METHODS["download_to"], replies(chunk(length=20)), Stalled),
+    "to a path: all, but not the end": (METHODS["download_to"], replies(chunk(length=10, last=True)), Stalled),
+    "upload: nothing but credit": (METHODS["upload_from"], replies(credit(100)), Stalled),
+    "upload: no credit": (METHODS["upload_from"], replies(receipt(0)), Stalled),
     "upload: a little credit": (
         lambda files, _: files.upload_from("a", b"x" * 1000, chunk_size=100),
-        said(receipt(0), credit(2)),
+        replies(receipt(0), credit(2)),
         Stalled,
     ),
     "upload: credit and no receipts": (
         lambda files, _: files.upload_from("a", b"x" * 10_000, chunk_size=100),
-        said(receipt(0), credit(1000)),
+        replies(receipt(0), credit(1000)),
         Stalled,
     ),
     "upload: no final receipt": (
         lambda files, _: files.upload_from("a", b"x" * 1000, chunk_size=100),
-        confirms_all_but_the_last,
+        confirms_and_never_ends,
         Stalled,
+    ),
+    "upload of a path: no credit": (upload_of_a_path, replies(receipt(0)), Stalled),
+    "upload of a path: a little credit": (upload_of_a_path, replies(receipt(0), credit(2)), Stalled),
+    "upload of a path: credit and no receipts": (upload_of_a_path, replies(receipt(0), credit(1000)), Stalled),
+    "upload of a path: no final receipt": (upload_of_a_path, confirms_and_never_ends, Stalled),
+    "upload of a path: a CANCEL without an ERROR": (
+        upload_of_a_path,
+        replies(receipt(0), credit(2), lambda stream_id: frame(stream_id, CANCEL)),
+        ProtocolError,
+    ),
+    "upload of a path: completed without a receipt": (
+        upload_of_a_path,
+        replies(receipt(0), credit(2), lambda stream_id: frame(stream_id, PAYLOAD, COMPLETE)),
+        ProtocolError,
     ),
     "upload: a CANCEL without an ERROR": (
         METHODS["upload_from"],
-        said(receipt(0), lambda stream_id: frame(stream_id, CANCEL)),
+        replies(receipt(0), lambda stream_id: frame(stream_id, CANCEL)),
         ProtocolError,
     ),
     "upload: completed without a receipt": (
         METHODS["upload_from"],
-        said(lambda stream_id: frame(stream_id, PAYLOAD, COMPLETE)),
+        replies(lambda stream_id: frame(stream_id, PAYLOAD, COMPLETE)),
         ProtocolError,
     ),
 }
 
 
-async def test_a_peer_that_is_quiet_from_some_phase_on(tmp_path: Path) -> None:
-    """It answers keepalives all the time."""
+async def test_a_peer_that_is_silent_from_some_phase_on(tmp_path: Path) -> None:
+    """The peer still answers keepalives."""
 
     async def end(ask: Ask, script: Script) -> type[TransferError]:
         async def peer(peer: RawPeer) -> None:
@@ -194,7 +218,7 @@ async def test_a_peer_that_is_quiet_from_some_phase_on(tmp_path: Path) -> None:
     assert dict(zip(PHASES, ends, strict=True)) == {phase: kind for phase, (_, _, kind) in PHASES.items()}
 
 
-async def test_a_peer_whose_only_frames_are_keepalives_that_want_an_answer(tmp_path: Path) -> None:
+async def test_a_peer_that_only_sends_keepalives_with_the_respond_flag(tmp_path: Path) -> None:
     async def asks(peer: RawPeer) -> None:
         async def read() -> None:
             while await peer.reader.read(65536):
@@ -221,7 +245,7 @@ async def test_a_peer_that_ends_its_half_of_the_connection(tmp_path: Path) -> No
 
 
 async def test_a_peer_that_dribbles_is_ended_by_the_deadline(tmp_path: Path) -> None:
-    """By the letter it makes progress: a byte of a frame, now and then, for ever."""
+    """A byte of a frame now and then counts as progress, so only the deadline ends it."""
 
     async def dribbles(peer: RawPeer) -> None:
         request = await asked(peer)
@@ -250,8 +274,8 @@ async def test_a_peer_that_dribbles_is_ended_by_the_deadline(tmp_path: Path) -> 
     assert dict(zip(late, ends, strict=True)) == dict.fromkeys(late, DeadlineExceeded)
 
 
-async def test_what_others_move_is_not_a_requests_progress() -> None:
-    """A request that the server has taken and never answers, on a connection that is busy all the time."""
+async def test_the_progress_of_other_requests_does_not_count() -> None:
+    """A request that is never answered, on a connection that is busy with others."""
     async with raw_server(alive) as uri, FileClient.connect(uri, options=SHORT) as files:
         asking = asyncio.ensure_future(failure(files.stat("a")))
         others = []
@@ -265,7 +289,7 @@ async def test_what_others_move_is_not_a_requests_progress() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")
 async def test_a_server_that_is_stopped() -> None:
-    """Its system goes on to take what is sent to it, as far as there is room."""
+    """The kernel of a stopped process still receives what is sent, as far as the socket's buffer has room."""
 
     async def end(*asks: Callable[[FileClient], Observable[object]]) -> list[type[TransferError]]:
         async with server_process() as server, FileClient.connect(server.uri, options=SHORT) as files:
@@ -287,7 +311,7 @@ async def test_a_server_that_is_stopped() -> None:
     assert ends == [[ConnectionLost], [ConnectionLost], [ConnectionLost], []]
 
 
-async def test_the_state_of_a_lost_connection_is_told_at_once() -> None:
+async def test_a_lost_connection_is_reported_at_once() -> None:
     async with (
         serve(data=ChatData({"a": b"x"})) as server,
         fault_proxy(server.uri) as proxy,
@@ -307,7 +331,7 @@ async def test_the_state_of_a_lost_connection_is_told_at_once() -> None:
         assert isinstance(now[-1], Connected)
 
 
-async def test_closing_while_a_peer_is_waited_for_that_accepts_and_says_nothing(tmp_path: Path) -> None:
+async def test_closing_while_a_silent_peer_is_waited_for(tmp_path: Path) -> None:
     got: list[Exception] = []
     async with serve() as server, fault_proxy(server.uri) as proxy:
         async with FileClient.connect(proxy.uri) as files:

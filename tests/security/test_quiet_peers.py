@@ -1,4 +1,4 @@
-"""Every way in which a peer can go quiet, at every phase of every method: each ends with a typed error, in time."""
+"""Every way in which a peer can fall silent: every method ends with a typed error, in time."""
 
 import asyncio
 import socket
@@ -85,7 +85,7 @@ async def failure(source: Observable[Any]) -> TransferError:
 
 
 async def failures(files: FileClient, folder: Path) -> dict[str, type[TransferError]]:
-    """How all methods end, each on its own, at the same time."""
+    """How all methods end that are called concurrently."""
     errors = await asyncio.gather(*(failure(ask(files, folder)) for ask in METHODS.values()))
     return {method: type(error) for method, error in zip(METHODS, errors, strict=True)}
 
@@ -103,8 +103,8 @@ class Relay:
     """A relay to a server, whose faults can be switched on while it runs.
 
     Attributes:
-        is_black_hole: Whether what arrives from either end vanishes from now on.
-        bytes_per_second: How fast it is, each way; None for as fast as it can.
+        is_black_hole: Whether what arrives from either end is dropped from now on.
+        bytes_per_second: Its speed in each direction; None for no limit.
         accepted: Connections so far.
     """
 
@@ -157,7 +157,7 @@ class Relay:
             if self._after is not None and self._passed[way] > self._after[way]:
                 self.is_black_hole = True
             if self.is_black_hole:
-                await asyncio.Event().wait()  # reads no more, either, so that buffers fill as with a dead host
+                await asyncio.Event().wait()  # doesn't read either, so that buffers fill as with a dead host
             writer.write(piece)
             await writer.drain()
             if self.bytes_per_second is not None:
@@ -172,29 +172,29 @@ async def alive(peer: RawPeer) -> None:
 
 
 async def alive_for(seconds: float, peer: RawPeer) -> None:
-    """The same, and then hangs up."""
+    """Answers keepalives for so many seconds, then closes the connection."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await alive(peer)
 
 
 async def mute(peer: RawPeer) -> None:
-    """Reads, and never says anything."""
+    """Reads, and sends nothing."""
     while await peer.reader.read(65536):
         pass
 
 
 async def deaf(_: RawPeer) -> None:
-    """Neither reads nor says anything."""
-    await asyncio.sleep(1.0)  # twice what the client waits
+    """Neither reads nor sends anything."""
+    await asyncio.sleep(1.0)  # twice as long as the client waits
 
 
-# Nobody there
+# No RSocket peer
 
 
 @asynccontextmanager
 async def full_backlog() -> AsyncGenerator[str, None]:
-    """An address that takes no connection any more: the SYN gets no answer."""
+    """An address whose backlog is full: the SYN gets no answer."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -211,7 +211,7 @@ async def full_backlog() -> AsyncGenerator[str, None]:
                 one.close()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="how a full backlog behaves is the system's matter")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems treat a full backlog otherwise")
 async def test_a_peer_that_never_accepts() -> None:
     async with full_backlog() as uri, asyncio.timeout(PATIENCE):
         with pytest.raises(ConnectionFailed, match="not answered"):
@@ -220,7 +220,7 @@ async def test_a_peer_that_never_accepts() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent",
     [
         pytest.param(b"\0" * 64, id="zeros"),
         pytest.param(frame(0, 0x3D), id="a frame of no known kind"),
@@ -229,9 +229,9 @@ async def test_a_peer_that_never_accepts() -> None:
         pytest.param(frame(0, ERROR, 0, struct.pack(">I", 0xABCDEF) + b"\xff"), id="an unknown error"),
     ],
 )
-async def test_a_peer_that_speaks_something_else(said: bytes) -> None:
+async def test_a_peer_with_another_protocol(sent: bytes) -> None:
     async def other(peer: RawPeer) -> None:
-        await peer.send(said)
+        await peer.send(sent)
         await mute(peer)
 
     async with raw_server(other) as uri, asyncio.timeout(PATIENCE):
@@ -240,13 +240,13 @@ async def test_a_peer_that_speaks_something_else(said: bytes) -> None:
                 pass
 
 
-# There, and quiet
+# A silent RSocket peer
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tcps"])
 @pytest.mark.parametrize("peer", [mute, deaf])
-async def test_a_peer_that_accepts_and_says_nothing(peer: Callable[[RawPeer], Awaitable[None]], scheme: str) -> None:
-    """A web server that waits for a request, say; with TLS, one that says nothing in the handshake."""
+async def test_a_peer_that_accepts_and_is_silent(peer: Callable[[RawPeer], Awaitable[None]], scheme: str) -> None:
+    """A web server that waits for a request, for example; with TLS, a peer that is silent in the handshake."""
     async with raw_server(peer) as uri, asyncio.timeout(PATIENCE):
         with pytest.raises(ConnectionFailed, match=r"not answered within 0\.5 s") as raised:
             async with FileClient.connect(uri.replace("tcp", scheme), options=SHORT):
@@ -254,7 +254,7 @@ async def test_a_peer_that_accepts_and_says_nothing(peer: Callable[[RawPeer], Aw
         assert type(raised.value) is ConnectionFailed
 
 
-async def test_a_peer_that_says_nothing_to_a_later_connection(tmp_path: Path) -> None:
+async def test_a_peer_that_is_silent_on_a_later_connection(tmp_path: Path) -> None:
     accepted = 0
 
     async def peer(peer: RawPeer) -> None:
@@ -271,8 +271,8 @@ async def test_a_peer_that_says_nothing_to_a_later_connection(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("answer", ["accepts", "refuses"])
-async def test_a_peer_that_takes_its_time_for_the_setup(answer: str) -> None:
-    """A password's hash may take longer than a server may be silent."""
+async def test_a_peer_that_takes_long_for_the_setup(answer: str) -> None:
+    """A password check may take longer than `keepalive_timeout`."""
 
     async def slow(peer: RawPeer) -> None:
         await asyncio.sleep(1.5)
@@ -399,7 +399,7 @@ async def test_a_peer_that_closes_when_asked(last: bytes, tmp_path: Path) -> Non
         assert await failures(files, tmp_path) == all_are(ConnectionLost)
 
 
-async def test_a_server_that_is_killed_ends_what_is_pending_and_what_comes_later(tmp_path: Path) -> None:
+async def test_a_killed_server_ends_pending_and_later_requests(tmp_path: Path) -> None:
     async with server_process() as server, FileClient.connect(server.uri, options=SHORT) as files:
         await files.upload("a", bytes(64 * MIB))
         pending = [
@@ -418,14 +418,14 @@ async def test_a_server_that_is_killed_ends_what_is_pending_and_what_comes_later
         assert await failures(files, tmp_path) == all_are(ConnectionFailed)
 
 
-# Slow isn't quiet
+# A slow peer isn't silent
 
 
 async def test_a_slow_link_is_not_taken_for_dead(tmp_path: Path) -> None:
     content = bytes(range(256)) * 2000
     async with serve(data=ChatData({"a": content})) as server, Relay(server.uri) as relay:
         relay.bytes_per_second = 500_000
-        # A fragment of 600 kB is over a second under way, twice the time after which silence is death.
+        # A fragment of 600 kB takes over a second, twice `keepalive_timeout`.
         async with FileClient.connect(relay.uri, options=replace(SHORT, progress_timeout=5)) as files:
             states: list[ConnectionState] = []
             files.connection_state().subscribe(states.append)
@@ -472,10 +472,10 @@ async def test_a_deadline_covers_the_connecting(tmp_path: Path) -> None:
         assert isinstance(await failure(files.upload_from("a", b"x", deadline=0.3)), DeadlineExceeded)
 
 
-# Connecting again
+# Reconnecting
 
 
-async def test_the_states_of_a_connection_are_told_in_order() -> None:
+async def test_the_states_of_a_connection_are_emitted_in_order() -> None:
     seen: list[ConnectionState] = []
     ended: list[str] = []
     async with (
@@ -504,7 +504,7 @@ async def test_the_states_of_a_connection_are_told_in_order() -> None:
     assert late[-1] == seen[-1]
 
 
-async def test_one_attempt_is_shared_by_all_who_wait(tmp_path: Path) -> None:
+async def test_one_attempt_is_shared_by_all_requests(tmp_path: Path) -> None:
     async with (
         serve(data=ChatData({"a": b"x"})) as server,
         Relay(server.uri) as relay,
@@ -552,10 +552,10 @@ async def test_attempts_are_bounded_by_their_deadline_and_a_later_subscription_t
             assert isinstance(await failure(files.download("a")), ConnectionFailed)
 
 
-# The end
+# Closing
 
 
-async def test_close_ends_what_is_pending_and_whatever_comes_later(tmp_path: Path) -> None:
+async def test_close_ends_pending_and_later_requests(tmp_path: Path) -> None:
     got: list[Exception] = []
     async with raw_server(alive) as uri:
         async with FileClient.connect(uri) as files:
@@ -569,7 +569,7 @@ async def test_close_ends_what_is_pending_and_whatever_comes_later(tmp_path: Pat
         assert await failures(files, tmp_path) == all_are(ClientClosed)
 
 
-async def test_close_ends_who_waits_for_a_connection(tmp_path: Path) -> None:
+async def test_close_ends_requests_that_wait_for_a_connection(tmp_path: Path) -> None:
     got: list[Exception] = []
     async with serve() as server, Relay(server.uri) as relay:
         async with FileClient.connect(relay.uri, options=ConnectOptions(reconnect_timeout=60)) as files:
@@ -583,32 +583,32 @@ async def test_close_ends_who_waits_for_a_connection(tmp_path: Path) -> None:
         assert {type(error) for error in got} == {ClientClosed}
 
 
-async def test_close_at_each_turn_of_the_loop_leaves_nobody_waiting(tmp_path: Path) -> None:
-    """Each method under way; closed after 0, 3, 6, … turns."""
+async def test_close_in_any_event_loop_iteration_leaves_no_request_waiting(tmp_path: Path) -> None:
+    """Each method under way; closed after 0, 3, 6, … iterations."""
     async with serve(data=ChatData({"a": bytes(MIB)})) as server:
-        for turns in range(0, 60, 3):
-            ends = await closed_after(server.uri, turns, tmp_path)
+        for iterations in range(0, 60, 3):
+            ends = await closed_after(server.uri, iterations, tmp_path)
             # `delete` may have been first; everything else is complete, or closed.
             assert {type(end) for end in ends} <= {type(None), ClientClosed, NotFound}, ends
             server.data.files["a"] = bytes(MIB)
 
 
-async def closed_after(uri: str, turns: int, folder: Path) -> list[object]:
-    """How the methods end if the client is closed that many turns after they were subscribed to."""
+async def closed_after(uri: str, iterations: int, folder: Path) -> list[object]:
+    """How the methods end if the client is closed that many event-loop iterations after the subscriptions."""
     ends: list[object] = []
     async with FileClient.connect(uri) as files:
         for number, ask in enumerate(METHODS.values()):
-            to = folder / f"{turns} {number}"
+            to = folder / f"{iterations} {number}"
             to.mkdir()
             ask(files, to).subscribe(lambda _: None, ends.append, lambda: ends.append(None))
-        for _ in range(turns):
+        for _ in range(iterations):
             await asyncio.sleep(0)
     await eventually(lambda: len(ends) == len(METHODS), PATIENCE)
     return ends
 
 
 async def test_progress_that_is_slow_is_progress() -> None:
-    """Each chunk comes before the timeout, all of them take much longer."""
+    """Each chunk arrives before the timeout; all of them take much longer."""
     content = bytes(600_000)
     async with serve(data=ChatData({"a": content})) as server, Relay(server.uri) as relay:
         relay.bytes_per_second = 300_000

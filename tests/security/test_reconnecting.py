@@ -1,4 +1,4 @@
-"""No peer sees a storm of connections, whatever it does to them and however impatiently an application asks again."""
+"""No peer sees a storm of connections, whatever it does to them and however quickly an application retries."""
 
 import asyncio
 import struct
@@ -33,7 +33,7 @@ REJECTED_SETUP = 0x3
 
 
 async def until_asked(peer: RawPeer) -> None:
-    """Answers keepalives, and hangs up when a request comes."""
+    """Answers keepalives, and closes the connection at the first request."""
     while (got := await peer.receive(60)) is not None and got.kind != REQUEST_RESPONSE:
         pass
 
@@ -47,15 +47,15 @@ async def refuses_the_password(peer: RawPeer) -> None:
     await peer.send(frame(0, ERROR, 0, struct.pack(">I", REJECTED_SETUP) + text))
 
 
-async def says_nothing(peer: RawPeer) -> None:
+async def is_silent(peer: RawPeer) -> None:
     while await peer.reader.read(65536):
         pass
 
 
 async def accepted_in_a_while(later: Callable[[RawPeer], Awaitable[None]], askers: int) -> tuple[int, float]:
-    """The connections that a peer sees of callers who ask again at once, and how many it may see in that time.
+    """How many connections callers that retry at once make to a peer in a while, and how many there may be.
 
-    The first one works until it is used.
+    The first connection works until the first request.
     """
     accepted = 0
 
@@ -76,13 +76,13 @@ async def accepted_in_a_while(later: Callable[[RawPeer], Awaitable[None]], asker
 
 
 async def test_a_bare_retry_makes_no_storm() -> None:
-    cases = [(peer, 1) for peer in (until_asked, closes_at_once, refuses_the_password, says_nothing)]
+    cases = [(peer, 1) for peer in (until_asked, closes_at_once, refuses_the_password, is_silent)]
     cases.append((until_asked, 100))
     seen = await asyncio.gather(*(accepted_in_a_while(*case) for case in cases))
     assert [count for count, most in seen if not 3 <= count <= most] == [], seen
 
 
-async def test_a_refusal_is_told_as_what_it_is_each_time() -> None:
+async def test_a_refusal_is_the_same_typed_error_each_time() -> None:
     accepted = 0
 
     async def peer(peer: RawPeer) -> None:
@@ -97,8 +97,8 @@ async def test_a_refusal_is_told_as_what_it_is_each_time() -> None:
                 await files.stat("a")
 
 
-async def test_a_bare_retry_on_a_client_that_is_closed_keeps_nobody_busy(tmp_path: Path) -> None:
-    """It could only end with the loop: its first failures are quick, and nothing is left of it when it is disposed."""
+async def test_a_bare_retry_on_a_closed_client_is_slowed_down(tmp_path: Path) -> None:
+    """Such a retry never ends by itself: its first failures are quick, later ones slow; a dispose leaves nothing."""
     sources: list[Observable[Any]] = []
     async with serve() as server:
         for ask in METHODS.values():
@@ -107,7 +107,7 @@ async def test_a_bare_retry_on_a_client_that_is_closed_keeps_nobody_busy(tmp_pat
         await fail_seldom(sources, ClientClosed)
 
 
-async def test_nor_does_one_on_a_given_connection_that_has_ended() -> None:
+async def test_a_bare_retry_on_an_ended_rsocket_is_slowed_down() -> None:
     async with serve() as server, FileClient.connect(server.uri) as owner:
         rsocket = owner._connector.current()
         assert rsocket is not None

@@ -1,4 +1,4 @@
-"""The end in good order, and a log that says what somebody should read: no more, and no secret."""
+"""The server shuts down in order, and logs what an operator needs: no more, and no secret."""
 
 import asyncio
 import logging
@@ -54,8 +54,8 @@ def infos(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
 
 
-async def test_what_waits_to_be_sent_is_sent_before_the_end() -> None:
-    """An operation has ended when its last answer is queued; the peer has read none of it when the server ends."""
+async def test_queued_frames_are_sent_before_the_end() -> None:
+    """The operation ends when its last frame is queued; the peer reads the frames after the close has begun."""
     names = [f"{number:0300}" for number in range(2500)]
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -74,8 +74,8 @@ async def test_what_waits_to_be_sent_is_sent_before_the_end() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_what_is_under_way_is_finished_before_the_end(number: signal.Signals, tmp_path: Path) -> None:
-    """The first bytes have arrived when the signal comes; the rest does, too, and nobody new gets in."""
+async def test_transfers_under_way_are_completed_before_the_end(number: signal.Signals, tmp_path: Path) -> None:
+    """The first bytes have arrived at the signal; the rest still arrives, and no new connection is accepted."""
     async with server_process("--store", str(tmp_path / "store"), "--log-level", "info") as server:
         async with FileClient.connect(server.uri) as files:
             content = bytes(range(256)) * (32 * MIB // 256)
@@ -99,8 +99,8 @@ async def test_what_is_under_way_is_finished_before_the_end(number: signal.Signa
                 pass
 
 
-async def test_what_does_not_end_by_itself_is_ended(tmp_path: Path) -> None:
-    """Readers that stopped, uploads that wait, streams without credit, strangers: exit 0, in time, without a word."""
+async def test_operations_that_do_not_end_are_cancelled(tmp_path: Path) -> None:
+    """Peers that don't read, idle uploads, streams without credit, pending connections: exit 0, in time, no log."""
     async with server_process("--store", str(tmp_path)) as server:
         async with FileClient.connect(server.uri) as files:
             await files.upload("a", bytes(16 * MIB))
@@ -124,8 +124,8 @@ HALVES = pytest.mark.parametrize(
 
 
 @HALVES
-async def test_the_half_of_a_request_is_gone_at_the_end(sent: list[bytes], tmp_path: Path) -> None:
-    """Nobody can go on with it, also if the end comes while more of it arrives."""
+async def test_an_incomplete_request_is_dropped_at_the_end(sent: list[bytes], tmp_path: Path) -> None:
+    """An incomplete request can't be resumed. More of it arrives while the server is closed."""
     parts = tmp_path / ".rxfiles" / "parts"
     async with server_process("--store", str(tmp_path)) as server, raw_peer(server.uri) as peer:
         peer.writer.write(b"".join(sent))
@@ -135,7 +135,7 @@ async def test_the_half_of_a_request_is_gone_at_the_end(sent: list[bytes], tmp_p
 
 
 @HALVES
-async def test_the_half_of_a_request_that_is_being_written_is_gone_at_the_end(
+async def test_an_incomplete_request_that_is_being_written_is_dropped_at_the_end(
     sent: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is so slow that the connection is closed in the middle of the write."""
@@ -153,7 +153,7 @@ async def test_the_half_of_a_request_that_is_being_written_is_gone_at_the_end(
         end = asyncio.create_task(server.close(grace_seconds=0.01))
         await eventually(lambda: not server.connections)
         for _ in range(50):
-            await asyncio.sleep(0)  # who doesn't wait for the write is far behind it by then
+            await asyncio.sleep(0)  # enough for a close that doesn't wait for the write
         may_write.set()
         await end
     assert not list((tmp_path / ".rxfiles" / "parts").iterdir())
@@ -180,7 +180,7 @@ async def test_the_durable_part_of_an_upload_survives_the_end(tmp_path: Path) ->
         assert await files.download("a") == content
 
 
-# One line for each
+# One line for each connection and transfer
 
 
 async def test_a_line_for_each_connection_and_each_transfer(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ async def test_a_line_for_each_connection_and_each_transfer(caplog: pytest.LogCa
     assert "the content" not in caplog.text
 
 
-async def test_cancels_and_losses_are_an_outcome_of_their_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_cancels_and_lost_connections_are_logged_as_outcomes(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with serve(data=ChatData({"a": bytes(16 * MIB)})) as server, raw_peer(server.uri) as peer:
         await peer.send(chunks(1, b"a", 1), channel(3, b"b", b'{"upload_id": "u"}'), download(5, b"a"))
@@ -230,7 +230,7 @@ async def test_cancels_and_losses_are_an_outcome_of_their_line(caplog: pytest.Lo
     assert len([line for line in lines if line.startswith("connection from ")]) == 1
 
 
-async def test_why_a_connection_was_closed_is_in_its_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_reason_of_a_close_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with serve() as server, raw_peer(server.uri) as peer:
         await peer.send(bytes(3))
@@ -257,11 +257,11 @@ async def test_a_name_can_not_break_a_line(caplog: pytest.LogCaptureFixture) -> 
         assert record.getMessage().isprintable(), record
 
 
-# Nothing at the default level
+# The default level
 
 
-async def test_what_is_normal_is_quiet_at_the_default_level(tmp_path: Path) -> None:
-    """Cancels, disconnects, refusals and wrong requests; only what needs a person is a warning."""
+async def test_normal_events_are_not_logged_at_the_default_level(tmp_path: Path) -> None:
+    """Cancels, disconnects, refusals and wrong requests; only what needs an operator is a warning."""
     async with server_process("--store", str(tmp_path)) as server:
         async with FileClient.connect(server.uri, options=ConnectOptions()) as files:
             await files.upload("a", bytes(8 * MIB))
@@ -287,7 +287,7 @@ async def test_what_is_normal_is_quiet_at_the_default_level(tmp_path: Path) -> N
         assert await server.stop() == (0, "")
 
 
-async def test_a_client_is_quiet_about_what_is_normal(caplog: pytest.LogCaptureFixture) -> None:
+async def test_normal_events_are_not_logged_by_a_client(caplog: pytest.LogCaptureFixture) -> None:
     async with server_process() as server, FileClient.connect(server.uri) as files:
         await files.upload("a", bytes(8 * MIB))
         files.download("a").subscribe(lambda _: None).dispose()
@@ -296,5 +296,5 @@ async def test_a_client_is_quiet_about_what_is_normal(caplog: pytest.LogCaptureF
         server.process.kill()
         await asyncio.gather(pending, return_exceptions=True)
         await eventually(lambda: files._connector.current() is None)
-    # asyncio's own word about the child that this test has killed isn't the client's.
-    assert [said for said in warnings(caplog) if not said.startswith("Unknown child process")] == []
+    # asyncio's warning about the killed child isn't the client's.
+    assert [line for line in warnings(caplog) if not line.startswith("Unknown child process")] == []

@@ -1,4 +1,4 @@
-"""TLS: who is verified by default, and that each mistake is a typed error at both ends, in time."""
+"""TLS: the server is verified by default, and each mistake is a typed error at both ends, in time."""
 
 import asyncio
 import ssl
@@ -82,10 +82,10 @@ async def test_files_of_any_size_go_both_ways(ca: trustme.CA, trusting: ssl.SSLC
         assert await files.list_files().pipe(ops.to_list()) == ["whole", "chunks"]
 
 
-async def test_the_server_is_verified_unless_somebody_says_otherwise(
+async def test_the_server_is_verified_by_default(
     ca: trustme.CA, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The certificate is by an authority that this machine doesn't know."""
+    """The certificate is of an authority that the machine doesn't trust."""
     async with tls_server(ca, tmp_path) as server:
         with pytest.raises(ConnectionFailed, match="certificate verify failed"):
             await connects(server.uri, None)
@@ -111,7 +111,7 @@ async def test_a_context_without_tls_is_a_value_error(trusting: ssl.SSLContext) 
 
 
 @pytest.mark.parametrize("shown", ["none", "another authority's", "the right one"])
-async def test_clients_show_a_certificate_where_one_is_wanted(
+async def test_clients_show_a_certificate_where_one_is_required(
     ca: trustme.CA, trusting: ssl.SSLContext, tmp_path: Path, shown: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     if shown != "none":
@@ -163,7 +163,7 @@ async def test_a_tls_client_at_a_plain_port_fails_in_time(
     assert warnings(caplog) == []
 
 
-async def test_a_handshake_that_is_never_finished_is_given_up_and_holds_up_nobody(
+async def test_an_unfinished_handshake_is_ended_in_time_and_delays_no_other(
     ca: trustme.CA, trusting: ssl.SSLContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
@@ -194,7 +194,7 @@ async def test_a_process_serves_with_tls_and_exits_amid_handshakes(
     "arguments",
     [["--tls-cert", "x"], ["--tls-key", "x"], ["--tls-client-ca", "x"], ["--tls-cert", "/", "--tls-key", "/"]],
 )
-def test_half_of_what_tls_needs_is_said_at_the_start(arguments: list[str]) -> None:
+def test_incomplete_tls_options_are_an_error(arguments: list[str]) -> None:
     from server.__main__ import _server
 
     with pytest.raises(SystemExit) as exited:

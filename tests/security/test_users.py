@@ -1,4 +1,4 @@
-"""Who gets in, who doesn't, and what each may do; nothing is served before somebody was accepted."""
+"""Authentication and permissions; nothing is served before a connection is authenticated."""
 
 import asyncio
 import io
@@ -18,7 +18,8 @@ from reactivex import operators as ops
 from rx_client import FileClient
 from server import ChatData, FileServer, Users, serve
 from server.__main__ import _is_loopback, _server
-from server.users import _Turns, main
+from server.fair_lock import FairLock
+from server.users import main
 from shared.errors import ConnectionFailed, NotFound, PermissionDenied, Unauthenticated
 from shared.protocol.metadata import (
     AUTHENTICATION_MIMETYPE,
@@ -68,7 +69,7 @@ HASH = CHEAP.hash("secret")
 
 @pytest.fixture(autouse=True)
 def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hash of 64 MiB for each test's server would take longer than all the rest."""
+    """Without it, making the hashes of 64 MiB would take most of the tests' time."""
     monkeypatch.setattr("server.users.PasswordHasher", lambda: CHEAP)
 
 
@@ -76,7 +77,7 @@ def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "text"),
     [
         (["alice"], "line 1: the hash of 'alice' isn't argon2's"),
         ([f":{HASH}"], "line 1: each user has a name"),
@@ -101,26 +102,26 @@ def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
         (["bob:" + HASH.replace(HASH.split("$")[-2], "c2FsdHk")], "line 1: the hash of 'bob'"),
     ],
 )
-def test_a_line_that_is_wrong_is_named(lines: list[str], said: str) -> None:
+def test_a_malformed_line_is_named(lines: list[str], text: str) -> None:
     with pytest.raises(ValueError) as raised:
         users(*lines)
-    assert said in str(raised.value)
+    assert text in str(raised.value)
     assert HASH not in str(raised.value)
     assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("length", range(len(HASH)))
-def test_a_hash_that_was_cut_is_no_hash(length: int) -> None:
+def test_a_truncated_hash_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=r"python -m server\.users NAME"):
         users(f"bob:{HASH[:length]}")
 
 
 def test_comments_empty_lines_and_crlf_are_fine() -> None:
-    made = Users(f"# who\r\n\r\n  \r\nalice:{HASH}:r@ rwd@alice/\r\n")
+    made = Users(f"# names\r\n\r\n  \r\nalice:{HASH}:r@ rwd@alice/\r\n")
     assert list(made._users) == ["alice"]
 
 
-def test_the_tool_prints_a_line_that_holds_the_password_in_no_form() -> None:
+def test_the_command_prints_a_line_without_the_password() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "server.users", "alice"], input="pass word\n", capture_output=True, text=True, check=True
     )
@@ -132,7 +133,7 @@ def test_the_tool_prints_a_line_that_holds_the_password_in_no_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "password", "said"),
+    ("name", "password", "text"),
     [
         ("alice", "\n", "the password is empty"),
         ("alice", "", "the password is empty"),
@@ -147,19 +148,19 @@ def test_the_tool_prints_a_line_that_holds_the_password_in_no_form() -> None:
         ("\udcff", "x\n", "no line can have"),
     ],
 )
-def test_the_tool_makes_no_line_that_is_none(
-    name: str, password: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_command_refuses_a_name_or_password_that_makes_no_line(
+    name: str, password: str, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["users", name])
     monkeypatch.setattr("sys.stdin", io.StringIO(password))
     assert main() == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert said in err
+    assert text in err
 
 
 @pytest.mark.parametrize("name", ["alice", "a b", "Grüße", "日本", "a#", "$argon2id$"])
-def test_the_tools_line_gives_the_name_back(
+def test_the_commands_line_has_the_name(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["users", name])
@@ -168,7 +169,7 @@ def test_the_tools_line_gives_the_name_back(
     assert list(users(capsys.readouterr().out)._users) == [name]
 
 
-# Getting in
+# Authentication
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ async def server() -> AsyncGenerator[FileServer, None]:
 
 
 @pytest.mark.parametrize("auth", [("bob", "b:secret"), "bob:b:secret"])
-async def test_a_password_or_a_token_gets_in(server: FileServer, auth: tuple[str, str] | str) -> None:
+async def test_a_password_or_a_token_authenticates(server: FileServer, auth: tuple[str, str] | str) -> None:
     async with FileClient.connect(server.uri, auth=auth) as files:
         assert await files.download("bob/1") == b"2"
 
@@ -198,7 +199,7 @@ async def test_wrong_credentials_are_unauthenticated(server: FileServer, auth: t
         async with FileClient.connect(server.uri, auth=auth):
             pass
     assert not raised.value.retryable
-    if auth:  # nobody is told which of the two it was
+    if auth:  # the text doesn't say which
         assert raised.value.message == "the user name or the password is wrong"
 
 
@@ -230,7 +231,7 @@ GOOD = build_metadata([build_simple("root", "r secret")])
 async def test_nothing_is_served_behind_a_setup_that_was_rejected(server: FileServer, metadata: bytes) -> None:
     before = dict(server.data.files)
     async with raw_peer(server.uri, set_up=False) as peer:
-        # All of it in one segment: it is there before the SETUP was looked at.
+        # In one segment: all of it has arrived before the SETUP is handled.
         await peer.send(
             setup_frame(metadata=metadata),
             upload(1, b"alice/2", b"x"),
@@ -269,7 +270,7 @@ async def test_requests_behind_a_setup_wait_until_it_was_accepted(
         assert {(await receive(peer)).stream_id for _ in range(2)} == {1, 3}
 
 
-async def test_a_second_setup_is_nobody_elses(server: FileServer) -> None:
+async def test_a_second_setup_with_other_credentials_is_refused(server: FileServer) -> None:
     async with raw_peer(server.uri, set_up=False) as peer:
         await peer.send(
             setup_frame(build_simple("bob", "b:secret")), setup_frame(metadata=GOOD), download(1, b"public")
@@ -295,8 +296,8 @@ async def test_an_unknown_user_costs_a_hash_as_a_known_one_does(
                 pass
     assert len(verified) == 3
     costs = [argon2.extract_parameters(hashed) for hashed in verified]
-    assert costs[0] == costs[1] == costs[2], "whatever the file's hashes cost"
-    for _ in range(3):  # who was right once is recognised, so that a reconnect costs no hash
+    assert costs[0] == costs[1] == costs[2], "as much as the file's hashes cost"
+    for _ in range(3):  # a password that was right is recognised, so that a reconnect costs no check
         async with FileClient.connect(server.uri, auth=("alice", "a secret")):
             pass
     assert len(verified) == 4
@@ -309,7 +310,7 @@ async def test_an_unknown_user_costs_a_hash_as_a_known_one_does(
 
 @pytest.fixture
 def verified(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The passwords that were checked against a hash, each in the time that it takes in earnest."""
+    """The passwords that were checked against a hash; a check takes 10 ms."""
     passwords: list[bytes] = []
 
     def verify(self: argon2.PasswordHasher, hashed: str, password: bytes) -> bool:
@@ -324,7 +325,7 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 @asynccontextmanager
 async def guessing(server: FileServer, count: int, verified: list[bytes]) -> AsyncGenerator[list[RawPeer], None]:
-    """Strangers from one address who all wait for the answer to a wrong password."""
+    """Unauthenticated peers at one address, all of which wait for the check of a wrong password."""
     peers = [await RawPeer.connect(server.uri) for _ in range(count)]
     try:
         for number, peer in enumerate(peers):
@@ -337,28 +338,28 @@ async def guessing(server: FileServer, count: int, verified: list[bytes]) -> Asy
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
-async def test_those_who_guess_hold_up_nobody(server: FileServer, address: str, verified: list[bytes]) -> None:
-    """At their address or another, at the first time; and then, when the secret is known, not at all."""
+async def test_password_guesses_delay_no_other(server: FileServer, address: str, verified: list[bytes]) -> None:
+    """A client, at the same address or another, waits for at most three checks; for none once its password is known."""
     host, port = server.uri.removeprefix("tcp://").split(":")
-    async with guessing(server, 100, verified) as strangers:
-        await eventually(lambda: sum(map(len, server._users._turns._waiting.values())) == 99)  # type: ignore[union-attr]
+    async with guessing(server, 100, verified) as peers:
+        await eventually(lambda: sum(map(len, server._users._lock._waiters.values())) == 99)  # type: ignore[union-attr]
         before = len(verified)
         peer = RawPeer(*await asyncio.open_connection(host, int(port), local_addr=(address, 0)))
         await peer.send(setup_frame(build_simple("alice", "a secret")), stat(1, b"public"))
         assert (await receive(peer)).kind == PAYLOAD
         await peer.close()
         assert verified.index(b"a secret") - before <= 3
-        # The others get their answer, too.
-        assert (await refused(strangers[0]))[1] == "unauthenticated: the user name or the password is wrong"
+        # The others get their answer as well.
+        assert (await refused(peers[0]))[1] == "unauthenticated: the user name or the password is wrong"
     async with guessing(server, 100, verified):
         async with FileClient.connect(server.uri, auth=("alice", "a secret")) as files:
             await files.stat("public")
         assert verified.count(b"a secret") == 1
 
 
-async def test_so_many_may_wait_to_be_checked(server: FileServer, verified: list[bytes]) -> None:
-    async with guessing(server, 200, verified) as strangers:
-        answers = {(await refused(peer))[1] for peer in strangers}
+async def test_the_waiting_password_checks_are_bounded(server: FileServer, verified: list[bytes]) -> None:
+    async with guessing(server, 200, verified) as peers:
+        answers = {(await refused(peer))[1] for peer in peers}
     assert {answer.split(":")[0] for answer in answers} == {"unauthenticated", "server_full"}
     assert len(verified) < 200
     async with FileClient.connect(server.uri, auth=("bob", "b:secret")) as files:
@@ -374,33 +375,33 @@ async def test_clients_with_one_secret_cost_one_check(server: FileServer, verifi
     assert verified == [b"a secret"]
 
 
-async def test_turns_go_round_the_addresses_and_end_with_whoever_waits() -> None:
-    turns, order = _Turns(), list[str]()
+async def test_the_lock_goes_round_the_addresses_newest_waiter_first() -> None:
+    lock, order = FairLock(10), list[str]()
 
-    async def take(address: str, number: int) -> None:
-        async with turns.turn(address):
+    async def hold(address: str, number: int) -> None:
+        async with lock.hold(address):
             order.append(f"{address}{number}")
             await asyncio.sleep(0)
 
-    tasks = [asyncio.create_task(take(address, number)) for address in "aab" for number in range(3)]
+    tasks = [asyncio.create_task(hold(address, number)) for address in "aab" for number in range(3)]
     await asyncio.sleep(0)
     tasks[4].cancel()  # while it waits
     await asyncio.wait(tasks)
     assert order == ["a0", "a2", "b2", "b1", "a0", "b0", "a2", "a1"]
-    assert not turns._waiting
+    assert not lock._waiters
 
-    tasks = [asyncio.create_task(take(address, 0)) for address in "ab"]
-    while not turns._waiting:
+    tasks = [asyncio.create_task(hold(address, 0)) for address in "ab"]
+    while not lock._waiters:
         await asyncio.sleep(0)
-    while turns._waiting:
+    while lock._waiters:
         await asyncio.sleep(0)
-    tasks[1].cancel()  # at the very moment when it is its turn
+    tasks[1].cancel()  # in the event-loop iteration in which it gets the lock
     await asyncio.wait(tasks)
     async with asyncio.timeout(5):
-        await take("c", 0)
+        await hold("c", 0)
 
 
-# Being allowed to
+# Permissions
 
 
 async def error_of(server: FileServer, user: tuple[str, str], asked: bytes) -> str:
@@ -412,8 +413,8 @@ async def error_of(server: FileServer, user: tuple[str, str], asked: bytes) -> s
         return answer.error[1].split(":")[0] if answer.kind == ERROR else ""
 
 
-def named(route: str, name: bytes, said: bytes = b"{}") -> bytes:
-    metadata = route_item(route) + name_item(name) + item(b"chat/file-transfer", said)
+def named(route: str, name: bytes, message: bytes = b"{}") -> bytes:
+    metadata = route_item(route) + name_item(name) + item(b"chat/file-transfer", message)
     return request(1, REQUEST_RESPONSE, metadata)
 
 
@@ -463,7 +464,7 @@ async def test_a_listing_shows_only_what_may_be_read(server: FileServer) -> None
         assert len(await files.list_files().pipe(ops.to_list())) == 3
 
 
-async def test_an_upload_is_its_users_alone(server: FileServer) -> None:
+async def test_an_upload_is_only_its_users(server: FileServer) -> None:
     alices, bobs = [setup_frame(build_simple(*who)) for who in (("alice", "a secret"), ("bob", "b:secret"))]
     status = named("file.upload.status", b"shared/f", ID)
     async with raw_peer(server.uri, set_up=False) as alice, raw_peer(server.uri, set_up=False) as bob:
@@ -474,7 +475,7 @@ async def test_an_upload_is_its_users_alone(server: FileServer) -> None:
         while (await receive(alice)).kind != PAYLOAD:
             pass
 
-        # Asks for it, goes on with it, would supersede it: it isn't there for him.
+        # Bob's status request, resumption and newer attempt with the same id don't reach Alice's upload.
         await bob.send(bobs, status)
         answer = await receive(bob)
         assert answer.error[1].startswith("not_found: ")
@@ -490,9 +491,9 @@ async def test_an_upload_is_its_users_alone(server: FileServer) -> None:
             assert got.kind != ERROR, got.error
         assert server.data.files["shared/f"] == b"bob's"
 
-        # Hers is as it was.
+        # Alice's is unchanged.
         async with FileClient.connect(server.uri, auth=("alice", "a secret")) as files:
-            with pytest.raises(NotFound):  # of another name, hers or not
+            with pytest.raises(NotFound):  # of another name
                 await raw_status(files, "shared/g")
         end = item(b"chat/file-transfer", b'{"size": 13, "digest": null}')
         await alice.send(frame(1, PAYLOAD, NEXT, b"bytes"))
@@ -505,12 +506,11 @@ async def test_an_upload_is_its_users_alone(server: FileServer) -> None:
 async def raw_status(files: FileClient, name: str) -> None:
     from rsocket.payload import Payload
 
-    from rx_client.requests.cold import ask
     from shared.protocol.messages import FileRequest, transfer_request
     from shared.protocol.wire import Route
 
     payload = Payload(b"", transfer_request(Route.UPLOAD_STATUS, name, FileRequest(None, "u")))
-    answer = await ask(files._connector, payload)
+    answer = await files.requests.request_response(payload)
     assert parse_metadata(answer.metadata)
 
 
@@ -540,7 +540,7 @@ async def test_a_process_with_a_file_of_users(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "alice:secret\n", b"\xff\xfe".decode("latin-1")])
-def test_a_file_of_users_that_is_none_is_said_at_the_start(
+def test_an_unusable_file_of_users_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
 ) -> None:
     path = tmp_path / "users"
@@ -549,13 +549,15 @@ def test_a_file_of_users_that_is_none_is_said_at_the_start(
     with pytest.raises(SystemExit) as exited:
         _server(["--auth-file", str(path)])
     assert exited.value.code == 2
-    said = capsys.readouterr().err
-    assert "secret" not in said
-    assert ("line 1" in said) == (content == "alice:secret\n")
+    text = capsys.readouterr().err
+    assert "secret" not in text
+    assert ("line 1" in text) == (content == "alice:secret\n")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "example.com", "127.0.0.1.example.com", "0"])
-def test_nobody_is_let_in_from_elsewhere_unasked(host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hosts_but_loopback_need_users_or_insecure(
+    host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as exited:
         _server(["--host", host])
     assert exited.value.code == 2

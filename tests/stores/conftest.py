@@ -8,18 +8,19 @@ import pytest
 
 from server.stores.base import Store
 from server.stores.directory.store import DirectoryStore
-from server.stores.memory import MemoryStore
+
+from .support import STORES
 
 OpenStore = Callable[..., AbstractAsyncContextManager[Store]]
 
 
-@pytest.fixture(params=["memory", "directory"])
+@pytest.fixture(params=STORES)
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
     """Opens a store of each kind; `limit` is the largest file that it takes."""
 
     @asynccontextmanager
     async def opened(limit: int | None = None) -> AsyncIterator[Store]:
-        store = MemoryStore({}, None, limit) if request.param == "memory" else DirectoryStore(tmp_path / "files", limit)
+        store = STORES[request.param](tmp_path / "files", limit)
         await store.start()
         try:
             yield store

@@ -2,9 +2,9 @@
 
 The long run is `python -m tests.stores.crash --rounds 100`.
 
-The process says on its standard output what it is about to do and what it was told is done. Whoever kills it then opens
-the folder and looks: every file is the old one or the new one, whole; every upload goes on at an offset that isn't
-before the last one that was reported; nothing else is there.
+The process reports on its standard output what it is about to do, and what is done. After the kill the test opens the
+folder and looks: every file is the old one or the new one, whole; every upload goes on at an offset that isn't before
+the last one that was reported; nothing else is there.
 """
 
 import argparse
@@ -68,10 +68,11 @@ async def _work(store: DirectoryStore, worker: int, round_number: int) -> None:
             name += f"-{upload_id}"
         _say(worker, "put", name, upload_id)
         upload = await begin(store, name, upload_id=upload_id, size=len(content), overwrite=overwrite)
-        while upload.offset < len(content):
-            end = upload.offset + choose.randrange(1, 50_000)
-            middle = (upload.offset + end) // 2
-            _say(worker, "at", await upload.append([content[upload.offset : middle], content[middle:end]]))
+        while upload.received < len(content):
+            end = upload.received + choose.randrange(1, 50_000)
+            middle = (upload.received + end) // 2
+            await upload.append([content[upload.received : middle], content[middle:end]])
+            _say(worker, "at", await upload.flush())
             if choose.random() < 0.1:
                 await upload.suspend()
                 upload = await begin(store, name, upload_id=upload_id, size=len(content), overwrite=overwrite)
@@ -83,7 +84,7 @@ def _say(worker: int, *words: object) -> None:
     os.write(1, json.dumps([worker, *words]).encode() + b"\n")  # one write is one line, or nothing
 
 
-# The one who looks
+# The checks after a kill
 
 
 @dataclass
@@ -164,7 +165,7 @@ class Survey:
             return
         assert (upload.offset or 0) <= offset <= len(content)
         again = await begin(store, name, upload_id=upload_id, size=len(content))
-        assert again.offset == offset
+        assert again.received == offset
         if offset < len(content):
             await again.append([content[offset:]])
         await again.commit(digest_of(content))

@@ -1,8 +1,26 @@
-"""What the tests of the stores share."""
+"""What the tests of the stores share.
+
+To have `test_contract.py` check another store, add one line to `STORES`; what is special about it is tested in a module
+of its own. `partwise.py` is an example of a store that makes less durable than it receives.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
 
 from server.stores.base import Store, Upload
+from server.stores.directory.store import DirectoryStore
+from server.stores.memory import MemoryStore
 from shared.protocol.digest import Digest
 from shared.protocol.wire import FileInfo
+
+from .partwise import PartwiseStore
+
+STORES: dict[str, Callable[[Path, int | None], Store]] = {
+    "memory": lambda path, limit: MemoryStore({}, None, limit),
+    "directory": DirectoryStore,
+    "partwise": lambda path, limit: PartwiseStore(limit),
+}
+"""Makes each store, not started yet, from a path that it may use (nothing is there) and the largest file it takes."""
 
 ALGORITHM = "xxh3-128"
 
@@ -23,6 +41,14 @@ async def begin(
     overwrite: bool = True,
 ) -> Upload:
     return await store.begin(upload_id, name, size=size, algorithm=algorithm, overwrite=overwrite)
+
+
+async def flushed(upload: Upload) -> int:
+    """Flushes an upload, and returns what is durable: everything, but for less than the window of a partwise store."""
+    durable = await upload.flush()
+    assert durable == upload.durable
+    assert 0 <= upload.received - durable < (upload.window_bytes or 1)
+    return durable
 
 
 async def put(store: Store, name: str, content: bytes, *, upload_id: str = "put", overwrite: bool = True) -> FileInfo:

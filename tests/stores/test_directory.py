@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
-from server.stores.directory.folder import Folder, PartFile
+from server.stores.directory.folder import Folder
 from server.stores.directory.names import encode, fingerprint
+from server.stores.directory.places import Places
 from server.stores.directory.store import DirectoryStore
+from server.stores.directory.unfinished import UploadFile
 from shared.errors import AlreadyExists, Changed, IntegrityError, NotFound, StorageFull, TransferError
 from shared.files import disk
 
@@ -85,7 +87,7 @@ async def test_files_put_there_by_hand_are_served(directory: DirectoryStore, tmp
     assert not file.exists()
 
 
-async def test_a_digest_is_not_believed_of_what_was_written_by_hand(directory: DirectoryStore, tmp_path: Path) -> None:
+async def test_a_content_written_by_hand_has_no_digest(directory: DirectoryStore, tmp_path: Path) -> None:
     stored = await put(directory, "a", b"content")
     (tmp_path / "files" / "a").write_bytes(b"CONTENT")
 
@@ -110,7 +112,7 @@ async def test_only_regular_files_are_served(directory: DirectoryStore, tmp_path
             await directory.open(name)
         with pytest.raises(NotFound):
             await directory.delete(name)
-    # Their names are free all the same, and what has them in the folder stays.
+    # Their names can be used all the same, and the entries of those names stay.
     for name in ("folder", "link", "fifo"):
         await put(directory, name, name.encode())
         assert await get(directory, name) == name.encode()
@@ -120,8 +122,8 @@ async def test_only_regular_files_are_served(directory: DirectoryStore, tmp_path
     assert (root / "link").is_symlink()
 
 
-async def test_names_that_the_file_system_does_not_tell_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A file system that ignores case, as far as the store can see: paths are folded on their way to the system.
+async def test_names_that_the_file_system_does_not_distinguish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Simulates a file system that ignores case: paths are folded before they reach the system.
     root = tmp_path / "files"
     given: dict[str, str] = {}
 
@@ -138,7 +140,7 @@ async def test_names_that_the_file_system_does_not_tell_apart(tmp_path: Path, mo
         monkeypatch.setattr(module, function, call)
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda source, target: replace(source, folded(target)))
-    monkeypatch.setattr(Folder, "_probe", lambda self: False)
+    monkeypatch.setattr(Places, "_distinguishes", lambda self, scratch: False)
 
     store = await _opened(root)
     alike = ["README.md", "readme.md", "ReadMe.md", "Grüße", "grüße"]
@@ -173,7 +175,7 @@ async def test_a_second_process_is_refused(directory: DirectoryStore, tmp_path: 
     await again.close()
 
 
-async def test_it_does_nothing_before_start_and_after_close(tmp_path: Path) -> None:
+async def test_nothing_happens_before_start_or_after_close(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "files")
     with pytest.raises(RuntimeError):
         await store.list()
@@ -212,9 +214,9 @@ async def test_a_file_that_is_cut_or_written_while_it_is_read(directory: Directo
 
 async def test_a_cancelled_open_leaves_no_descriptor(directory: DirectoryStore) -> None:
     await put(directory, "a", b"content")
-    for turns in range(10):
+    for iterations in range(10):
         opening = asyncio.create_task(directory.open("a"))
-        for _ in range(turns):
+        for _ in range(iterations):
             await asyncio.sleep(0)
         opening.cancel()
         try:
@@ -224,7 +226,9 @@ async def test_a_cancelled_open_leaves_no_descriptor(directory: DirectoryStore) 
     assert not directory._readers
 
 
-async def test_what_takes_a_files_place_before_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_link_or_a_fifo_in_the_place_of_a_file_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     (tmp_path / "link").symlink_to("secret")
     os.mkfifo(tmp_path / "fifo")
@@ -245,7 +249,7 @@ async def test_an_upload_goes_on_in_another_process(directory: DirectoryStore, t
 
     assert await store.uploaded("u1", "a") == 3_100_000
     upload = await begin(store, "a", size=len(content))
-    assert upload.offset == 3_100_000
+    assert upload.received == 3_100_000
     await upload.append([content[3_100_000:]])
     await upload.commit(digest_of(content))
     assert await get(store, "a") == content
@@ -269,24 +273,24 @@ async def test_the_same_process_reads_nothing_again(
     await upload.append([b"x" * 3_000_000])
     await upload.suspend()
     upload = await begin(directory, "a")
-    assert (upload.offset, reads) == (3_000_000, 0)
+    assert (upload.received, reads) == (3_000_000, 0)
     store = await _reopened(directory, tmp_path / "files")
     upload = await begin(store, "a")
     await upload.suspend()
     upload = await begin(store, "a")
-    assert (upload.offset, reads) == (3_000_000, 3_000_000)
+    assert (upload.received, reads) == (3_000_000, 3_000_000)
     await upload.commit(digest_of(b"x" * 3_000_000))
     await store.close()
 
 
-async def test_a_part_that_was_cut_or_spoiled_behind_our_back(directory: DirectoryStore, tmp_path: Path) -> None:
+async def test_a_part_that_another_program_cut_short(directory: DirectoryStore, tmp_path: Path) -> None:
     part = tmp_path / "files" / ".rxfiles" / "parts" / f"{fingerprint('u1')}.part"
     upload = await begin(directory, "a")
     await upload.append([b"0123456789"])
     await upload.suspend()
     os.truncate(part, 4)
     upload = await begin(directory, "a")
-    assert upload.offset == 4
+    assert upload.received == 4
     await upload.append([b"xyz"])
     os.truncate(part, 5)
     with pytest.raises(IntegrityError):
@@ -302,11 +306,11 @@ async def test_a_part_without_its_record_is_started_anew(directory: DirectorySto
     (tmp_path / "files" / ".rxfiles" / "parts" / f"{fingerprint('u1')}.json").unlink()
 
     upload = await begin(directory, "a")
-    assert upload.offset == 0
+    assert upload.received == 0
     await upload.commit(digest_of(b""))
 
 
-async def test_an_old_part_that_somebody_goes_on_with_is_not_swept(directory: DirectoryStore, tmp_path: Path) -> None:
+async def test_an_old_part_that_was_reopened_is_not_swept(directory: DirectoryStore, tmp_path: Path) -> None:
     part = tmp_path / "files" / ".rxfiles" / "parts" / f"{fingerprint('u1')}.part"
     upload = await begin(directory, "a")
     await upload.suspend()
@@ -314,7 +318,7 @@ async def test_an_old_part_that_somebody_goes_on_with_is_not_swept(directory: Di
     upload = await begin(directory, "a")
 
     assert await directory.sweep(3600) == 0
-    # What is published is as old as its publication, to the nanosecond: the digest is told by that.
+    # A file is as old as its publication, to the nanosecond: its digest is recorded under that time.
     os.utime(part, (0, 0))
     info = await upload.commit(None)
     assert info.modified is not None
@@ -340,7 +344,7 @@ async def test_a_delete_does_not_hit_a_replacement(
     delete = asyncio.create_task(directory.delete("a", if_match=info.etag))
     await asyncio.to_thread(entered.wait, 10)
     commit = asyncio.create_task(upload.commit(None))
-    await asyncio.wait([commit], timeout=0.2)  # it waits, too; if it didn't, it would be done by then
+    await asyncio.wait([commit], timeout=0.2)  # it waits, too, else it would be done by then
     leave.set()
     await delete
     await commit
@@ -363,7 +367,7 @@ async def test_a_file_put_there_by_hand_is_not_overwritten(
         if number:
             # It comes after the store has looked.
             monkeypatch.setattr(Folder, "exists", lambda self, name: False)
-            monkeypatch.setattr(Folder, "_target", lambda self, name: str(tmp_path / "files" / name))
+            monkeypatch.setattr(Places, "target", lambda self, name: str(tmp_path / "files" / name))
             (tmp_path / "files" / "a1").write_bytes(b"by hand")
             with pytest.raises(AlreadyExists):
                 await upload.commit(None)
@@ -405,8 +409,9 @@ async def test_a_write_that_fails_half_way(directory: DirectoryStore, monkeypatc
     monkeypatch.setattr(disk, "write_at", full)
     with pytest.raises(StorageFull):
         await upload.append([b"0123", b"456789", b"abc"])
-    assert upload.offset == await directory.uploaded("u1", "a") == 9
-    assert await upload.append([b"9"]) == 10
+    assert upload.received == upload.durable == await directory.uploaded("u1", "a") == 9
+    await upload.append([b"9"])
+    assert upload.durable == 10
     await upload.commit(digest_of(b"0123456789"))
 
 
@@ -433,7 +438,7 @@ async def test_a_full_disk(small_disk: Path) -> None:
     await upload.append([b"n" * 50_000])
     with pytest.raises(StorageFull):
         await upload.append([b"n" * 50_000] * 4)
-    offset = upload.offset
+    offset = upload.received
     assert 50_000 <= offset == await store.uploaded("u1", "old")
     assert await get(store, "old") == b"o" * 100_000
     other = DirectoryStore(small_disk)
@@ -471,7 +476,7 @@ async def test_a_failed_sync_is_never_tried_again(directory: DirectoryStore, mon
     assert not await directory.list()
 
 
-async def test_what_is_synced_before_the_receipt(
+async def test_a_commit_syncs_in_this_order(
     directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "files"
@@ -508,10 +513,10 @@ async def test_what_is_synced_before_the_receipt(
 
 @pytest.mark.parametrize("name", ["a", "../a", "x" * 1000])
 @pytest.mark.parametrize("overwrite", [True, False])
-async def test_death_after_any_step_of_a_commit(
+async def test_a_kill_after_any_step_of_a_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, overwrite: bool
 ) -> None:
-    class Death(BaseException):
+    class Killed(BaseException):
         pass
 
     steps_left = 0
@@ -520,7 +525,7 @@ async def test_death_after_any_step_of_a_commit(
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal steps_left
             if steps_left == 0:
-                raise Death
+                raise Killed
             steps_left -= 1
             return function(*args, **kwargs)
 
@@ -530,7 +535,8 @@ async def test_death_after_any_step_of_a_commit(
     for steps in range(30):
         folder = Folder(str(tmp_path / str(steps)))
         folder.open()
-        store = await _opened_over(folder)
+        folder.close()
+        store = await _opened(tmp_path / str(steps))
         if overwrite:
             await put(store, name, b"old content")
         upload = await begin(store, name, overwrite=overwrite)
@@ -538,20 +544,19 @@ async def test_death_after_any_step_of_a_commit(
         await store.close()
 
         folder.open()
-        part = PartFile(folder, upload._part.spec)
-        part.open()
-        part.catch_up()
+        part = UploadFile(folder.uploads, upload._part.spec)
+        assert part.open()
         steps_left = steps
         with monkeypatch.context() as patch:
             for function in ("utime", "fsync", "lstat", "replace", "link", "unlink", "open", "rename"):
                 patch.setattr(os, function, mortal(getattr(os, function)))
             try:
                 part.seal()
-                part.publish(overwrite=overwrite)
+                folder.publish(part, overwrite=overwrite)
                 survived = True
-            except Death:
+            except Killed:
                 survived = False
-        part.close()
+        part.content.close()
         folder.close()
 
         store = await _opened(tmp_path / str(steps))
@@ -567,7 +572,7 @@ async def test_death_after_any_step_of_a_commit(
                 await store.uploaded("u1", name)
         else:
             upload = await begin(store, name, overwrite=overwrite)
-            assert upload.offset == 3
+            assert upload.received == 3
             await upload.commit(digest_of(b"new"))
         assert await get(store, name) == b"new"
         files = _tree(tmp_path / str(steps))
@@ -582,12 +587,7 @@ async def test_death_after_any_step_of_a_commit(
     assert outcomes == sorted(outcomes, key=lambda content: content == b"new")
 
 
-async def _opened_over(folder: Folder) -> DirectoryStore:
-    folder.close()
-    return await _opened(Path(folder._root))
-
-
-async def test_what_a_killed_process_leaves_is_cleaned(directory: DirectoryStore, tmp_path: Path) -> None:
+async def test_leftovers_of_a_killed_process_are_removed(directory: DirectoryStore, tmp_path: Path) -> None:
     await put(directory, "kept", b"x")
     upload = await begin(directory, "kept too")
     await upload.append([b"half"])
@@ -607,7 +607,7 @@ async def test_what_a_killed_process_leaves_is_cleaned(directory: DirectoryStore
     await store.close()
 
 
-async def test_sweep_removes_the_records_of_what_was_deleted_by_hand(directory: DirectoryStore, tmp_path: Path) -> None:
+async def test_sweep_removes_the_records_of_files_deleted_by_hand(directory: DirectoryStore, tmp_path: Path) -> None:
     for name in ("kept", "gone", "x" * 1000):
         await put(directory, name, b"x")
     (tmp_path / "files" / "gone").unlink()
@@ -696,7 +696,7 @@ async def test_the_disk_is_touched_in_threads_only(tmp_path: Path, monkeypatch: 
     assert {"open", "pwritev", "pread", "fsync", "lstat", "scandir", "replace", "link", "unlink", "close"} <= called
 
 
-async def test_a_thread_that_hangs_holds_up_its_caller_only(
+async def test_a_hanging_thread_delays_its_caller_only(
     directory: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered, leave = threading.Event(), threading.Event()
@@ -716,7 +716,7 @@ async def test_a_thread_that_hangs_holds_up_its_caller_only(
     takeover = asyncio.create_task(begin(directory, "a"))
     await put(directory, "b", b"x")
     assert await get(directory, "b") == b"x"
-    append.cancel()  # a second cancel doesn't cut the wait short, either
+    append.cancel()  # a second cancel doesn't end the wait early, either
     await asyncio.sleep(0)
     assert not append.done()
     assert not takeover.done()
@@ -724,5 +724,5 @@ async def test_a_thread_that_hangs_holds_up_its_caller_only(
     with pytest.raises(asyncio.CancelledError):
         await append
     newer = await takeover
-    assert newer.offset == 7
+    assert newer.received == 7
     await newer.commit(digest_of(b"content"))

@@ -25,6 +25,7 @@ from server.stores.directory.store import DirectoryStore
 from server.stores.memory import MemoryStore
 from shared.errors import AlreadyExists, Changed, IntegrityError, InvalidRequest, NotFound, Superseded
 
+from .partwise import PartwiseStore
 from .support import begin, digest_of, get
 
 T = TypeVar("T")
@@ -37,8 +38,11 @@ _CHUNKS = st.lists(st.binary(max_size=40), max_size=6)
 class StoreMachine(RuleBasedStateMachine):
     """Knows what a store must answer.
 
-    `files` maps names to contents, `parts` upload ids to (name, content so far), and `owners` to the newest upload.
+    `files` maps names to contents, `parts` upload ids to (name, content so far), `durable` to the bytes of it that are
+    durable, and `owners` to the newest upload. Uploads become durable in parts of `part_bytes`.
     """
+
+    part_bytes = 1
 
     uploads = Bundle("uploads")
 
@@ -48,6 +52,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.store: Store
         self.files: dict[str, bytes] = {}
         self.parts: dict[str, tuple[str, bytes]] = {}
+        self.durable: dict[str, int] = {}
         self.owners: dict[str, Upload] = {}
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -71,8 +76,10 @@ class StoreMachine(RuleBasedStateMachine):
             self.fails(beginning, InvalidRequest)
             return multiple()
         upload = self.run(beginning)
-        _, content = self.parts.setdefault(upload_id, (name, b""))
-        assert upload.offset == len(content)
+        _, content = self.parts.get(upload_id, (name, b""))
+        durable = self.durable[upload_id] = self.durable.get(upload_id, 0) if known else 0
+        assert upload.received == upload.durable == durable
+        self.parts[upload_id] = (name, content[:durable])
         self.owners[upload_id] = upload
         return (upload_id, upload, overwrite)
 
@@ -85,8 +92,11 @@ class StoreMachine(RuleBasedStateMachine):
             return
         name, content = self.parts[upload_id]
         content += b"".join(chunks)
-        assert self.run(appending) == handle.offset == len(content)
+        self.run(appending)
+        assert handle.received == len(content)
         self.parts[upload_id] = (name, content)
+        self.durable[upload_id] += (len(content) - self.durable[upload_id]) // self.part_bytes * self.part_bytes
+        assert self.run(handle.flush()) == handle.durable == self.durable[upload_id]
 
     @rule(upload=consumes(uploads), is_right=st.booleans())
     def commit(self, upload: tuple[str, Upload, bool], is_right: bool) -> None:
@@ -101,6 +111,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.fails(committing, IntegrityError)
         elif not overwrite and name in self.files:
             self.fails(committing, AlreadyExists)
+            self.durable[upload_id] = len(content)
             return
         else:
             info = self.run(committing)
@@ -153,11 +164,11 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def parts_are_right(self) -> None:
         for upload_id in ("u", "U", "v."):
-            name, content = self.parts.get(upload_id, ("a", None))
-            if content is None:
+            name = self.parts.get(upload_id, ("a", b""))[0]
+            if upload_id not in self.parts:
                 self.fails(self.store.uploaded(upload_id, name), NotFound)
             else:
-                assert self.run(self.store.uploaded(upload_id, name)) == len(content)
+                assert self.run(self.store.uploaded(upload_id, name)) == self.durable[upload_id]
 
     def teardown(self) -> None:
         self.run(self.store.close())
@@ -169,6 +180,15 @@ class MemoryMachine(StoreMachine):
     @initialize()
     def start(self) -> None:
         self.store = MemoryStore({})
+        self.run(self.store.start())
+
+
+class PartwiseMachine(StoreMachine):
+    part_bytes = 16
+
+    @initialize()
+    def start(self) -> None:
+        self.store = PartwiseStore(part_bytes=self.part_bytes)
         self.run(self.store.start())
 
 
@@ -197,6 +217,10 @@ _SETTINGS = settings(deadline=None, max_examples=40, stateful_step_count=40)
 
 def test_memory() -> None:
     run_state_machine_as_test(MemoryMachine, settings=_SETTINGS)
+
+
+def test_partwise() -> None:
+    run_state_machine_as_test(PartwiseMachine, settings=_SETTINGS)
 
 
 def test_directory() -> None:

@@ -16,7 +16,7 @@ from shared.errors import Changed, InvalidRequest, NotFound, StorageFull
 from .support import begin, digest_of, get, names_in, put
 
 
-async def test_what_is_put_into_the_dictionary_is_served() -> None:
+async def test_a_value_put_into_the_dictionary_is_served() -> None:
     files = {"a": b"old"}
     store = MemoryStore(files)
     old = await store.stat("a")
@@ -35,7 +35,7 @@ async def test_what_is_put_into_the_dictionary_is_served() -> None:
     assert not await store.list()
 
 
-async def test_what_is_stored_is_in_the_dictionary() -> None:
+async def test_a_stored_file_is_in_the_dictionary() -> None:
     files: dict[str, bytes] = {}
     store = MemoryStore(files)
     await put(store, "a", b"content")
@@ -46,14 +46,14 @@ async def test_what_is_stored_is_in_the_dictionary() -> None:
     assert not files
 
 
-async def test_a_value_that_was_taken_out_is_not_kept() -> None:
+async def test_a_removed_value_is_not_kept() -> None:
     files = {"a": b"x" * 1000}
     store = MemoryStore(files)
     await store.stat("a")
     del files["a"]
     await store.list()
 
-    assert not store._known
+    assert not store._catalog._known
 
 
 async def test_a_listing_is_a_snapshot() -> None:
@@ -68,7 +68,7 @@ async def test_a_listing_is_a_snapshot() -> None:
     assert await names_in(store) == {"0", "1", "more"}
 
 
-async def test_delete_does_not_hit_a_value_that_came_while_the_old_one_was_digested() -> None:
+async def test_delete_spares_a_value_that_replaced_the_old_one_during_its_digest() -> None:
     files = {"a": b"x" * 3_000_000}
     store = MemoryStore(files)
     delete = asyncio.create_task(store.delete("a", if_match=digest_of(b"x" * 3_000_000)))
@@ -92,7 +92,7 @@ async def test_files_and_unfinished_uploads_together_have_a_limit() -> None:
     second = await begin(store, "c", upload_id="u2")
     with pytest.raises(StorageFull):
         await second.append([b"z" * 15, b"z" * 15])
-    assert second.offset == 15
+    assert second.received == 15
 
     await first.abort()
     await second.append([b"z" * 35])
@@ -120,7 +120,7 @@ async def until_full(add: Callable[[int], Awaitable[object]]) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "x" * 1000, "ä" * 500, "\udcff" * 300], ids=len)
-async def test_what_is_empty_counts_too(name: str) -> None:
+async def test_empty_files_count_too(name: str) -> None:
     files: dict[str, bytes] = {}
     store = MemoryStore(files, max_bytes=100_000)
     await until_full(lambda number: store.put(f"{name}{number:02}", b""))
@@ -136,7 +136,7 @@ async def test_what_is_empty_counts_too(name: str) -> None:
     await upload.abort()
     await begin(store, name, upload_id="99")
     assert await store.sweep(-1) == begun
-    assert store._used == 0
+    assert store._catalog.used == 0
 
 
 async def test_an_overwrite_counts_the_difference() -> None:
@@ -146,10 +146,10 @@ async def test_an_overwrite_counts_the_difference() -> None:
     await store.put("a", b"z")
     with pytest.raises(StorageFull):
         await store.put("a", b"z" * 101)
-    assert store._used == ENTRY + 2
+    assert store._catalog.used == ENTRY + 2
 
 
-async def test_what_others_take_away_makes_room_at_once_and_what_they_add_is_found() -> None:
+async def test_removals_by_others_make_room_at_once_and_their_additions_are_found() -> None:
     files = {str(number): bytes(1000) for number in range(2000)}
     store = MemoryStore(files, max_bytes=5_000_000)
     await store.put("a", bytes(100_000))
@@ -173,29 +173,29 @@ async def test_what_others_take_away_makes_room_at_once_and_what_they_add_is_fou
                 await asyncio.sleep(0.01)
 
 
-async def test_many_files_are_looked_at_in_turns() -> None:
-    """Whatever goes through all of them, somebody else has a turn every few hundred."""
+async def test_looking_at_many_files_yields_to_other_callbacks() -> None:
+    """Every operation on all files lets other event-loop callbacks run after a few hundred of them."""
     files = {str(number): b"" for number in range(20_000)}
     store = MemoryStore(files, max_bytes=100_000_000)
     await store.list()
     for number in range(1000):
         await begin(store, "a", upload_id=f"u{number}")
 
-    async def turns(whole: Coroutine[Any, Any, object]) -> int:
-        taken, task = 0, asyncio.create_task(whole)
+    async def yields(whole: Coroutine[Any, Any, object]) -> int:
+        count, task = 0, asyncio.create_task(whole)
         while not task.done():
-            taken += 1
+            count += 1
             await asyncio.sleep(0)
         await task
-        return taken
+        return count
 
     files.update({str(number): b"x" for number in range(20_000)})
-    store._count_again_at = 0.0
-    assert await turns(store.put("a", b"")) > 70
-    assert await turns(store.list("no such name")) > 70
+    store._catalog._count_again_at = 0.0
+    assert await yields(store.put("a", b"")) > 70
+    assert await yields(store.list("no such name")) > 70
     files.clear()
-    assert await turns(store.sweep(-1)) > 4
-    assert not store._known
+    assert await yields(store.sweep(-1)) > 4
+    assert not store._catalog._known
 
 
 NAMES = st.sampled_from(["a", "b", "ä", "a longer name"])
@@ -236,7 +236,7 @@ async def do(store: MemoryStore, uploads: dict[str, Upload], action: str, name: 
             pass
 
 
-def do_behind_its_back(files: dict[str, bytes], action: str, name: str, content: bytes) -> bool:
+def do_without_the_store(files: dict[str, bytes], action: str, name: str, content: bytes) -> bool:
     match action:
         case "set":
             files[name] = content
@@ -256,10 +256,10 @@ def test_the_count_is_that_of_a_plain_recount(steps: list[tuple[str, str, bytes]
         files: dict[str, bytes] = {}
         store = MemoryStore(files, max_bytes=LIMIT)
         uploads: dict[str, Upload] = {}
-        is_ours = True  # nobody else has changed the dictionary since the last count of all
+        is_ours = True  # only the store has changed the dictionary since the last count of all
         for action, name, content in steps:
             before = plain_count(store, files)
-            if do_behind_its_back(files, action, name, content):
+            if do_without_the_store(files, action, name, content):
                 is_ours = False
                 continue
             try:
@@ -267,20 +267,20 @@ def test_the_count_is_that_of_a_plain_recount(steps: list[tuple[str, str, bytes]
             except (NotFound, InvalidRequest):  # an upload that found no room is still there, of another name
                 pass
             except StorageFull:
-                # Never because of what isn't there: so few files are always counted before somebody is refused.
+                # Never because of what isn't there: so few files are always counted before a refusal.
                 assert before + ENTRY + len(name.encode()) + len(f"u{name}") + max(len(content), 1) > LIMIT
-                assert store._used == plain_count(store, files)
+                assert store._catalog.used == plain_count(store, files)
                 is_ours = True
                 continue  # what others added may have been counted only now: it may be over the limit
             if is_ours:
-                assert store._used == plain_count(store, files) <= max(before, LIMIT)
-        await store._count()
-        assert store._used == plain_count(store, files)
+                assert store._catalog.used == plain_count(store, files) <= max(before, LIMIT)
+        await store._catalog._count()
+        assert store._catalog.used == plain_count(store, files)
         for upload in uploads.values():
             await upload.abort()
         for name in list(files):
             await store.delete(name)
-        assert store._used == sum(part.cost + part.digest.length for part in store._parts.values())
+        assert store._catalog.used == sum(part.cost + part.digest.length for part in store._parts.values())
 
     asyncio.run(scenario())
 

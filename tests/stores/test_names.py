@@ -60,14 +60,14 @@ def test_no_two_names_share_an_entry(one: str, other: str) -> None:
 
 
 @given(st.text("=~%0123abcdef.A/", max_size=150) | st.text(max_size=150))
-def test_what_decodes_is_what_was_encoded(entry: str) -> None:
+def test_only_encoded_names_decode(entry: str) -> None:
     name = decode(entry)
     if name is not None:
         assert encode(name) == entry
         check_name(name)
 
 
-def test_capitals_of_entries_are_nobodys() -> None:
+def test_entries_with_capitals_belong_to_no_name() -> None:
     assert decode("=a%2Fb") is None
     assert decode("=A") is None
     assert decode("=%61") is None
@@ -104,12 +104,12 @@ def test_ordinary_names_are_plain(name: str) -> None:
         *("a\u200b", "\u202ea", "a\u00a0", "a\u2028b", "\ue000", "\udcff", "x" * 256, "ä" * 128),
     ],
 )
-def test_others_are_not(name: str) -> None:
+def test_other_names_are_not_plain(name: str) -> None:
     assert not is_plain(name)
 
 
 @given(_names)
-def test_a_plain_name_is_one_component_that_no_system_obeys(name: str) -> None:
+def test_a_plain_name_is_one_component_without_special_characters(name: str) -> None:
     if is_plain(name):
         assert not set(name) & set('/\\:*?"<>|\0')
         assert name[0] not in ". "

@@ -12,7 +12,7 @@ from server import FileServer
 from tests.transfers.helpers import WatchedStore, connected, make_store, serving
 
 
-@pytest.fixture(params=["memory", "directory"])
+@pytest.fixture(params=["memory", "directory", "lane"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> WatchedStore:
     return make_store(request.param, tmp_path)
 

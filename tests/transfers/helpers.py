@@ -1,24 +1,32 @@
-"""Stores that can be watched and held up, and what the transfer tests ask again and again."""
+"""Stores that can be watched and held up, and other helpers of the transfer tests."""
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import pytest
 
 from rx_client import Completed, FileClient, Progress, Started, TransferEvent
-from rx_client.connection.connector import ConnectOptions
+from rx_client.connection.dial import Dial
+from rx_client.connection.managed import Connection
+from rx_client.connection.options import ConnectOptions
 from server import ChatData, FileServer, serve
-from server.stores.base import Reader, Store, Upload
-from server.stores.directory.store import DirectoryStore
-from server.stores.memory import MemoryStore
+from server.stores.base import OpenFile, Reader, Store, Upload
 from shared import FileInfo, Superseded
+from shared.files.part import FileTarget
 from shared.protocol.digest import Digest
+from tests.stores.support import STORES
 from tests.support import client_stream_ids, eventually, server_stream_ids
 
 CHUNK = 256 * 1024
 """What one item of a download carries."""
+
+WITHOUT_LANE = pytest.mark.parametrize("store", ["memory", "directory"], indirect=True)
+"""For tests that hold the store up, or make it give other bytes."""
 
 QUICK = ConnectOptions(
     connect_timeout=2.0,
@@ -43,7 +51,7 @@ def digest_of(data: bytes, algorithm: str = "xxh3-128") -> str:
 
 
 class Gate:
-    """Holds up whoever passes, while it is closed."""
+    """Holds up its callers while it is closed."""
 
     def __init__(self) -> None:
         self._open = asyncio.Event()
@@ -67,17 +75,25 @@ class Gate:
 class WatchedStore:
     """A store whose steps are counted, and can be held up or broken.
 
+    Args:
+        store: The store.
+        has_files: Whether its files are for the file lane. What that moves can't be held up, and only the bytes are
+            counted.
+
     Attributes:
         produced: Bytes that were read from it for downloads.
         appended: Bytes that were added to uploads, those of failed attempts included.
         appends: The length of each chunk that was added.
-        began: The offset at which each upload began, or went on.
+        began: The position at which each upload began, or went on.
         readers: Readers that are open.
         writers: Uploads that are open.
     """
 
-    def __init__(self, store: Store) -> None:
+    at_once = None
+
+    def __init__(self, store: Store, *, has_files: bool = False) -> None:
         self.inner = store
+        self.has_files = has_files
         self.produced = self.appended = 0
         self.appends: list[int] = []
         self.began: list[int] = []
@@ -101,7 +117,7 @@ class WatchedStore:
         await self.before_begin()
         upload = await self.inner.begin(upload_id, name, size=size, algorithm=algorithm, overwrite=overwrite)
         self.writers += 1
-        self.began.append(upload.offset)
+        self.began.append(upload.received)
         return _WatchedUpload(self, upload)
 
     async def content(self, name: str) -> bytes:
@@ -117,7 +133,7 @@ class WatchedStore:
         return [info.name for info in await self.inner.list()]
 
 
-class _WatchedReader:
+class _WatchedReader(Reader):
     def __init__(self, store: WatchedStore, reader: Reader) -> None:
         self._store = store
         self._reader = reader
@@ -126,6 +142,9 @@ class _WatchedReader:
     @property
     def info(self) -> FileInfo:
         return self._reader.info
+
+    def as_file(self) -> OpenFile | None:
+        return self._reader.as_file() if self._store.has_files else None
 
     async def read(self, offset: int, length: int) -> bytes:
         await self._store.before_read()
@@ -141,27 +160,39 @@ class _WatchedReader:
         await self._reader.close()
 
 
-class _WatchedUpload:
+class _WatchedUpload(Upload):
     def __init__(self, store: WatchedStore, upload: Upload) -> None:
         self._store = store
         self._upload = upload
         self._is_open = True
+        self.window_bytes = upload.window_bytes
 
     @property
-    def offset(self) -> int:
-        return self._upload.offset
+    def received(self) -> int:
+        return self._upload.received
 
-    async def append(self, chunks: Sequence[bytes]) -> int:
+    @property
+    def durable(self) -> int:
+        return self._upload.durable
+
+    def as_file(self) -> FileTarget | None:
+        file = self._upload.as_file() if self._store.has_files else None
+        return None if file is None else _WatchedFile(self._store, file)
+
+    async def append(self, chunks: Sequence[bytes]) -> None:
         await self._store.before_append()
-        before = self._upload.offset
+        before = self._upload.received
         try:
-            return await self._upload.append(chunks)
+            await self._upload.append(chunks)
         except Superseded:
-            before = self._upload.offset  # what has changed is the newer one's doing
+            before = self._upload.received  # the newer upload has changed it
             raise
         finally:  # a write that was cancelled may have been done all the same
             self._store.appends.extend(map(len, chunks))
-            self._store.appended += self._upload.offset - before
+            self._store.appended += self._upload.received - before
+
+    async def flush(self) -> int:
+        return await self._upload.flush()
 
     async def commit(self, digest: str | None) -> FileInfo:
         await self._store.before_commit()
@@ -183,9 +214,36 @@ class _WatchedUpload:
         self._is_open = False
 
 
+class _WatchedFile(FileTarget):
+    def __init__(self, store: WatchedStore, file: FileTarget) -> None:
+        self._store = store
+        self._file = file
+
+    @property
+    def executor(self) -> Executor | None:
+        return self._file.executor
+
+    def write(self, data: memoryview) -> None:
+        self._file.write(data)
+        self._store.appended += len(data)
+
+    @property
+    def write_from(self) -> Callable[[int, int], None] | None:
+        inner = self._file.write_from
+
+        def write_from(pipe: int, nbytes: int) -> None:
+            assert inner is not None
+            inner(pipe, nbytes)
+            self._store.appended += nbytes
+
+        return None if inner is None else write_from
+
+
 def make_store(kind: str, folder: Path) -> WatchedStore:
-    """A `memory` or a `directory` store, watched."""
-    return WatchedStore(MemoryStore({}) if kind == "memory" else DirectoryStore(folder / "store"))
+    """A store of `STORES`, watched; `lane` is the directory's, with its files for the file lane."""
+    if kind == "lane":
+        return WatchedStore(STORES["directory"](folder / "store", None), has_files=True)
+    return WatchedStore(STORES[kind](folder / "store", None))
 
 
 @asynccontextmanager
@@ -197,13 +255,30 @@ async def serving(store: WatchedStore) -> AsyncGenerator[FileServer, None]:
         await at_rest(server, store)
 
 
+DIALS: Final[dict[str, Dial]] = {}
+"""How servers are reached that aren't reached over TCP, by their URIs."""
+
+
 @asynccontextmanager
 async def connected(uri: str, options: ConnectOptions | None = None) -> AsyncGenerator[FileClient, None]:
     """A client, which at the end has no stream open."""
-    async with FileClient.connect(uri, options=options) as files:
+    async with _dialled(uri, options) if uri in DIALS else FileClient.connect(uri, options=options) as files:
         yield files
         await files.settle()
         await eventually(lambda: not client_stream_ids(files))
+
+
+@asynccontextmanager
+async def _dialled(uri: str, options: ConnectOptions | None) -> AsyncGenerator[FileClient, None]:
+    """A client of a server that isn't reached over TCP."""
+    connection = Connection(uri, options or ConnectOptions(), dial=DIALS[uri])
+    files = FileClient(connection)
+    try:
+        await connection.open()
+        yield files
+    finally:
+        await connection.close()
+        await files.settle()
 
 
 async def at_rest(server: FileServer, store: WatchedStore) -> None:

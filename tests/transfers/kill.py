@@ -22,7 +22,7 @@ from reactivex import Observable
 from reactivex import operators as ops
 
 from rx_client import Completed, FileClient, Progress, Started, TransferEvent
-from rx_client.connection.connector import ConnectOptions
+from rx_client.connection.options import ConnectOptions
 from rx_client.operators import retry_backoff
 
 KINDS = ("server dies, upload", "server dies, download", "client dies, upload", "client dies, download")

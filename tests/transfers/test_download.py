@@ -19,6 +19,7 @@ from tests.support import client_stream_ids, eventually
 from tests.transfers.helpers import (
     CHUNK,
     QUICK,
+    WITHOUT_LANE,
     Recorder,
     WatchedStore,
     at_rest,
@@ -251,6 +252,7 @@ async def test_a_dispose_in_the_same_tick_sends_nothing(server: FileServer, file
     assert server.work.started <= 2  # the listing, and what was cancelled before it was begun
 
 
+@WITHOUT_LANE
 @pytest.mark.parametrize("gate", ["before_open", "before_read"])
 async def test_a_dispose_before_the_first_item(
     server: FileServer, store: WatchedStore, files: FileClient, tmp_path: Path, gate: str
@@ -271,6 +273,7 @@ async def test_a_dispose_before_the_first_item(
     assert list(tmp_path.glob("*got*")) == []
 
 
+@WITHOUT_LANE
 async def test_a_dispose_in_the_middle_keeps_the_part_and_goes_on_with_it(
     server: FileServer, store: WatchedStore, files: FileClient, tmp_path: Path
 ) -> None:
@@ -508,6 +511,7 @@ async def test_a_file_of_another_process_may_be_served_without_a_digest(tmp_path
 # Wrong bytes
 
 
+@WITHOUT_LANE
 async def test_bytes_that_rot_on_the_way_publish_nothing(
     server: FileServer, store: WatchedStore, files: FileClient, tmp_path: Path
 ) -> None:

@@ -283,7 +283,7 @@ async def test_what_is_not_sent_when_an_upload_is_disposed_is_never_sent(
     proxy.up.stall()
     store.before_begin.open()
     rsocket = files._connector.current()
-    await eventually(lambda: rsocket is not None and rsocket._send_queue.qsize() > 3)
+    await eventually(lambda: rsocket is not None and len(rsocket.outbox._entries) > 3)
     subscription.dispose()
     await files.settle()
     proxy.up.flow()

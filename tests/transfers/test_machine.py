@@ -1,5 +1,6 @@
 """The transfer's logic without I/O: whatever the order of things, right bytes or a typed error."""
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from shared import FileInfo, IntegrityError, InvalidRequest, ProtocolError, TransferError
 from shared.protocol.digest import Digest
-from shared.protocol.flow import Demand, RangeReceiver, UploadReceiver, UploadSender
+from shared.protocol.flow import (
+    MAX_REQUEST_N,
+    MAX_WINDOW_BYTES,
+    Credit,
+    Demand,
+    RangeReceiver,
+    UploadReceiver,
+    UploadSender,
+)
 from shared.protocol.messages import ChunkHead, DownloadRequest, Receipt, UploadEnd
 
 
@@ -23,15 +32,15 @@ def digest_of(content: bytes) -> Digest:
     return digest
 
 
-# Demand
+# The ledgers
 
 
 class DemandMachine(RuleBasedStateMachine):
-    """Items are on the wire, held by the consumer, or owed to the sender, and a window in all."""
+    """An item is on its way, held by the consumer, or to be requested again; there is a window of them in all."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = self.owed = 0
+        self.held = self.missing = 0
         self.window = 0
         self.demand = Demand(1)
 
@@ -40,6 +49,7 @@ class DemandMachine(RuleBasedStateMachine):
     def begins(self, window: int) -> None:
         self.window = window
         self.demand = Demand(window)
+        assert self.demand.requested == window, "all of it is requested at the start"
 
     @precondition(lambda self: self.window)
     @rule(count=st.integers(1, 40))
@@ -47,47 +57,109 @@ class DemandMachine(RuleBasedStateMachine):
         for _ in range(count):
             if not self.demand.outstanding:
                 with pytest.raises(ProtocolError):
-                    self.demand.received()
+                    self.demand.on_arrived()
                 return
-            self.demand.received()
+            self.demand.on_arrived()
             self.held += 1
+
+    @precondition(lambda self: self.window)
+    @rule(count=st.integers(1, 40))
+    def arrive_at_once(self, count: int) -> None:
+        if count > self.demand.outstanding:
+            with pytest.raises(ProtocolError):
+                self.demand.on_arrived(count)
+        else:
+            self.demand.on_arrived(count)
+            self.held += count
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
-    def released(self, data: st.DataObject) -> None:
+    def consumed(self, data: st.DataObject) -> None:
         count = data.draw(st.integers(1, self.held))
         before = self.demand.outstanding
-        more = self.demand.released(count)
+        more = self.demand.on_consumed(count)
         self.held -= count
-        self.owed += count
-        # At half a window and not before, all that is owed at once.
-        assert more == (self.owed if 2 * self.owed >= self.window else 0)
+        self.missing += count
+        # At half a window and not before, all that is missing at once.
+        assert more == (self.missing if 2 * self.missing >= self.window else 0)
         assert self.demand.outstanding == before + more
-        self.owed -= more
-
-    @precondition(lambda self: self.window)
-    @rule(window=st.integers(1, 80))
-    def widened(self, window: int) -> None:
-        more = self.demand.widen(window)
-        assert more == max(window - self.window, 0), "all that is new at once, and nothing is taken back"
-        self.window += more
-        assert self.demand.window == self.window
+        self.missing -= more
 
     @invariant()
     def nothing_is_lost_or_made_up(self) -> None:
         if self.window:
-            assert self.demand.outstanding + self.held + self.owed == self.window
+            assert self.demand.outstanding + self.held + self.missing == self.window
             assert self.demand.held == self.held
 
     @invariant()
     def it_never_runs_dry(self) -> None:
-        """Of a consumer that holds nothing, the sender may always go on."""
+        """The sender may always continue for a consumer that holds nothing."""
         if self.window and not self.held:
             assert self.demand.outstanding
 
 
 TestDemand = DemandMachine.TestCase
 TestDemand.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+class CreditMachine(RuleBasedStateMachine):
+    """Items are sent that were requested, and no further ahead of what was confirmed than the window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requested = self.sent = 0
+        self.unconfirmed: deque[int] = deque()
+        self.window = math.inf
+        self.credit = Credit()
+
+    @precondition(lambda self: not self.requested)
+    @rule(window=st.integers(1, 100))
+    def begins(self, window: int) -> None:
+        self.window = window
+        self.credit = Credit(window)
+
+    @rule(items=st.integers(-2, 50) | st.integers(MAX_REQUEST_N - 2, MAX_REQUEST_N))
+    def granted(self, items: int) -> None:
+        self.credit.grant(items)
+        self.requested = min(self.requested + max(items, 0), self.sent + MAX_REQUEST_N)
+
+    @precondition(lambda self: self.credit.available)
+    @rule(nbytes=st.integers(0, 40))
+    def sent_one(self, nbytes: int) -> None:
+        assert self.sent < self.requested
+        assert sum(self.unconfirmed) < self.window
+        self.credit.take(nbytes)
+        self.sent += 1
+        self.unconfirmed.append(nbytes)
+
+    @precondition(lambda self: self.unconfirmed)
+    @rule(data=st.data())
+    def confirmed(self, data: st.DataObject) -> None:
+        for _ in range(data.draw(st.integers(1, len(self.unconfirmed)))):
+            self.credit.confirmed_bytes += self.unconfirmed.popleft()
+
+    @rule(window=st.integers(1, 100))
+    def the_window_changes(self, window: int) -> None:
+        """More may be sent already than a narrower one allows; then nothing is until it isn't."""
+        self.credit.window_bytes = self.window = window
+
+    @invariant()
+    def nothing_is_lost_or_made_up(self) -> None:
+        is_open = sum(self.unconfirmed) < self.window
+        assert self.credit.available == (self.requested - self.sent if is_open else 0)
+        assert self.credit.sent_bytes - self.credit.confirmed_bytes == sum(self.unconfirmed)
+
+
+TestCredit = CreditMachine.TestCase
+TestCredit.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_an_item_that_was_not_requested_is_not_taken() -> None:
+    credit = Credit()
+    credit.grant(1)
+    credit.take(5)
+    with pytest.raises(AssertionError):
+        credit.take(5)
 
 
 @pytest.mark.parametrize("window", [0, -1, 2**31])
@@ -153,6 +225,13 @@ def unsigned(items: list[Item], at: int) -> list[Item]:
     return [*items[:at], (data, head and replace(head, range_digest=None)), *items[at + 1 :]]
 
 
+def receive(receiver: RangeReceiver, data: bytes, head: ChunkHead | None) -> None:
+    """Takes an item as either engine does: first what it says, then its bytes."""
+    if head is not None:
+        receiver.on_head(head)
+    receiver.on_bytes(len(data))
+
+
 FAULTS: list[Callable[[list[Item], int], list[Item]]] = [drop, double, swap, flip, move, exchange, unsigned]
 
 
@@ -188,7 +267,7 @@ def test_a_download_gives_the_range_or_a_typed_error(
     try:
         for data, head in items:
             assert receiver.offset == offset + len(got)
-            receiver.item(data, head)
+            receive(receiver, data, head)
             got += data
             digest.update(data)
         info = receiver.complete(digest)
@@ -203,16 +282,130 @@ def test_a_download_gives_the_range_or_a_typed_error(
 def test_a_download_without_a_digest_still_counts_its_bytes() -> None:
     request = DownloadRequest(digest=None)
     receiver = RangeReceiver("n", request)
-    receiver.item(b"ab", ChunkHead(FileInfo("n", 3, "e"), 0, 3))
+    receive(receiver, b"ab", ChunkHead(FileInfo("n", 3, "e"), 0, 3))
     with pytest.raises(IntegrityError, match="2 of 3"):
         receiver.complete(None)
+
+
+class DownloadMachine(RuleBasedStateMachine):
+    """The ledgers of both ends of one download, with a link between them that is lost now and then."""
+
+    CONTENT = bytes(range(200))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.window = 1
+        self.credit: Credit | None = None
+        self.is_complete = False
+
+    @precondition(lambda self: self.credit is None and not self.is_complete)
+    @rule(window=st.integers(1, 8), nbytes=st.integers(1, 60))
+    def connect(self, window: int, nbytes: int) -> None:
+        request = DownloadRequest(len(self.written), None, "e" if self.written else None, digest_from=0)
+        self.to_send = deque(served(self.CONTENT, request, list(range(0, 200, nbytes))))
+        self.window = self.asked = window
+        self.credit = Credit()
+        self.demand = Demand(window)
+        self.receiver = RangeReceiver("n", request)
+        self.wire: deque[Item] = deque()
+        self.held: deque[bytes] = deque()
+
+    @precondition(lambda self: self.credit is not None and self.asked)
+    @rule()
+    def request_n_arrives(self) -> None:
+        assert self.credit is not None
+        self.credit.grant(self.asked)
+        self.asked = 0
+
+    @precondition(lambda self: self.credit is not None and self.to_send and self.credit.available)
+    @rule()
+    def send(self) -> None:
+        assert self.credit is not None
+        item = self.to_send.popleft()
+        self.credit.take(len(item[0]))
+        self.wire.append(item)
+
+    @precondition(lambda self: self.credit is not None and self.wire)
+    @rule()
+    def item_arrives(self) -> None:
+        data, head = self.wire.popleft()
+        self.demand.on_arrived()
+        receive(self.receiver, data, head)
+        self.held.append(data)
+
+    @precondition(lambda self: self.credit is not None and self.held)
+    @rule(data=st.data())
+    def consumed(self, data: st.DataObject) -> None:
+        self._consume(data.draw(st.integers(1, len(self.held))))
+
+    def _consume(self, count: int) -> None:
+        for _ in range(count):
+            self.written += self.held.popleft()
+        self.asked += self.demand.on_consumed(count)
+        if not (self.to_send or self.wire or self.held):
+            assert self.receiver.complete(digest_of(self.written)).size == len(self.CONTENT)
+            self.is_complete, self.credit = True, None
+
+    @precondition(lambda self: self.credit is not None)
+    @rule()
+    def connection_is_lost(self) -> None:
+        self.credit = None
+
+    @precondition(lambda self: self.is_complete)
+    @rule()
+    def begins_again(self) -> None:
+        self.written, self.is_complete = b"", False
+
+    @invariant()
+    def only_the_right_bytes_are_accepted(self) -> None:
+        assert self.CONTENT.startswith(self.written)
+        assert not self.is_complete or self.written == self.CONTENT
+
+    @invariant()
+    def credit_is_neither_lost_nor_made_up(self) -> None:
+        if self.credit is not None:
+            unused = self.credit.granted - self.credit.taken
+            assert self.demand.outstanding == self.asked + unused + len(self.wire)
+
+    @invariant()
+    def the_client_holds_no_more_than_its_window(self) -> None:
+        if self.credit is not None:
+            assert self.demand.held == len(self.held) <= self.window
+
+    @invariant()
+    def neither_side_waits_for_the_other(self) -> None:
+        if self.credit is not None:
+            assert self.asked or self.credit.available or self.wire or self.held
+
+    def teardown(self) -> None:
+        """However it has come: over a link that is sound from here on, it ends, with the right bytes."""
+        if self.credit is None and not self.is_complete:
+            self.connect(3, 30)
+        while not self.is_complete:
+            assert self.credit is not None
+            if self.asked:
+                self.request_n_arrives()
+            elif self.to_send and self.credit.available:
+                self.send()
+            elif self.wire:
+                self.item_arrives()
+            else:
+                self._consume(len(self.held))
+
+
+TestDownload = DownloadMachine.TestCase
+TestDownload.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 
 
 # Uploads
 
 
 class UploadMachine(RuleBasedStateMachine):
-    """A client and a server of one upload, and a link between them that loses, doubles and breaks what is on it."""
+    """A client and a server of one upload, and a link between them that loses, doubles and breaks what is on it.
+
+    The server's store makes parts of a certain size durable, and only those; it announces them with its first receipt.
+    """
 
     CONTENT = bytes(range(200))
     SERVER_WINDOW = 6
@@ -220,8 +413,9 @@ class UploadMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.window = 3
-        self.server_window = self.SERVER_WINDOW
-        self.durable = b""
+        self.part = 1
+        self.received = b""
+        self.durable = 0
         self.published: bytes | None = None
         self.sender: UploadSender | None = None
         self.receiver: UploadReceiver | None = None
@@ -232,6 +426,7 @@ class UploadMachine(RuleBasedStateMachine):
     def _cut(self) -> None:
         """The connection is lost, with all that was on it and in the server's memory."""
         self.sender = self.receiver = None
+        self.received = self.received[: self.durable]
         self.position: int | None = None
         self.wire: deque[tuple[bytes, UploadEnd | None]] = deque()
         self.stored_next: deque[tuple[bytes, UploadEnd | None]] = deque()
@@ -249,15 +444,16 @@ class UploadMachine(RuleBasedStateMachine):
     # What both ends do
 
     @precondition(lambda self: self.sender is None and self.published is None)
-    @rule(window=st.integers(1, 8), has_size=st.booleans())
-    def connect(self, window: int, has_size: bool) -> None:
-        self.is_tampered = not self.CONTENT.startswith(self.durable)  # by what an earlier attempt left
-        self.window = window
+    @rule(window=st.integers(1, 120), part=st.sampled_from([1, 1, 7, 50, 150]), has_size=st.booleans())
+    def connect(self, window: int, part: int, has_size: bool) -> None:
+        self.is_tampered = not self.CONTENT.startswith(self.received)  # by what an earlier attempt left
+        self.window, self.part = max(window, part), part
         self.sender = UploadSender(window)
         size = len(self.CONTENT) if has_size else None
-        self.receiver = UploadReceiver(len(self.durable), size, "xxh3-128", self.SERVER_WINDOW)
-        self.receipt = Receipt(len(self.durable))
-        self.asked = self.server_window = self.SERVER_WINDOW
+        self.receiver = UploadReceiver(len(self.received), size, "xxh3-128")
+        self.demand = Demand(self.SERVER_WINDOW)
+        self.receipt = Receipt(self.durable, window=None if part == 1 else part)
+        self.asked = self.SERVER_WINDOW
 
     @precondition(lambda self: self.sender is not None and self.receipt is not None)
     @rule()
@@ -268,7 +464,7 @@ class UploadMachine(RuleBasedStateMachine):
         sender, is_first = self.sender, self.position is None
 
         def take() -> None:
-            start = sender.receipt(receipt)
+            start = sender.on_receipt(receipt)
             assert (start is not None) == is_first
             if start is not None:
                 self.position = start
@@ -280,7 +476,7 @@ class UploadMachine(RuleBasedStateMachine):
     @rule()
     def request_n_arrives(self) -> None:
         assert self.sender is not None
-        self.sender.requested(self.asked)
+        self.sender.credit.grant(self.asked)
         self.credit += self.asked
         self.asked = 0
 
@@ -289,27 +485,14 @@ class UploadMachine(RuleBasedStateMachine):
     def send(self, nbytes: int) -> None:
         assert self.sender is not None
         assert self.position is not None
-        assert len([1 for data, _ in self.wire if data]) < self.window + self.faults
+        assert self.position - self.sender.committed < self.window
         data = self.CONTENT[self.position : self.position + nbytes]
         end = None if data else UploadEnd(len(self.CONTENT), digest_of(self.CONTENT).text())
-        self.sender.sends(len(data), is_last=end is not None)
+        self.sender.credit.take(len(data))
+        self.sender.is_ended = end is not None
         self.position += len(data)
         self.credit -= 1
         self.wire.append((data, end))
-
-    @precondition(lambda self: self.sender is not None)
-    @rule(window=st.integers(1, 12))
-    def the_client_changes_its_window(self, window: int) -> None:
-        """What was sent may be more than a narrower one; then nothing is sent until it isn't."""
-        assert self.sender is not None
-        self.sender.window = self.window = window
-
-    @precondition(lambda self: self.receiver is not None)
-    @rule(window=st.integers(1, 12))
-    def the_server_widens_its_window(self, window: int) -> None:
-        assert self.receiver is not None
-        self.asked += self.receiver.widen(window)
-        self.server_window = max(self.server_window, window)
 
     @precondition(lambda self: self.wire)
     @rule()
@@ -318,7 +501,11 @@ class UploadMachine(RuleBasedStateMachine):
 
         def take() -> None:
             assert self.receiver is not None
-            self.receiver.item(*item)
+            if self.receiver.end is not None:
+                raise InvalidRequest("an item follows the last one")
+            self.demand.on_arrived()
+            if item[1] is not None:
+                self.receiver.on_end(item[1])
             self.stored_next.append(item)
 
         self._typed(take)
@@ -329,20 +516,28 @@ class UploadMachine(RuleBasedStateMachine):
         self._store(data.draw(st.integers(1, len(self.stored_next))))
 
     def _store(self, count: int) -> None:
-        assert self.receiver is not None
+        self._typed(lambda: self._store_items(count))
+
+    def _store_items(self, count: int) -> None:
+        receiver = self.receiver
+        assert receiver is not None
         for _ in range(count):
-            self.durable += self.stored_next.popleft()[0]
-        self.receipt = Receipt(len(self.durable))  # an older one that wasn't taken is left out
-        self.asked += self.receiver.stored(count)
-        if self.receiver.end is not None and not self.stored_next:
-            self._commit(self.receiver.end)
+            data, _ = self.stored_next.popleft()
+            receiver.on_bytes(len(data))
+            self.received += data
+        if not self.stored_next:
+            self.durable = len(self.received) - len(self.received) % self.part
+        self.receipt = Receipt(self.durable)  # an older one that wasn't taken is left out
+        self.asked += self.demand.on_consumed(count)
+        if receiver.end is not None and not self.stored_next:
+            self._commit(receiver.complete())
 
     def _commit(self, end: UploadEnd) -> None:
-        if digest_of(self.durable).text() == end.digest:
-            self.published = self.durable
+        if digest_of(self.received).text() == end.digest:
+            self.published = self.received
         else:
             assert self.is_tampered
-        self.durable = b""
+        self.durable = 0
         self._cut()
 
     @precondition(lambda self: self.published is not None)
@@ -361,7 +556,7 @@ class UploadMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.sender is None and self.durable)
     @rule()
     def the_part_expires(self) -> None:
-        self.durable = b""
+        self.received, self.durable = b"", 0
 
     @precondition(lambda self: self.wire)
     @rule(data=st.data(), how=st.sampled_from(["drop", "double", "flip"]))
@@ -384,16 +579,16 @@ class UploadMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.receiver is not None)
     @rule()
     def the_client_completes(self) -> None:
-        """All that was sent arrives, and then the client's COMPLETE: fine after the last item, and not before."""
+        """All that was sent arrives, and then the client's COMPLETE: an error, unless the last item was there."""
         while self.wire and self.receiver is not None:
             self.item_arrives()
+        if self.stored_next:
+            self._store(len(self.stored_next))
         if self.receiver is not None:
-            if self.receiver.end is None:
-                with pytest.raises(IntegrityError):
-                    self.receiver.complete()
-                self._cut()
-            else:
+            assert self.receiver.end is None, "else the upload would have been committed"
+            with pytest.raises(IntegrityError):
                 self.receiver.complete()
+            self._cut()
 
     # What always holds
 
@@ -403,25 +598,31 @@ class UploadMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_sender_is_within_its_window(self) -> None:
-        if self.position is not None and self.sender is not None:
-            assert 0 <= self.sender.room <= self.credit
-            assert self.sender.may_send == (self.sender.room > 0)
-            assert self.sender.committed <= len(self.durable)
-            assert self.credit > 0 or not self.sender.may_send
+        if self.sender is None:
+            return
+        credit = self.sender.credit
+        assert credit.granted - credit.taken == self.credit
+        if self.position is None:
+            assert not self.sender.may_send, "the server hasn't said where to begin"
+        else:
+            assert 0 <= credit.available <= self.credit
+            assert self.sender.may_send == (credit.available > 0)
+            assert self.sender.committed <= self.durable
+            assert credit.window_bytes == self.window
 
     @invariant()
     def the_server_holds_no_more_than_it_asked_for(self) -> None:
-        assert len(self.stored_next) <= self.server_window
+        assert len(self.stored_next) <= self.SERVER_WINDOW
 
     @invariant()
     def credit_is_neither_lost_nor_made_up(self) -> None:
         if self.receiver is not None and not self.is_tampered:
-            assert self.receiver._demand.outstanding == self.asked + self.credit + len(self.wire)
+            assert self.demand.outstanding == self.asked + self.credit + len(self.wire)
 
     @precondition(lambda self: self.published is None)
     @rule(steps=st.integers(1, 15))
     def a_while_passes(self, steps: int) -> None:
-        """Everybody does what there is to do, so that the odd things happen at every depth."""
+        """Both ends do what there is to do, so that the odd things happen at every depth."""
         for _ in range(steps):
             if self.published is None:
                 self._step()
@@ -438,9 +639,9 @@ class UploadMachine(RuleBasedStateMachine):
     def _step(self) -> None:
         if self.sender is None:
             self.attempts += 1
-            if self.attempts > 1 and not self.CONTENT.startswith(self.durable):
+            if self.attempts > 1 and not self.CONTENT.startswith(self.received):
                 self.the_part_expires()  # what the link broke before can't be completed
-            self.connect(3, has_size=True)
+            self.connect(3, 50, has_size=True)
         elif self.receipt is not None:
             self.receipt_arrives()
         elif self.asked:
@@ -470,39 +671,68 @@ def test_receipts_take_nothing_back_and_confirm_nothing_unsent(
     offset: int, receipts: list[int], sent: list[int]
 ) -> None:
     sender = UploadSender(8)
-    sender.requested(100)
-    assert sender.receipt(Receipt(offset)) == offset
+    sender.credit.grant(100)
+    assert sender.on_receipt(Receipt(offset)) == offset
     for nbytes in sent:
-        sender.sends(nbytes, is_last=False)
+        sender.credit.take(nbytes)
     least, most = offset, offset + sum(sent)
     for committed in receipts:
         if least <= committed <= most:
-            assert sender.receipt(Receipt(committed)) is None
+            assert sender.on_receipt(Receipt(committed)) is None
             least = committed
         else:
             with pytest.raises(ProtocolError):
-                sender.receipt(Receipt(committed))
+                sender.on_receipt(Receipt(committed))
         assert sender.committed == least
+
+
+@pytest.mark.parametrize(
+    ("own", "announced", "in_force"),
+    [
+        (100, None, 100),
+        (100, 50, 100),
+        (100, 101, 101),
+        (100, 2**40, MAX_WINDOW_BYTES),
+        (MAX_WINDOW_BYTES, MAX_WINDOW_BYTES + 1, MAX_WINDOW_BYTES),
+        (2 * MAX_WINDOW_BYTES, None, 2 * MAX_WINDOW_BYTES),
+        (2 * MAX_WINDOW_BYTES, 50, 2 * MAX_WINDOW_BYTES),
+    ],
+)
+def test_a_server_may_widen_the_window_within_a_bound(own: int, announced: int | None, in_force: int) -> None:
+    sender = UploadSender(own)
+    sender.credit.grant(100)
+    sender.on_receipt(Receipt(0, window=announced))
+    assert sender.credit.window_bytes == in_force
+    sender.credit.take(in_force - 1)
+    assert sender.may_send
+    sender.credit.take(1)
+    assert not sender.may_send
+    sender.on_receipt(Receipt(1, window=2**40))  # only the first may
+    assert sender.credit.window_bytes == in_force
 
 
 def test_what_a_client_may_not_send() -> None:
     def receiver(size: int | None = None, algorithm: str | None = None) -> UploadReceiver:
-        return UploadReceiver(0, size, algorithm, 2)
+        return UploadReceiver(0, size, algorithm)
 
-    refusals: list[tuple[UploadReceiver, list[tuple[bytes, UploadEnd | None]], type[TransferError]]] = [
-        (receiver(), [(b"a", None)] * 3, InvalidRequest),
-        (receiver(), [(b"", None)], InvalidRequest),
-        (receiver(), [(b"", UploadEnd(0, None)), (b"a", None)], InvalidRequest),
-        (receiver(), [(b"", UploadEnd(0, None)), (b"", UploadEnd(0, None))], InvalidRequest),
-        (receiver(1), [(b"ab", None)], IntegrityError),
-        (receiver(2), [(b"a", UploadEnd(1, None))], IntegrityError),
-        (receiver(), [(b"a", UploadEnd(2, None))], IntegrityError),
-        (receiver(algorithm="sha-256"), [(b"", UploadEnd(0, None))], InvalidRequest),
-        (receiver(algorithm="sha-256"), [(b"", UploadEnd(0, "xxh3-128:00"))], InvalidRequest),
+    refusals: list[tuple[UploadReceiver, list[bytes | UploadEnd], type[TransferError]]] = [
+        (receiver(), [UploadEnd(0, None), UploadEnd(0, None)], InvalidRequest),
+        (receiver(1), [b"a", b"b"], IntegrityError),
+        (receiver(2), [b"a", UploadEnd(1, None)], IntegrityError),
+        (receiver(), [b"a", UploadEnd(2, None)], IntegrityError),
+        (receiver(), [b"a"], IntegrityError),
+        (receiver(algorithm="sha-256"), [UploadEnd(0, None)], InvalidRequest),
+        (receiver(algorithm="sha-256"), [UploadEnd(0, "xxh3-128:00")], InvalidRequest),
     ]
+
+    def take(side: UploadReceiver, items: list[bytes | UploadEnd]) -> None:
+        for item in items:
+            if isinstance(item, UploadEnd):
+                side.on_end(item)
+            else:
+                side.on_bytes(len(item))
+        side.complete()
+
     for side, items, refusal in refusals:
-        *before, last = items
-        for item in before:
-            side.item(*item)
         with pytest.raises(refusal):
-            side.item(*last)
+            take(side, items)

@@ -1,6 +1,7 @@
-"""The windows of a transfer in chunks, seen by a raw peer: 16 while chunks go through the event loop, 64 past it."""
+"""The window of a transfer in chunks, seen by a raw peer: 16 items, whichever way they go."""
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -8,28 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reactivex import operators as ops
 
-import shared.files.lane
+import shared.files.threads
+from rx_client import Progress, Started
 from server import ChatData, DirectoryStore, MemoryStore, Store, serve
-from shared.protocol.flow import DEFAULT_WINDOW, DIRECT_WINDOW, unseen_window
-from shared.protocol.messages import UNSEEN_CHUNK_BYTES
+from shared.errors import ConnectionLost
+from shared.protocol.flow import DEFAULT_WINDOW, MAX_WINDOW_BYTES
+from shared.protocol.messages import CHUNK_BYTES, FILE_CHUNK_BYTES, MAX_CHUNK_BYTES
+from tests.faults import fault_proxy
 from tests.security.test_phases import asked, receipt
+from tests.stores.partwise import PART_BYTES, PartwiseStore
 from tests.support import (
     COMPLETE,
+    METADATA,
     NEXT,
     PAYLOAD,
     REQUEST_N,
     RawPeer,
+    eventually,
     frame,
     payload,
     raw_peer,
     raw_server,
     request_n,
 )
-from tests.transfers.helpers import CHUNK, Recorder, connected, content
-from tests.transfers.test_direct import ALGORITHMS, Sending, diverted, first_chunk, head_of, item_of, last, plain
-
-pytestmark = pytest.mark.skipif(not shared.files.lane.MOVES_FILES, reason="nothing goes past the loop")
+from tests.transfers.helpers import CHUNK, QUICK, Recorder, connected, content, digest_of
+from tests.transfers.test_lane import ALGORITHMS, Sending, head_of, item_of, last, plain
 
 SMALL = 100
 
@@ -80,33 +86,18 @@ async def crediting(store: Store, algorithm: str | None) -> AsyncIterator[Credit
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS[:2])
-async def test_a_server_asks_for_64_once_an_item_went_past_the_loop(tmp_path: Path, algorithm: str | None) -> None:
+async def test_a_server_asks_for_no_more_than_16_of_any_kinds(tmp_path: Path, algorithm: str | None) -> None:
     async with crediting(DirectoryStore(tmp_path / "store"), algorithm) as upload:
-        assert upload.most == DEFAULT_WINDOW
-        await upload.send("plain")
-        await upload.hear()
-        while upload.upload.credit < DEFAULT_WINDOW:
-            await upload.hear()
-        assert upload.upload.credit == DIRECT_WINDOW - 1, "the item that was stored is owed, until there are 32"
-        await upload.finish(algorithm)
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS[:2])
-async def test_a_server_asks_for_no_more_than_64_of_any_kinds(tmp_path: Path, algorithm: str | None) -> None:
-    async with crediting(DirectoryStore(tmp_path / "store"), algorithm) as upload:
-        for number in range(50):
-            await upload.send("metadata")
-            if number % 7 == 0:
-                await upload.committed()
-        await upload.committed()
         assert upload.most == DEFAULT_WINDOW
         chance = random.Random(algorithm)
-        for _ in range(300):
+        for number in range(300):
             await upload.send(chance.choice(["plain"] * 6 + ["metadata", "fragments"]))
+            if number % 50 == 0:
+                await upload.committed()
         await upload.committed()
-        while upload.upload.credit <= DIRECT_WINDOW // 2:
+        while upload.upload.credit <= DEFAULT_WINDOW // 2:
             await upload.hear()
-        assert upload.most <= DIRECT_WINDOW
+        assert upload.most == DEFAULT_WINDOW
         await upload.finish(algorithm)
     assert (tmp_path / "store" / "n").read_bytes() == upload.sent
 
@@ -144,13 +135,12 @@ class Serving:
         credit: Items that it may send.
         first: The same at the start.
         most: The same at the most.
-        most_before: The same before the first plain item.
     """
 
     def __init__(self, kinds: Sequence[str]) -> None:
         self.kinds = kinds
         self.data = content(len(kinds) * SMALL)
-        self.credit = self.first = self.most = self.most_before = 0
+        self.credit = self.first = self.most = 0
 
     async def __call__(self, peer: RawPeer) -> None:
         request = await asked(peer)
@@ -163,8 +153,6 @@ class Serving:
             self.credit -= 1
             data = self.data[number * SMALL : (number + 1) * SMALL]
             if kind == "plain":
-                if "plain" not in self.kinds[:number]:
-                    self.most_before = self.most
                 await peer.send(plain(stream_id, data))
             else:
                 flag, body = payload(head, data)
@@ -181,52 +169,18 @@ class Serving:
         return got is not None
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "window", "first", "most"),
-    [
-        ("xxh3-128", None, DEFAULT_WINDOW, DIRECT_WINDOW),
-        (None, None, unseen_window(DEFAULT_WINDOW), unseen_window(DIRECT_WINDOW)),
-        ("xxh3-128", 4, 4, 4),
-        (None, 6, 2, 2),
-    ],
-)
-async def test_a_client_asks_for_more_once_a_chunk_went_past_the_loop(
-    tmp_path: Path, algorithm: str | None, window: int | None, first: int, most: int
+@pytest.mark.parametrize("algorithm", ALGORITHMS[:2])
+@pytest.mark.parametrize(("window", "most"), [(None, DEFAULT_WINDOW), (4, 4), (40, 40)])
+async def test_a_client_asks_for_no_more_than_its_window(
+    tmp_path: Path, algorithm: str | None, window: int | None, most: int
 ) -> None:
-    chance = random.Random(first)
+    chance = random.Random(most)
     mixed = [chance.choice(["plain"] * 6 + ["head"]) for _ in range(200)]
-    serving = Serving(["head"] * 50 + ["plain"] * 150 + mixed)
+    serving = Serving(["head"] * 50 + ["plain"] * 50 + mixed)
     async with raw_server(serving) as uri, connected(uri) as files:
         await files.download_to("n", tmp_path / "got", window=window, digest=algorithm)
     assert (tmp_path / "got").read_bytes() == serving.data
-    assert (serving.first, serving.most_before) == (first, first)
-    assert serving.most <= most
-    assert serving.most > most // 2 or most == first
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "more"),
-    [
-        ("xxh3-128", DIRECT_WINDOW - DEFAULT_WINDOW),
-        (None, unseen_window(DIRECT_WINDOW) - unseen_window(DEFAULT_WINDOW)),
-    ],
-)
-async def test_a_client_asks_for_them_at_the_first_chunk(tmp_path: Path, algorithm: str | None, more: int) -> None:
-    data = content(3000)
-    asked_for: list[int] = []
-
-    async def serve_one(peer: RawPeer) -> None:
-        stream_id = await first_chunk(peer, data, lambda: diverted(files))
-        if stream_id is None:
-            return
-        await peer.send(plain(stream_id, data[1000:2000]))
-        while (got := await peer.receive()) is not None:
-            asked_for.append(int.from_bytes(got.body, "big"))
-            await peer.send(plain(stream_id, data[2000:]), frame(stream_id, PAYLOAD, COMPLETE))
-
-    async with raw_server(serve_one) as uri, connected(uri) as files:
-        await files.download_to("n", tmp_path / "got", digest=algorithm)
-    assert asked_for == [more]
+    assert serving.first == serving.most == most
 
 
 async def test_a_client_asks_for_no_more_than_16_for_a_writer() -> None:
@@ -238,6 +192,18 @@ async def test_a_client_asks_for_no_more_than_16_for_a_writer() -> None:
 
 
 # Uploads, at the client
+
+
+Source = Path | bytes | list[bytes]
+
+
+def make_source(kind: str, folder: Path, data: bytes, item_bytes: int) -> Source:
+    """`data` as a `path`, `bytes`, or an `iterable`."""
+    if kind == "path":
+        path = folder / "source"
+        path.write_bytes(data)
+        return path
+    return data if kind == "bytes" else [data[at : at + item_bytes] for at in range(0, len(data), item_bytes)]
 
 
 class Taking:
@@ -258,6 +224,13 @@ class Taking:
         self._received += count
         await self._peer.silence(0.05)
 
+    async def end(self) -> dict[str, Any]:
+        """What the last item says, which comes now."""
+        got = await self._peer.receive()
+        assert got is not None
+        assert (got.kind, got.flags) == (PAYLOAD, NEXT | COMPLETE | METADATA)
+        return json.loads(got.metadata[got.metadata.index(b'{"') :])
+
     async def confirms(self, count: int) -> None:
         """Says that so many more items are durable."""
         self._confirmed += count
@@ -265,14 +238,23 @@ class Taking:
 
 
 @asynccontextmanager
-async def taking(source: Path | bytes, item_bytes: int, **options: Any) -> AsyncIterator[Taking]:
-    """The server's side of an upload that has begun, and is disposed in the end."""
+async def taking(
+    source: Source, item_bytes: int, *, announced: int | None = None, **options: Any
+) -> AsyncIterator[Taking]:
+    """The server's side of an upload that has begun, and is disposed in the end.
+
+    Args:
+        source: What is uploaded.
+        item_bytes: What each item is to carry.
+        announced: The window in bytes that the first receipt announces, if any.
+        options: Of the upload.
+    """
     begun: asyncio.Future[Taking] = asyncio.get_running_loop().create_future()
     is_over = asyncio.Event()
 
     async def serve_one(peer: RawPeer) -> None:
         request = await asked(peer)
-        await peer.send(receipt(0)(request.stream_id), request_n(request.stream_id, 10_000))
+        await peer.send(receipt(0, window=announced)(request.stream_id), request_n(request.stream_id, 10_000))
         begun.set_result(Taking(peer, request.stream_id, item_bytes))
         await is_over.wait()
 
@@ -293,8 +275,8 @@ def file_of(path: Path, nbytes: int) -> Path:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS[:2])
-@pytest.mark.parametrize(("window", "most"), [(None, DIRECT_WINDOW), (4, 4)])
-async def test_a_client_sends_64_chunks_of_a_path_that_are_not_durable(
+@pytest.mark.parametrize(("window", "most"), [(None, DEFAULT_WINDOW), (4, 4), (40, 40)])
+async def test_a_client_sends_no_more_items_of_a_path_than_its_window(
     tmp_path: Path, algorithm: str | None, window: int | None, most: int
 ) -> None:
     source = file_of(tmp_path / "source", 200 * SMALL)
@@ -304,45 +286,136 @@ async def test_a_client_sends_64_chunks_of_a_path_that_are_not_durable(
         await upload.takes(3)
 
 
-@pytest.mark.parametrize(("window", "most"), [(None, unseen_window(DIRECT_WINDOW)), (4, unseen_window(4))])
-async def test_a_client_sends_as_many_bytes_that_nobody_sees(tmp_path: Path, window: int | None, most: int) -> None:
-    source = file_of(tmp_path / "source", 30 * UNSEEN_CHUNK_BYTES)
-    async with taking(source, UNSEEN_CHUNK_BYTES, window=window, digest=None) as upload:
+@pytest.mark.parametrize("algorithm", ALGORITHMS[:2])
+@pytest.mark.parametrize(
+    ("window", "most", "item_bytes"), [(None, DEFAULT_WINDOW, FILE_CHUNK_BYTES), (4, 4, CHUNK_BYTES)]
+)
+async def test_a_client_sends_a_path_in_larger_items_unless_its_window_is_given(
+    tmp_path: Path, algorithm: str | None, window: int | None, most: int, item_bytes: int
+) -> None:
+    source = file_of(tmp_path / "source", 30 * FILE_CHUNK_BYTES)
+    async with taking(source, item_bytes, window=window, digest=algorithm) as upload:
         await upload.takes(most)
         await upload.confirms(1)
         await upload.takes(1)
 
 
-async def test_a_client_sends_16_chunks_that_are_in_its_memory() -> None:
-    async with taking(bytes(200 * SMALL), SMALL, chunk_size=SMALL) as upload:
+@pytest.mark.parametrize("kind", ["bytes", "iterable"])
+async def test_a_client_sends_16_chunks_that_are_in_its_memory(kind: str) -> None:
+    data = bytes(200 * SMALL)
+    source = data if kind == "bytes" else [data[at : at + SMALL] for at in range(0, len(data), SMALL)]
+    async with taking(source, SMALL, chunk_size=SMALL) as upload:
         await upload.takes(DEFAULT_WINDOW)
         await upload.confirms(3)
         await upload.takes(3)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS[:2])
-async def test_a_client_sends_16_chunks_of_what_a_file_has_grown_by(tmp_path: Path, algorithm: str | None) -> None:
-    """They go through the event loop, and wait in memory."""
-    source = file_of(tmp_path / "source", 100 * SMALL)
+async def test_a_file_that_grows_while_it_is_uploaded_is_sent_as_it_was(tmp_path: Path, algorithm: str | None) -> None:
+    source, data = tmp_path / "source", content(60 * SMALL)
+    source.write_bytes(data)
     async with taking(source, SMALL, chunk_size=SMALL, digest=algorithm) as upload:
-        await upload.takes(DIRECT_WINDOW)
-        file_of(source, 200 * SMALL)
-        await upload.confirms(10)
-        await upload.takes(10)
-        await upload.confirms(20)
-        await upload.takes(20)
-        # Of the 99 that go past the loop 94 were sent, and 64 of those aren't durable.
-        await upload.confirms(48 + 5)
-        await upload.takes(5)
+        await upload.takes(DEFAULT_WINDOW)
+        source.write_bytes(data + b"more" * SMALL)
+        for _ in range(43):
+            await upload.confirms(1)
+            await upload.takes(1)
         await upload.confirms(1)
-        await upload.takes(1)
+        end = await upload.end()
+        assert end["size"] == len(data)
+        assert end["digest"] == (None if algorithm is None else digest_of(data, algorithm))
 
 
-# Where nobody can give way
+# A window that the server announces
 
 
-async def test_a_system_whose_threads_cannot_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared.files.lane, "_sched_yield", None)
+@pytest.mark.parametrize("kind", ["path", "bytes", "iterable"])
+@pytest.mark.parametrize(("announced", "most"), [(40 * SMALL, 40), (40 * SMALL + 1, 41), (3 * SMALL, DEFAULT_WINDOW)])
+async def test_a_client_sends_as_much_as_the_server_announces(
+    tmp_path: Path, kind: str, announced: int, most: int
+) -> None:
+    source = make_source(kind, tmp_path, bytes(200 * SMALL), SMALL)
+    async with taking(source, SMALL, announced=announced, chunk_size=SMALL) as upload:
+        await upload.takes(most)
+        await upload.confirms(3)
+        await upload.takes(3)
+
+
+@pytest.mark.parametrize("kind", ["path", "bytes", "iterable"])
+async def test_a_client_sends_no_more_than_the_bound_whatever_the_server_announces(tmp_path: Path, kind: str) -> None:
+    """So the memory that a server can make it use is bounded."""
+    items = MAX_WINDOW_BYTES // MAX_CHUNK_BYTES + 1
+    data = bytes((items + 5) * MAX_CHUNK_BYTES)
+    source = make_source(kind, tmp_path, data, MAX_CHUNK_BYTES)
+    async with taking(source, MAX_CHUNK_BYTES, announced=2**40, chunk_size=MAX_CHUNK_BYTES) as upload:
+        await upload.takes(items)
+        await upload.confirms(2)
+        await upload.takes(2)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "iterable"])
+async def test_what_a_server_announces_and_does_not_take_is_bounded_in_memory(tmp_path: Path, kind: str) -> None:
+    """It asks for everything, and reads nothing."""
+    data = bytes(100 * MAX_CHUNK_BYTES)
+    begun, is_over = asyncio.Event(), asyncio.Event()
+
+    async def serve_one(peer: RawPeer) -> None:
+        request = await asked(peer)
+        await peer.send(receipt(0, window=2**40)(request.stream_id), request_n(request.stream_id, 2**31 - 1))
+        begun.set()
+        await is_over.wait()
+
+    async with raw_server(serve_one) as uri, connected(uri) as files:
+        source = make_source(kind, tmp_path, data, MAX_CHUNK_BYTES)
+        subscription = files.upload_from("n", source, chunk_size=MAX_CHUNK_BYTES).subscribe(Recorder())
+        await begun.wait()
+        outbox: Any = files._connector.current().outbox  # pyright: ignore[reportOptionalMemberAccess]
+        await eventually(lambda: len(outbox._entries) > 40)
+        await asyncio.sleep(0.2)
+        assert len(outbox._entries) <= MAX_WINDOW_BYTES // MAX_CHUNK_BYTES + 1
+        subscription.dispose()
+        is_over.set()
+
+
+@pytest.mark.parametrize("kind", ["path", "bytes", "iterable"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS[:2])
+async def test_an_upload_to_a_store_that_makes_large_parts_durable(
+    tmp_path: Path, kind: str, algorithm: str | None
+) -> None:
+    """8 MiB at a time, which is more than 16 chunks of 256 KiB: without the announcement, both sides would wait."""
+    data = content(30_000_000)
+    store = PartwiseStore()
+    async with serve(data=ChatData(store)) as server, connected(server.uri) as files:
+        source = make_source(kind, tmp_path, data, 100_000)
+        events = await files.upload_from("n", source, digest=algorithm).pipe(ops.to_list())
+        durable = {event.transferred for event in events if isinstance(event, Progress)}
+        assert durable <= {PART_BYTES, 2 * PART_BYTES, 3 * PART_BYTES, len(data)}
+        assert await files.download("n") == data
+
+
+async def test_an_upload_to_such_a_store_continues_where_the_last_part_ends(tmp_path: Path) -> None:
+    data = content(30_000_000)
+    (tmp_path / "source").write_bytes(data)
+    async with (
+        serve(data=ChatData(PartwiseStore())) as server,
+        fault_proxy(server.uri) as proxy,
+        connected(proxy.uri, QUICK) as files,
+    ):
+        proxy.up.cut_after = 20_000_000
+        upload = files.upload_from("n", tmp_path / "source", upload_id="u")
+        with pytest.raises(ConnectionLost):
+            await upload
+        events = await upload.pipe(ops.to_list())
+        (resumed,) = (event.resumed_from for event in events if isinstance(event, Started))
+        assert resumed in (PART_BYTES, 2 * PART_BYTES)
+        assert await files.download("n") == data
+
+
+# Where a thread can't yield the CPU
+
+
+async def test_a_system_whose_threads_cannot_yield_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared.files.threads, "_sched_yield", None)
     source, data = tmp_path / "source", content(5 * CHUNK + 1)
     source.write_bytes(data)
     async with serve(data=ChatData(DirectoryStore(tmp_path / "store"))) as server, connected(server.uri) as files:

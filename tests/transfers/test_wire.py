@@ -44,10 +44,10 @@ from tests.transfers.helpers import CHUNK, Recorder, WatchedStore, connected, co
 SERVER_WINDOW = 16
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> WatchedStore:
-    """One of them is enough here: what is on the wire isn't the store's."""
-    return make_store("memory", tmp_path)
+@pytest.fixture(params=["memory", "lane"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> WatchedStore:
+    """One for each way that items take: what is on the wire isn't the store's."""
+    return make_store(request.param, tmp_path)
 
 
 @pytest.fixture
@@ -320,6 +320,7 @@ async def test_the_first_bytes_are_refused_where_the_upload_goes_on(store: Watch
     assert errors == {1: "superseded", 3: "invalid_request"}
 
 
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
 async def test_items_beyond_the_credit_are_refused_and_bounded(store: WatchedStore, peer: RawPeer) -> None:
     store.before_append.close()
     await peer.send(up(1, "n"))

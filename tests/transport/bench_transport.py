@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from reactivestreams.publisher import Publisher
 from reactivestreams.subscriber import Subscriber
@@ -29,8 +29,12 @@ from rsocket.rsocket_server import RSocketServer
 from rsocket.transports.tcp import TransportTCP
 from rsocket.transports.transport import Transport
 
+from shared.engine import RSocketEngine
+from shared.frames.budget import ReassemblyLimits
+from shared.frames.outbox import Outbox
+from shared.frames.reassembly import Reassembler
 from shared.logs import quiet_rsocket
-from shared.transport.tcp import FrameTransport
+from shared.transport.tcp import TcpTransport
 
 CHUNK: Final = bytes(range(256)) * 1024
 SMALL: Final = bytes(4096)
@@ -127,11 +131,19 @@ class _Credited(Sink):
         subscription.request(WINDOW)
 
 
-def _transport_class(system: str) -> type[Any]:
-    if system == OWN:
-        return FrameTransport
-    module, name = system.split(":")
-    return getattr(importlib.import_module(module), name)
+class _OwnServer(RSocketServer, RSocketEngine):
+    def __init__(self, transport: TcpTransport) -> None:
+        self.transport = transport
+        self._init_engine(ReassemblyLimits(), None, Outbox(frozenset()))
+        super().__init__(self.make_feed(), handler_factory=Handler, fragment_size_bytes=FRAGMENT)
+
+
+class _OwnClient(RSocketClient, RSocketEngine):
+    def __init__(self, transport: TcpTransport) -> None:
+        self.transport = transport
+        self._init_engine(ReassemblyLimits(), None, Outbox(frozenset()))
+        super().__init__(single_transport_provider(self.make_feed()), fragment_size_bytes=FRAGMENT)
+        self._reset_internals()  # what arrives before it has connected needs the table of streams
 
 
 async def serve(system: str) -> None:
@@ -142,6 +154,11 @@ async def serve(system: str) -> None:
     def rsocket_server(transport: Transport) -> None:
         kept.add(RSocketServer(transport, handler_factory=Handler, fragment_size_bytes=FRAGMENT))
 
+    def own_server(transport: TcpTransport) -> Reassembler:
+        server = _OwnServer(transport)
+        kept.add(server)
+        return server.reassembler
+
     if system == STREAMS:
         listener = await asyncio.start_server(_serve_streams, "127.0.0.1", 0, limit=len(CHUNK))
     elif system.startswith("rsocket"):
@@ -150,8 +167,7 @@ async def serve(system: str) -> None:
             lambda reader, writer: rsocket_server(TransportTCP(reader, writer, size)), "127.0.0.1", 0
         )
     else:
-        make = _transport_class(system)
-        listener = await loop.create_server(lambda: make(on_connected=rsocket_server), "127.0.0.1", 0)
+        listener = await loop.create_server(lambda: TcpTransport(own_server), "127.0.0.1", 0)
     print(listener.sockets[0].getsockname()[1], flush=True)
     await listener.serve_forever()
 
@@ -187,13 +203,20 @@ async def _process(system: str, *options: str) -> AsyncGenerator[tuple[int, int]
 
 @asynccontextmanager
 async def _client(system: str, port: int) -> AsyncGenerator[RSocketClient, None]:
-    loop = asyncio.get_running_loop()
     if system.startswith("rsocket"):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        transport: Transport = TransportTCP(reader, writer, int(system.rsplit(maxsplit=1)[-1]))
+        transport = TransportTCP(reader, writer, int(system.rsplit(maxsplit=1)[-1]))
+        client = RSocketClient(single_transport_provider(transport), fragment_size_bytes=FRAGMENT)
     else:
-        _, transport = await loop.create_connection(_transport_class(system), "127.0.0.1", port)
-    async with RSocketClient(single_transport_provider(transport), fragment_size_bytes=FRAGMENT) as client:
+        clients: list[_OwnClient] = []
+
+        def own_client(transport: TcpTransport) -> Reassembler:
+            clients.append(_OwnClient(transport))
+            return clients[0].reassembler
+
+        await asyncio.get_running_loop().create_connection(lambda: TcpTransport(own_client), "127.0.0.1", port)
+        client = clients[0]
+    async with client:
         yield client
 
 
@@ -311,7 +334,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--only", action="append", metavar="SYSTEM", help="leave the others out")
-    parser.add_argument("--also", action="append", default=[], metavar="MODULE:CLASS", help="another FrameTransport")
     parser.add_argument("--uvloop", action="store_true", help="run both ends on uvloop")
     arguments = parser.parse_args()
     quiet_rsocket()
@@ -321,7 +343,7 @@ def main() -> None:
     if arguments.serve:
         run(serve(arguments.serve))
         return
-    systems = arguments.only or [OWN, *arguments.also, "rsocket 65536", "rsocket 1024", STREAMS]
+    systems = arguments.only or [OWN, "rsocket 65536", "rsocket 1024", STREAMS]
     options = ["--uvloop"] if arguments.uvloop else []
     run(compare(systems, arguments.mib << 20, arguments.requests, arguments.repetitions, *options))
 

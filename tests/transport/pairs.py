@@ -1,16 +1,19 @@
-"""Two `FrameTransport`s on the ends of one connection, over every kind of socket that they are used with."""
+"""Two `TcpTransport`s on the ends of one connection, over every kind of socket that they are used with."""
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from rsocket.frame import CancelFrame, Frame, PayloadFrame, RequestNFrame, RequestResponseFrame
 
-from shared.frames.reassembly import ReassemblyBudget, ReassemblyLimits
-from shared.transport.tcp import FrameTransport
+from shared.frames.budget import ReassemblyBudget, ReassemblyLimits
+from shared.frames.reassembly import Reassembler
+from shared.transport.base import Transport
+from shared.transport.tcp import TcpTransport
+from tests.support import RawPeer
 
 # A key for these tests alone, and its certificate for localhost, valid for a hundred years.
 _CERTIFICATE = Path(__file__).parent / "localhost.pem"
@@ -23,27 +26,84 @@ def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return server, ssl.create_default_context(cafile=str(_CERTIFICATE))
 
 
+Judge = Callable[[TcpTransport], Reassembler]
+"""What is called when a transport is connected."""
+
+
+def judged(limits: ReassemblyLimits | None = None, budget: ReassemblyBudget | None = None) -> Judge:
+    """A connection that decides and answers nothing."""
+    return lambda _: Reassembler(limits, budget)
+
+
 @asynccontextmanager
 async def pair(
-    *, tls: bool = False, limits: ReassemblyLimits | None = None, budget: ReassemblyBudget | None = None
-) -> AsyncGenerator[tuple[FrameTransport, FrameTransport], None]:
-    """A connection's two ends, the accepting one, which has the limits, first."""
+    *, tls: bool = False, server_side: Judge | None = None, client_side: Judge | None = None
+) -> AsyncGenerator[tuple[TcpTransport, TcpTransport], None]:
+    """A connection's two ends, the accepting one first."""
     loop = asyncio.get_running_loop()
-    accepted: asyncio.Future[FrameTransport] = loop.create_future()
+    connected: asyncio.Future[None] = loop.create_future()
+    servers: list[TcpTransport] = []
+
+    def make_server() -> TcpTransport:
+        servers.append(TcpTransport(on_connected))
+        return servers[0]
+
+    def on_connected(transport: TcpTransport) -> Reassembler:
+        connected.set_result(None)
+        return (server_side or judged())(transport)
+
     server_context, client_context = tls_contexts() if tls else (None, None)
-    listener = await loop.create_server(
-        lambda: FrameTransport(accepted.set_result, limits=limits, budget=budget), "127.0.0.1", 0, ssl=server_context
-    )
+    listener = await loop.create_server(make_server, "127.0.0.1", 0, ssl=server_context)
     port = listener.sockets[0].getsockname()[1]
     names: dict[str, Any] = {"ssl": client_context, "server_hostname": "localhost"} if tls else {}
-    _, client = await loop.create_connection(FrameTransport, "127.0.0.1", port, **names)
-    server = await accepted
+    _, client = await loop.create_connection(lambda: TcpTransport(client_side or judged()), "127.0.0.1", port, **names)
+    await connected
     try:
-        yield server, client
+        yield servers[0], client
     finally:
         listener.close()
-        await asyncio.gather(client.close(), server.close())
+        await asyncio.gather(client.close(), servers[0].close())
         await listener.wait_closed()
+
+
+@asynccontextmanager
+async def raw_pair(side: Judge | None = None) -> AsyncGenerator[tuple[TcpTransport, RawPeer], None]:
+    """A transport that was accepted, and a peer that writes what it likes."""
+    loop = asyncio.get_running_loop()
+    accepted: asyncio.Future[TcpTransport] = loop.create_future()
+
+    def on_connected(transport: TcpTransport) -> Reassembler:
+        accepted.set_result(transport)
+        return (side or judged())(transport)
+
+    listener = await loop.create_server(lambda: TcpTransport(on_connected), "127.0.0.1", 0)
+    peer = await RawPeer.connect(f"tcp://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+    transport = await accepted
+    try:
+        yield transport, peer
+    finally:
+        listener.close()
+        await peer.close()
+        await transport.close()
+        await listener.wait_closed()
+
+
+async def frames_of(transport: Transport) -> AsyncGenerator[Frame, None]:
+    """The frames that arrive until the connection's end."""
+    while (got := await transport.next_frame()) is not None:
+        assert isinstance(got, Frame), "nothing is split here"
+        yield got
+
+
+async def take(transport: Transport, count: int) -> list[Frame]:
+    """The next `count` frames."""
+    frames: list[Frame] = []
+    async with asyncio.timeout(20):
+        while len(frames) < count:
+            got = await transport.next_frame()
+            assert isinstance(got, Frame), "nothing is split here, and the connection goes on"
+            frames.append(got)
+    return frames
 
 
 def payload(data: bytes, stream_id: int = 1, metadata: bytes = b"", *, follows: bool = False) -> PayloadFrame:

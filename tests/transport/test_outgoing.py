@@ -9,8 +9,8 @@ from rsocket.frame import FragmentableFrame, Frame, RequestResponseFrame, serial
 from rsocket.frame_builders import to_payload_frame, to_request_channel_frame, to_request_response_frame
 from rsocket.payload import Payload
 
+from shared.frames.outbox import SkippedFrame
 from shared.frames.outgoing import OutgoingFrame
-from shared.transport.tcp import SkippedFrame
 from tests.transport.pairs import seen
 from tests.transport.test_receiving import Receiving
 

@@ -6,13 +6,23 @@ from collections.abc import Iterator, Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rsocket.frame import CancelFrame, ErrorFrame, Frame, FrameType, PayloadFrame, RequestResponseFrame
+from rsocket.frame import (
+    CancelFrame,
+    ErrorFrame,
+    FragmentableFrame,
+    Frame,
+    FrameType,
+    PayloadFrame,
+    RequestResponseFrame,
+)
 
-from shared.errors import ServerFull, TooLarge
+from shared.errors import ServerFull, TooLarge, TransferError
+from shared.frames.budget import ReassemblyBudget, ReassemblyLimits
 from shared.frames.codec import FrameError, FrameHeader
-from shared.frames.reassembly import PayloadRefused, Reassembler, ReassemblyBudget, ReassemblyLimits, SplitPayload
+from shared.frames.fragments import SplitPayload, Spool
+from shared.frames.reassembly import PayloadRules, Reassembler, Refusal
 from shared.transport import decoder as receiving
-from shared.transport.decoder import FrameReceiver
+from shared.transport.decoder import FrameDecoder
 from tests.support import (
     CANCEL,
     COMPLETE,
@@ -42,37 +52,40 @@ def own_bytes(request: pytest.FixtureRequest) -> Iterator[int]:
         yield request.param
 
 
-class Receiving:
-    """A receiver, with the loop that a transport runs on it."""
+class Receiving(PayloadRules):
+    """A decoder, with the loop that a transport runs on it, and what its connection hears."""
 
     def __init__(self, limits: ReassemblyLimits | None = None, budget: ReassemblyBudget | None = None) -> None:
-        self.reassembler = Reassembler(limits, budget)
-        self.receiver = FrameReceiver(self.reassembler)
+        self.reassembler = Reassembler(limits, budget, self)
+        self.decoder = FrameDecoder(self.reassembler)
         self.frames: list[Frame] = []
-        self.refused: list[PayloadRefused] = []
+        self.refused: list[Refusal] = []
+        self.refused_frames: list[TransferError] = []
         self.largest_buffer = 0
+
+    def on_refused(self, refusal: Refusal) -> None:
+        self.refused.append(refusal)
+
+    def on_frame_refused(self, error: TransferError) -> None:
+        self.refused_frames.append(error)
 
     def feed(self, data: bytes, taking: bool = True) -> "Receiving":
         position = 0
         while position < len(data):
-            buffer = self.receiver.get_buffer()
+            buffer = self.decoder.get_buffer()
             assert len(buffer), "a transport that gets an empty buffer ends the connection"
             nbytes = min(len(buffer), len(data) - position)
             buffer[:nbytes] = data[position : position + nbytes]
             position += nbytes
-            self.receiver.received(nbytes)
-            self.largest_buffer = max(self.largest_buffer, len(self.receiver._view))
-            if taking or self.receiver.is_full:
+            self.decoder.received(nbytes)
+            self.largest_buffer = max(self.largest_buffer, len(self.decoder._view))
+            if taking or self.decoder.is_full:
                 self.take()
         return self
 
     def take(self) -> None:
-        while self.receiver.is_ready:
-            try:
-                got = self.receiver.take()
-            except PayloadRefused as refused:
-                self.refused.append(refused)
-                continue
+        while self.decoder.is_ready:
+            got = self.decoder.take()
             if isinstance(got, SplitPayload):
                 joined = got.join()
                 self.reassembler.release(got)
@@ -277,9 +290,9 @@ def test_a_large_payload_is_received_into_its_own_memory(kind: int, cut: int) ->
     wire = request(1, kind, b"some metadata", content, flags=NEXT if kind == PAYLOAD else 0)
     receiving = Receiving()
     receiving.feed(wire[:cut]).feed(wire[cut:-1])
-    own = receiving.receiver._view
+    own = receiving.decoder._view
     assert len(own) == len(content), "no more than its data"
-    assert receiving.receiver.received_of(1) == len(wire) - 1
+    assert receiving.decoder.received_of(1) == len(wire) - 1
     receiving.feed(wire[-1:]).feed(request(3, REQUEST_RESPONSE, None, b"next"))
     first, second = receiving.frames
     assert type(first.data) is bytes
@@ -292,9 +305,9 @@ def test_a_view_that_somebody_kept_does_not_change_a_payload() -> None:
     content = bytes(3_000_000)
     wire = frame(1, PAYLOAD, NEXT, content)
     receiving = Receiving().feed(wire[:-1])
-    kept = receiving.receiver.get_buffer()
+    kept = receiving.decoder.get_buffer()
     kept[0] = 0
-    receiving.receiver.received(1)
+    receiving.decoder.received(1)
     receiving.take()
     kept[0] = 1
     assert receiving.frames[0].data == content
@@ -305,8 +318,8 @@ def test_a_large_payload_that_is_given_up_is_skipped(arrived: int) -> None:
     receiving = Receiving()
     wire = request(1, REQUEST_RESPONSE, b"some metadata", bytes(2_000_000))
     receiving.feed(wire[:arrived])
-    receiving.receiver.skip()
-    assert len(receiving.receiver._view) == 64 * 1024
+    receiving.decoder.skip()
+    assert len(receiving.decoder._view) == 64 * 1024
     receiving.feed(wire[arrived:] + request(3, REQUEST_RESPONSE, None, b"next"))
     assert [got.stream_id for got in receiving.frames] == [3]
 
@@ -357,7 +370,7 @@ def test_a_buffer_that_served_a_larger_frame_is_full_where_its_frame_says() -> N
 
 
 class Peers:
-    """Receivers that share a budget, at a time that stands still between two ticks."""
+    """Connections that share a budget, at a time that stands still between two ticks."""
 
     def __init__(self, max_bytes: int, count: int, limits: ReassemblyLimits | None = None) -> None:
         self.now = 0.0
@@ -394,14 +407,14 @@ class Peers:
         assert self.budget._slow.keys() <= self.budget._holders
         for one, nbytes in zip(self.all, held, strict=True):
             partials = one.reassembler._partials.values()
-            # What is joined or stored is neither; these receivers do that at once.
+            # What is joined or stored is neither; these connections do that at once.
             assert (
                 one.reassembler.evictable_bytes
                 == nbytes
                 == one.reassembler._incoming_cost + sum(partial.cost for partial in partials)
             )
             assert one.reassembler.pending_requests == sum(partial.is_request for partial in partials)
-            large = one.receiver._view is not one.receiver._small
+            large = one.decoder._view is not one.decoder._small
             assert not large or one.reassembler._incoming_cost, "a large buffer counts"
 
 
@@ -485,9 +498,9 @@ def test_a_frame_that_is_arriving_makes_room_and_its_rest_is_skipped() -> None:
     silent, newcomer = peers.all
     wire = request(1, REQUEST_RESPONSE, None, bytes(900_000))
     silent.feed(wire[:100_000])
-    assert len(silent.receiver._view) >= 900_000
+    assert len(silent.decoder._view) >= 900_000
     newcomer.feed(half(1, 300_000))
-    assert len(silent.receiver._view) == 64 * 1024
+    assert len(silent.decoder._view) == 64 * 1024
     assert peers.refused() == [[(1, "server_full")], []]
     silent.feed(wire[100_000:] + request(3, REQUEST_RESPONSE, None, b"next"))
     assert [got.stream_id for got in silent.frames] == [3]
@@ -499,8 +512,7 @@ def test_a_control_frame_that_is_arriving_makes_room_and_ends_its_connection() -
     silent.feed(frame(0, KEEPALIVE, 0, bytes(900_000))[:100])
     newcomer.feed(half(1, 300_000))
     assert peers.held() == [0, 301_024]
-    with pytest.raises(FrameError, match="no room"):
-        silent.take()
+    assert [error.code for error in silent.refused_frames] == ["server_full"]
 
 
 def test_a_frame_of_a_later_protocol_counts_nothing() -> None:
@@ -534,9 +546,13 @@ class Memory:
 
 
 def test_what_waits_for_a_spool_counts_until_it_is_stored() -> None:
-    reassembler = Reassembler(budget=(budget := ReassemblyBudget()))
     spool = Memory()
-    reassembler.spooler = lambda *_: spool
+
+    class Rules(PayloadRules):
+        def spool(self, request: FragmentableFrame, metadata: bytes) -> Spool:
+            return spool
+
+    reassembler = Reassembler(budget=(budget := ReassemblyBudget()), rules=Rules())
     fragment = b"x" * 100
     due = []
     for number in range(20_000):

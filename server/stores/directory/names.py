@@ -1,14 +1,14 @@
-"""How a file's name stands on a disk: pure functions, without a look at any disk.
+"""How a file's name is written on a disk: pure functions, which look at no disk.
 
 A name has up to two places. An ordinary one may be an entry of the served folder as it is (`is_plain`). Every name, the
-ordinary ones too, has an encoded form (`encode`), for a folder that only we write to:
+ordinary ones too, has an encoded form (`encode`), for a folder that only the store writes to:
 
 - It is injective, and stays so on a file system that ignores case or Unicode normalisation: it has only lower-case
   ASCII letters, digits and `-_.%=~`. Capitals, and all that isn't ASCII, are `%xx` escapes of their UTF-8 bytes.
 - It is safe everywhere: it starts with `=` or `~`, so it is no Windows device, not hidden, not `.` or `..`; it doesn't
   end with a dot or a space.
 - It is reversible (`decode`), or, where it would be longer than 128 characters, the name's SHA-256. The full name of
-  such a file is kept beside it: see `server.folder`.
+  such a file is in its record: see `server.stores.directory.folder`.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ _DEVICES: Final = frozenset(
 
 
 def is_plain(name: str) -> bool:
-    """Whether `name` can be a directory's entry as it is, seen by `ls`, on Linux, macOS and Windows alike.
+    """Whether `name` can be a visible entry of a directory as it is, on Linux, macOS and Windows alike.
 
     Two plain names may still be one on a file system that ignores case or normalisation.
     """
@@ -51,7 +51,7 @@ def is_plain(name: str) -> bool:
 
 
 def encode(name: str) -> str:
-    """The name of the file that holds `name`'s content in our own folder."""
+    """The entry for `name` in the store's own folder."""
     raw = name.encode("utf-8")
     escaped = "".join(chr(byte) if byte in _UNESCAPED else f"%{byte:02x}" for byte in raw)
     if escaped.endswith("."):
@@ -71,7 +71,7 @@ def decode(entry: str) -> str | None:
 
 
 def fingerprint(text: str) -> str:
-    """64 hexadecimal digits that stand for `text` and nothing else: its SHA-256."""
+    """The SHA-256 of `text`, as 64 hexadecimal digits."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Files in a folder of a disk: `server.store.Store` over `server.folder`, with no disk work in the event loop."""
+"""Files in a folder of a disk: `server.stores.base.Store` over `Folder`, with no disk work in the event loop."""
 
 import asyncio
 import errno
@@ -13,13 +13,15 @@ from uuid import uuid4
 from shared.aio import run_blocking
 from shared.errors import Changed, NotFound, ServerFull
 from shared.files import disk
+from shared.files.part import FileTarget
 from shared.protocol.digest import DEFAULT_ALGORITHM
 from shared.protocol.wire import FileInfo
 
-from ..base import FileWriter, OpenFile, Reader
+from ..base import OpenFile, Reader, Store
 from ..parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists
-from .folder import Folder, PartFile
+from .folder import Folder
 from .names import fingerprint
+from .unfinished import UploadFile
 
 __all__ = ["DirectoryStore"]
 
@@ -35,17 +37,17 @@ _MIN_OPEN: Final = 16
 _MAX_SUSPENDED: Final = 1024
 
 
-class DirectoryStore:
+class DirectoryStore(Store):
     """Files in a folder, which survive a `kill -9` at any moment: each is old or new, whole; uploads can go on.
 
-    A file with an ordinary name is a plain file of that name in the folder; a regular file that somebody puts there by
-    hand is served, too, with no digest. Subfolders, links and names that start with a dot aren't. Everything of ours is
-    in the subfolder `.rxfiles`; `server.folder` tells what.
+    A file with an ordinary name is a plain file of that name in the folder; a regular file that was put there by hand
+    is served, too, with no digest. Subfolders, links and names that start with a dot aren't. Everything else that the
+    store keeps is in the subfolder `.rxfiles`; see `server.stores.directory.folder`.
 
-    A disk that is full, or a quota, is StorageFull wherever something is written. Uploads and readers may have half of
-    the descriptors that the process may open, as its limit was at the start; more of them, and whatever meets the
-    system's own limit, is ServerFull. On Windows a file can't be replaced
-    or deleted while it is read: that is a PermissionError.
+    A full disk, or a quota, is StorageFull wherever something is written. Uploads and readers may have half of the
+    descriptors that the process may open, as its limit was at the start; a call beyond that, or that reaches the
+    system's own limit, raises ServerFull. On Windows a file can't be replaced or deleted while it is read: that is a
+    PermissionError.
 
     Args:
         path: The folder; `start` makes it if it isn't there.
@@ -57,7 +59,7 @@ class DirectoryStore:
         self._max_file_bytes = max_file_bytes
         self._locks = KeyedLocks()
         self._open: dict[str, _DirectoryPart] = {}
-        self._suspended: OrderedDict[str, PartFile] = OrderedDict()
+        self._suspended: OrderedDict[str, UploadFile] = OrderedDict()
         self._readers: set[_DirectoryReader] = set()
         self._opening = 0
         self._max_open: int | None = None
@@ -80,7 +82,7 @@ class DirectoryStore:
             raise
 
     async def close(self) -> None:
-        """Closes every upload and reader, and unlocks the folder. Nothing but `start` may be called then."""
+        """Closes every upload and reader, and unlocks the folder. Only `start` may be called then."""
         if self._executor is None:
             return
         for key in list(self._open):
@@ -93,7 +95,7 @@ class DirectoryStore:
         await self.run(self._folder.close)
         self._suspended.clear()
         executor, self._executor = self._executor, None
-        executor.shutdown(wait=False)  # its threads are idle, but for calls that nobody waits for
+        executor.shutdown(wait=False)  # its threads are idle, except for calls that were given up
 
     async def stat(self, name: str) -> FileInfo:
         return await self.run(self._folder.stat, name)
@@ -113,13 +115,7 @@ class DirectoryStore:
         return reader
 
     async def begin(
-        self,
-        upload_id: str,
-        name: str,
-        *,
-        size: int | None,
-        algorithm: str | None,
-        overwrite: bool = True,
+        self, upload_id: str, name: str, *, size: int | None, algorithm: str | None, overwrite: bool = True
     ) -> PartUpload:
         spec = UploadSpec(upload_id, name, size, algorithm)
         spec.check(self._max_file_bytes)
@@ -148,15 +144,14 @@ class DirectoryStore:
 
     async def uploaded(self, upload_id: str, name: str) -> int:
         key = fingerprint(upload_id)
+        spec, durable = None, 0
         if (part := self._open.get(key)) is not None and part.owner is not None:
-            spec, offset = part.spec, part.digest.length
-        elif (found := await self.run(self._folder.read_part, key)) is not None:
-            spec, offset = found[0], found[1].st_size
-        else:
-            spec, offset = None, 0
+            spec, durable = part.spec, part.durable
+        elif (found := await self.run(self._folder.uploads.find, key)) is not None:
+            spec, durable = found[0], found[1].st_size
         if spec is None or spec.name != name:
             raise NotFound(f"no unfinished upload {upload_id!r} of {name!r}", name=name)
-        return offset
+        return durable
 
     async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
         async with self.lock_of_file(name):
@@ -165,17 +160,17 @@ class DirectoryStore:
     async def sweep(self, max_age_seconds: float) -> int:
         oldest = time.time() - max_age_seconds
         dropped = 0
-        for key in await self.run(self._folder.stale_parts, oldest):
+        for key in await self.run(self._folder.uploads.stale, oldest):
             async with self._locks[f"upload {key}"]:
-                if not await self.run(self._folder.is_stale_part, key, oldest):
-                    continue  # somebody has come back to it
+                if not await self.run(self._folder.uploads.is_stale, key, oldest):
+                    continue  # it has gone on meanwhile
                 dropped += 1
                 if (part := self._open.get(key)) is not None:
                     part.owner = None
                     await part.drop()
                 else:
                     self._suspended.pop(key, None)
-                    await self.run(self._folder.drop_part, key)
+                    await self.run(self._folder.uploads.drop, key)
         for name in await self.run(self._folder.orphans):
             async with self.lock_of_file(name):
                 await self.run(self._folder.drop_orphan, name)
@@ -199,12 +194,18 @@ class DirectoryStore:
                 raise _too_many_files() from error
             raise
 
+    async def publish(self, part: "_DirectoryPart", *, overwrite: bool) -> FileInfo:
+        """Makes a part the file."""
+        await self.run(part.file.seal)
+        async with self.lock_of_file(part.spec.name):
+            return await self.run(self._folder.publish, part.file, overwrite=overwrite)
+
     def lock_of_file(self, name: str) -> asyncio.Lock:
-        """The lock of a file's name, and of all that some file system takes for the same."""
+        """The lock of a file's name, and of every name that some file system takes for the same."""
         return self._locks[f"file {name.casefold()}"]
 
     def forget(self, part: "_DirectoryPart", *, keep: bool) -> None:
-        """Notes that a part is closed, and whether its digest may be wanted again."""
+        """Notes that a part is closed, and whether its digest may be needed again."""
         self._open.pop(part.key, None)
         self._suspended.pop(part.key, None)
         if keep:
@@ -213,7 +214,7 @@ class DirectoryStore:
                 self._suspended.popitem(last=False)
 
     def is_open_again(self, part: "_DirectoryPart") -> bool:
-        """Whether somebody else goes on with a part that was closed."""
+        """Whether a part that was closed has been opened anew."""
         return self._open.get(part.key, part) is not part
 
     def forget_reader(self, reader: "_DirectoryReader") -> None:
@@ -230,14 +231,14 @@ class DirectoryStore:
         self._check_open_files()
         file = self._suspended.get(key)
         if file is None or file.spec != spec:
-            file = PartFile(self._folder, spec)
+            file = UploadFile(self._folder.uploads, spec, self.executor)
         self._opening += 1
         try:
-            knows_all = await self.run(file.open)
-            while not knows_all:
-                knows_all = await self.run(file.catch_up)
+            is_complete = await self.run(file.open)
+            while not is_complete:
+                is_complete = await self.run(file.content.catch_up)
         except BaseException:
-            await self.run(file.close)
+            await self.run(file.content.close)
             raise
         finally:
             self._opening -= 1
@@ -247,35 +248,24 @@ class DirectoryStore:
 
 
 class _DirectoryPart(Part):
-    """An unfinished upload on the disk."""
+    """An unfinished upload on the disk: every byte written survives this process."""
 
-    def __init__(self, store: DirectoryStore, key: str, file: PartFile) -> None:
-        super().__init__(file.spec)
-        self.digest = file.digest
+    def __init__(self, store: DirectoryStore, key: str, file: UploadFile) -> None:
+        super().__init__(file.spec, file.content.digest)
         self.key: Final = key
         self.file: Final = file
         self._store = store
 
     async def write(self, chunks: Sequence[bytes]) -> None:
-        await self._store.run(self.file.write, chunks)
+        await self._store.run(self.file.content.write_all, chunks)
 
-    def writer(self, room: int, check: Callable[[], None]) -> FileWriter:
-        def write(data: memoryview) -> None:
-            check()
-            self.file.write([data])
-
-        def write_from(pipe: int, nbytes: int) -> None:
-            check()
-            self.file.write_from(pipe, nbytes)
-
-        return FileWriter(write, room, self._store.executor, write_from if self.spec.algorithm is None else None)
+    def as_file(self) -> FileTarget:
+        return self.file.content
 
     async def publish(self, *, overwrite: bool) -> FileInfo:
         is_published = False
         try:
-            await self._store.run(self.file.seal)
-            async with self._store.lock_of_file(self.spec.name):
-                info = await self._store.run(self.file.publish, overwrite=overwrite)
+            info = await self._store.publish(self, overwrite=overwrite)
             is_published = True
         finally:
             self._store.forget(self, keep=not is_published)
@@ -283,7 +273,7 @@ class _DirectoryPart(Part):
 
     async def close(self) -> None:
         try:
-            await self._store.run(self.file.close)
+            await self._store.run(self.file.content.close)
         finally:
             self._store.forget(self, keep=True)
 
@@ -296,7 +286,7 @@ class _DirectoryPart(Part):
             self._store.forget(self, keep=False)
 
 
-class _DirectoryReader:
+class _DirectoryReader(Reader):
     """A file's descriptor: it stays with the content that it was opened for."""
 
     def __init__(self, store: DirectoryStore, name: str) -> None:
@@ -309,15 +299,15 @@ class _DirectoryReader:
 
     @property
     def info(self) -> FileInfo:
-        assert self._info is not None, "it is known since `open`"
+        assert self._info is not None, "`open` sets it"
         return self._info
 
     async def read(self, offset: int, length: int) -> bytes:
         async with self._lock:  # the descriptor's number mustn't become another file's while a thread reads
             return await self._store.run(self._read, offset, length)
 
-    def file(self) -> OpenFile:
-        assert self._fd is not None, "it is open since `open`"
+    def as_file(self) -> OpenFile:
+        assert self._fd is not None, "`open` sets it"
         return OpenFile(self._fd, self._store.executor, self._is_same)
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What is compared: each peer's server and client, as short and as fast as its own documentation would have it.
+"""The systems that are compared: each peer's server and client, as short and as fast as its documentation suggests.
 
 Peers do their disk work in the event loop, which is wrong in a real server and faster here.
 """
@@ -16,14 +16,14 @@ CHUNK_BYTES: Final = 256 * 1024
 
 
 class Pace:
-    """Holds somebody to a rate, in bytes a second; None for as fast as it goes."""
+    """Limits a receiver to a rate, in bytes a second; None for no limit."""
 
     def __init__(self, rate: float | None) -> None:
         self._rate = rate
         self._due: float | None = None
 
-    async def took(self, nbytes: int) -> None:
-        """Returns when that many bytes more may have passed."""
+    async def throttle(self, nbytes: int) -> None:
+        """Returns when `nbytes` more may have been received."""
         if self._rate is None:
             return
         now = asyncio.get_running_loop().time()
@@ -32,7 +32,7 @@ class Pace:
 
 
 class Client:
-    """One connected client; a verb that its system doesn't have isn't called."""
+    """One connected client; a verb that its system doesn't support isn't called."""
 
     async def download(self, name: str, target: Path, rate: float | None) -> None:
         """Server's disk to client's disk; `rate` is the receiver's, in bytes a second."""
@@ -51,7 +51,7 @@ class Client:
         raise NotImplementedError
 
     async def stat(self, name: str) -> None:
-        """What is known of a file."""
+        """Requests a file's metadata."""
         raise NotImplementedError
 
 
@@ -59,7 +59,7 @@ class Peer(Protocol):
     """A system, in the process of its server or of its client."""
 
     def serve(self, folder: Path) -> AbstractAsyncContextManager[int]:
-        """Serves that folder, and files in memory; gives the port."""
+        """Serves the folder, and files in memory; the value is the port."""
         ...
 
     def connect(self, port: int) -> AbstractAsyncContextManager[Client]:
@@ -67,7 +67,7 @@ class Peer(Protocol):
         ...
 
 
-# Name -> module and class, and what that is called with.
+# Name -> module and class, and the arguments of the class.
 SYSTEMS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "rxfiles": ("rxfiles:RxFiles", {}),
     "rxfiles, digest=None": ("rxfiles:RxFiles", {"digest": None}),
@@ -91,10 +91,10 @@ SYSTEMS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 
 
 def make_peer(system: str) -> Peer:
-    """The peer that is called so.
+    """The peer of that name in `SYSTEMS`.
 
     Raises:
-        ImportError: What it needs isn't installed.
+        ImportError: A package or a program that it needs isn't installed.
     """
     where, options = SYSTEMS[system]
     module, name = where.split(":")

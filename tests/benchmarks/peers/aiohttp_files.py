@@ -14,8 +14,8 @@ class Aiohttp:
     """Server and client.
 
     Args:
-        buffer_bytes: What either end reads ahead; None for aiohttp's own 64 KiB.
-        connections: The most that the client makes; 0 for as many as it wants.
+        buffer_bytes: The read buffer of either end; None for aiohttp's default of 64 KiB.
+        connections: The client's limit; 0 for none.
     """
 
     def __init__(self, *, buffer_bytes: int | None = None, connections: int = 0) -> None:
@@ -75,7 +75,7 @@ class _Client(Client):
             with target.open("wb", buffering=0) as file:
                 async for data in response.content.iter_chunked(self._chunk_bytes):
                     file.write(data)
-                    await pace.took(len(data))
+                    await pace.throttle(len(data))
 
     async def upload(self, source: Path, name: str) -> None:
         with source.open("rb", buffering=0) as file:

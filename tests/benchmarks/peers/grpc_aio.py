@@ -78,7 +78,7 @@ class _Client(Client):
         with target.open("wb", buffering=0) as file:
             async for data in self._download(name.encode()):
                 file.write(data)
-                await pace.took(len(data))
+                await pace.throttle(len(data))
 
     async def upload(self, source: Path, name: str) -> None:
         async def items() -> AsyncGenerator[bytes, None]:

@@ -1,4 +1,4 @@
-"""nginx and curl, each a process of its own, one request each."""
+"""nginx, and a curl process for each request."""
 
 import asyncio
 import os

@@ -21,11 +21,11 @@ class RxFiles:
     """Our server and client.
 
     Args:
-        digest: What both verify with; None to do without.
-        fsync: Whether files are synced, as they always are outside of benchmarks; peers don't do it.
-        disk_rate: What the server's disk takes, in bytes a second; None for all it can.
-        tls: Whether the connection is encrypted.
+        digest: The algorithm for verification; None for none.
+        fsync: Whether files are synced, as they always are outside of benchmarks; peers never sync.
+        disk_rate: Limits the server's disk, in bytes written a second; None for no limit.
         in_memory: Whether the files are in memory, as the small ones of all peers are, instead of in the folder.
+        tls: Whether the connection is encrypted.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class _SlowWriter:
 
     async def write(self, data: bytes, /) -> None:
         self._file.write(data)
-        await self._pace.took(len(data))
+        await self._pace.throttle(len(data))
 
 
 def _slow_down(rate: float) -> None:

@@ -1,4 +1,4 @@
-"""Blocking sockets, `sendfile` and `splice`: no byte comes into the process. What Linux can do, on one thread each."""
+"""Blocking sockets, `sendfile` and `splice`: zero-copy in one thread at each end, the upper bound on Linux."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ if not hasattr(os, "splice"):
 
 
 class Splice:
-    """A line with a verb, a size and a name, then the bytes; a connection each."""
+    """A line with a verb, a size and a name, then the bytes; one connection for each transfer."""
 
     @asynccontextmanager
     async def serve(self, folder: Path) -> AsyncGenerator[int, None]:

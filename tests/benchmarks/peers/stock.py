@@ -83,7 +83,7 @@ class _Handler(BaseRequestHandler):
 
 
 class _Reader(Publisher, Subscription):
-    """Publishes a file, a chunk a credit."""
+    """Publishes a file, a chunk for each credit."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
@@ -106,7 +106,7 @@ class _Reader(Publisher, Subscription):
 
 
 class _Writer(Subscriber):
-    """Writes what arrives; credit goes back when half a window was written."""
+    """Writes the items that arrive; requests half a window when half a window was written."""
 
     def __init__(self, path: Path, pace: Pace, *, is_server: bool = False) -> None:
         self._file = path.open("wb", buffering=0)
@@ -136,14 +136,14 @@ class _Writer(Subscriber):
         with self._file:
             while (data := await self._items.get()) is not None:
                 self._file.write(data)
-                await self._pace.took(len(data))
+                await self._pace.throttle(len(data))
                 self._written += 1
                 if self._written % (WINDOW // 2) == 0:
                     self._subscription.request(WINDOW // 2)
 
 
 class _Receipt(Publisher, Subscription):
-    """The server's half of an upload: one item, when everything is written."""
+    """The server's half of an upload: one item, when the whole file is written."""
 
     def __init__(self, writer: _Writer) -> None:
         self._writer = writer
@@ -153,7 +153,7 @@ class _Receipt(Publisher, Subscription):
         self._writer.done.add_done_callback(lambda _: subscriber.on_next(Payload(b"stored"), True))
 
     def request(self, n: int) -> None:
-        """One item is always welcome."""
+        """Ignored: `on_next` sends its one item in any case."""
 
     def cancel(self) -> None:
         self._writer.done.cancel()
@@ -166,14 +166,14 @@ class _Stored(Subscriber):
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def on_subscribe(self, subscription: Subscription) -> None:
-        """`initial_request_n` has asked for it."""
+        """Nothing to do: `initial_request_n` has requested the receipt."""
 
     def on_next(self, value: Payload, is_complete: bool = False) -> None:
         if not self.done.done():
             self.done.set_result(None)
 
     def on_complete(self) -> None:
-        """The receipt said it."""
+        """Nothing to do: the receipt was the end."""
 
     def on_error(self, exception: Exception) -> None:
         if not self.done.done():

@@ -1,4 +1,4 @@
-"""Plain asyncio streams: the least that a transfer in Python has to do without system calls of its own."""
+"""Plain asyncio streams: the least work of a transfer in Python without special system calls."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -68,4 +68,4 @@ async def _receive(path: Path, size: int, reader: asyncio.StreamReader, pace: Pa
             data = await reader.read(min(size, CHUNK_BYTES))
             file.write(data)
             size -= len(data)
-            await pace.took(len(data))
+            await pace.throttle(len(data))

@@ -5,7 +5,7 @@ from rsocket.payload import Payload
 
 from .subscription import Subscription
 
-# The library says nothing of `value`; every stream of rsocket's carries payloads (only its leases don't).
+# `value` isn't annotated; every stream of rsocket has payloads, except its leases.
 class Subscriber(metaclass=ABCMeta):
     @abstractmethod
     def on_subscribe(self, subscription: Subscription) -> None: ...

@@ -6,7 +6,7 @@ from .payload import Payload
 class Fragment(Payload):
     is_first: bool | None
     is_last: bool | None
-    # Annotated as bytes; what is given goes into a frame as it is, so views will do.
+    # Annotated as bytes; put into a frame unchanged, so a memoryview works.
     def __init__(
         self,
         data: ByteTypes | memoryview | None = None,

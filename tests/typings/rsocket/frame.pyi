@@ -35,7 +35,7 @@ class Frame(metaclass=ABCMeta):
     prefix_length: int
     frame_type: FrameType
     stream_id: int
-    # None in fragments that carry only the other one.
+    # None in fragments with only the other one.
     metadata: ByteTypes | None
     data: ByteTypes | memoryview | None
     flags_ignore: bool
@@ -66,7 +66,7 @@ class SetupFrame(Frame):
     def __init__(self) -> None: ...
     def parse(self, buffer: ByteTypes, offset: int) -> None: ...
 
-# What the parser yields for bytes that it can't read; not a `Frame`.
+# The parser's result for malformed bytes; not a `Frame`.
 class InvalidFrame: ...
 
 class ErrorFrame(Frame):

@@ -1,8 +1,10 @@
 from .frame import (
     CancelFrame,
     KeepAliveFrame,
+    MetadataPushFrame,
     PayloadFrame,
     RequestChannelFrame,
+    RequestFireAndForgetFrame,
     RequestNFrame,
     RequestResponseFrame,
     RequestStreamFrame,
@@ -32,3 +34,7 @@ def to_request_response_frame(
     stream_id: int, payload: Payload, fragment_size_bytes: int | None = None
 ) -> RequestResponseFrame: ...
 def to_keepalive_frame(data: bytes) -> KeepAliveFrame: ...
+def to_fire_and_forget_frame(
+    stream_id: int, payload: Payload, fragment_size_bytes: int | None = None
+) -> RequestFireAndForgetFrame: ...
+def to_metadata_push_frame(metadata: bytes) -> MetadataPushFrame: ...

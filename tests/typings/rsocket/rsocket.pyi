@@ -12,7 +12,7 @@ class RSocket(metaclass=ABCMeta):
     def request_channel(
         self, payload: Payload, publisher: Publisher | None = None, sending_done: Event | None = None
     ) -> Publisher: ...
-    # Annotated as Awaitable, like the two after `request_stream`; what comes is a Future.
+    # Annotated as returning an Awaitable, like the two after `request_stream`; it is a Future.
     @abstractmethod
     def request_response(self, payload: Payload) -> Future[Payload]: ...
     @abstractmethod

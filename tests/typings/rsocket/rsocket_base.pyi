@@ -34,12 +34,12 @@ from .transports.transport import Transport
 
 T = TypeVar("T", bound=StreamHandler)
 
-# Abstract in the library; its two subclasses are what is made.
+# Abstract in the library; only its two subclasses are instantiated.
 class RSocketBase(RSocket):
-    _handler: RequestHandler  # what serves this side's requests
+    _handler: RequestHandler  # serves the peer's requests
     _stream_control: StreamControl  # this side's open streams
     _receiver_task: Task[None] | None  # until it has ended
-    _max_lifetime_period: timedelta  # how long a silent peer is alive
+    _max_lifetime_period: timedelta  # how long a peer may be silent
     _is_closing: bool  # once set, the sender has stopped
     def __init__(
         self,
@@ -56,10 +56,11 @@ class RSocketBase(RSocket):
     ) -> None: ...
     @abstractmethod
     def _current_transport(self) -> Future[Transport]: ...  # done once connected
-    def _reset_internals(self) -> None: ...  # makes the queue, the table of streams and the fragments' cache
+    def _reset_internals(self) -> None: ...  # makes the send queue, the stream table and the fragment cache
+    def _setup_internals(self) -> None: ...  # the last call of the constructor
     @abstractmethod
-    def is_server_alive(self) -> bool: ...  # False once keepalives weren't answered in time; its sender stops then
-    # The two tasks of a connection, and what they call.
+    def is_server_alive(self) -> bool: ...  # False if a keepalive wasn't answered in time; the sender then stops
+    # The sender and receiver tasks, and what they call.
     async def _sender(self) -> None: ...
     def _before_sender(self) -> None: ...
     async def _finally_sender(self) -> None: ...
@@ -68,7 +69,7 @@ class RSocketBase(RSocket):
     def register_new_stream(self, handler: T) -> T: ...
     def _register_stream(self, stream_id: int, handler: T) -> T: ...  # for a stream that the peer has opened
     def finish_stream(self, stream_id: int) -> None: ...
-    # Annotated as `Frame` and `RequestFrame`; the sender asks whatever is a `FrameFragmentMixin` for its fragments.
+    # Annotated as `Frame` and `RequestFrame`; the sender gets the fragments of every `FrameFragmentMixin`.
     def send_frame(self, frame: Frame | FrameFragmentMixin) -> None: ...
     def send_priority_frame(self, frame: Frame | FrameFragmentMixin) -> None: ...
     def send_request(self, frame: RequestFrame | FrameFragmentMixin) -> None: ...
@@ -93,7 +94,7 @@ class RSocketBase(RSocket):
     async def handle_metadata_push(self, frame: MetadataPushFrame) -> None: ...
     def request_response(self, payload: Payload) -> Future[Payload]: ...
     def fire_and_forget(self, payload: Payload) -> Future[None]: ...
-    # Annotated as `Union[BackpressureApi, Publisher]`; both are each of the two.
+    # Annotated as `Union[BackpressureApi, Publisher]`; the result is both.
     def request_stream(self, payload: Payload) -> RequestStreamRequester: ...
     def request_channel(
         self, payload: Payload, publisher: Publisher | None = None, sending_done: Event | None = None

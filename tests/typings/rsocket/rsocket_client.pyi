@@ -15,7 +15,7 @@ class RSocketClient(RSocketBase):
     def __init__(
         self,
         transport_provider: AsyncGenerator[Transport, Any],
-        # Annotated as taking an `RSocketBase`; it is called with nothing.
+        # Annotated as taking an `RSocketBase`; it is called without arguments.
         handler_factory: Callable[[], RequestHandler] = ...,
         honor_lease: bool = False,
         lease_publisher: Publisher | None = None,

@@ -11,7 +11,7 @@ from .rsocket_base import RSocketBase
 from .transports.transport import Transport
 
 class RSocketServer(RSocketBase):
-    # Makes the handler and starts the tasks that read from `transport`, before it returns.
+    # Makes the handler and starts the tasks that use `transport`.
     def __init__(
         self,
         transport: Transport,

@@ -2,7 +2,7 @@ from ..local_typing import ByteTypes
 from .mimetypes import WellKnownMimeType, WellKnownMimeTypes
 
 class CompositeMetadataItem:
-    # As it was given, but for a member of `WellKnownMimeTypes`, whose value is kept; None if nothing was given.
+    # The argument, or the value of a member of `WellKnownMimeTypes`; None without an argument.
     encoding: bytes | WellKnownMimeType | None
     content: ByteTypes | None
     def __init__(

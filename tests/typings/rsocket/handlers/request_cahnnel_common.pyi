@@ -19,7 +19,7 @@ class StreamSubscriber(DefaultSubscriber):
 
 class RequestChannelCommon(StreamHandler, Publisher, Subscription, Disposable, metaclass=ABCMeta):
     subscriber: DefaultSubscriber | None  # sends what this side publishes
-    remote_subscriber: Subscriber | None  # gets what the peer publishes
+    remote_subscriber: Subscriber | None  # receives what the peer publishes
     def __init__(
         self, socket: RSocketBase, publisher: Publisher | None = None, sending_done: Event | None = None
     ) -> None: ...

@@ -7,8 +7,8 @@ from .backpressureapi import BackpressureApi
 
 class StreamHandler(BackpressureApi, metaclass=ABCMeta):
     stream_id: int | None  # set when the stream is registered
-    socket: RSocketBase  # annotated as either of its two bases; the methods of both are called
-    _initial_request_n: int  # what the request frame will ask for
+    socket: RSocketBase  # annotated as one of its two bases; methods of both are called
+    _initial_request_n: int  # the request frame's request-n
     def __init__(self, socket: RSocketBase) -> None: ...
     @abstractmethod
     def setup(self) -> None: ...
@@ -17,4 +17,4 @@ class StreamHandler(BackpressureApi, metaclass=ABCMeta):
     def initial_request_n(self, n: int) -> Self: ...
     def send_cancel(self) -> None: ...
     def send_request_n(self, n: int) -> None: ...
-    def _finish_stream(self) -> None: ...  # takes the stream out of the connection's table
+    def _finish_stream(self) -> None: ...  # removes the stream from the connection's table

@@ -1,4 +1,4 @@
-"""Strangers by the hundred, who connect and say nothing: honest clients get in, and nothing grows."""
+"""Hundreds of connections that send nothing: honest clients are admitted, and no memory grows."""
 
 import asyncio
 import gc
@@ -20,12 +20,12 @@ from tests.support import ERROR, HAS_UVLOOP, RawPeer, eventually, on_uvloop, raw
 FULL = (REJECTED_SETUP, "server_full: too many connections; try again later")
 
 Scenario = Callable[[ssl.SSLContext | None, ssl.SSLContext | None], Coroutine[Any, Any, None]]
-"""Is told the server's TLS, and the client's."""
+"""Called with the server's TLS context, and the client's."""
 
 
 @pytest.fixture(params=["plain", "tls", "uvloop", "uvloop-tls"])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Scenario], Coroutine[Any, Any, None]]:
-    """Runs a scenario on one kind of loop, with TLS or without."""
+    """Runs a scenario on one kind of event loop, with TLS or without."""
     kind: str = request.param
     if "uvloop" in kind and not HAS_UVLOOP:
         pytest.skip("uvloop isn't installed")
@@ -49,18 +49,18 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Scenario], 
 
 
 def plain(server: FileServer) -> str:
-    """Where strangers connect who know nothing of TLS."""
+    """The server's URI for raw connections, without TLS."""
     return server.uri.replace("tcps://", "tcp://")
 
 
 def counted(server: FileServer) -> int:
-    """Connections from their accept on."""
+    """The admitted connections, from their accept on."""
     assert server._listener is not None
-    return len(server._listener._guests)
+    return len(server._listener._admission.admitted)
 
 
 @asynccontextmanager
-async def strangers(server: FileServer, count: int) -> AsyncGenerator[list[RawPeer], None]:
+async def pending(server: FileServer, count: int) -> AsyncGenerator[list[RawPeer], None]:
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(raw_peer(plain(server), set_up=False)) for _ in range(count)]
 
@@ -71,11 +71,11 @@ async def is_served(uri: str, tls: ssl.SSLContext | None) -> None:
 
 
 @pytest.mark.parametrize("limits", [Limits(max_connections=8), Limits(max_connections_per_address=8)])
-async def test_strangers_make_room_for_others_the_first_first(
+async def test_pending_connections_are_evicted_oldest_first(
     run: Callable[[Scenario], Coroutine[Any, Any, None]], limits: Limits, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(ours: ssl.SSLContext | None, theirs: ssl.SSLContext | None) -> None:
-        async with serve(limits=limits, tls=ours) as server, strangers(server, 40) as peers:
+        async with serve(limits=limits, tls=ours) as server, pending(server, 40) as peers:
             await eventually(lambda: counted(server) == 8)
             for peer in peers[:32]:
                 if ours is None:
@@ -86,20 +86,20 @@ async def test_strangers_make_room_for_others_the_first_first(
                 for _ in range(3):
                     await is_served(server.uri, theirs)
             assert counted(server) <= 8
-            await peers[-1].silence(0.05)  # who came last is still there
-            async with FileClient.connect(server.uri, tls=theirs) as files, strangers(server, 20):
-                await files.upload("a", b"x")  # who is known stays
+            await peers[-1].silence(0.05)  # the newest is still there
+            async with FileClient.connect(server.uri, tls=theirs) as files, pending(server, 20):
+                await files.upload("a", b"x")  # a connection with an accepted SETUP stays
                 await eventually(lambda: counted(server) == 8)
                 await files.upload("a", b"x")
         assert not server.connections
 
     await run(scenario)
-    said = warnings(caplog)
-    assert len(said) == 1
-    assert "strangers make room" in said[0]
+    logged = warnings(caplog)
+    assert len(logged) == 1
+    assert "pending ones make room" in logged[0]
 
 
-async def test_where_nobody_is_a_stranger_the_newcomer_is_refused(
+async def test_with_none_pending_the_new_connection_is_refused(
     run: Callable[[Scenario], Coroutine[Any, Any, None]],
 ) -> None:
     async def scenario(ours: ssl.SSLContext | None, theirs: ssl.SSLContext | None) -> None:
@@ -108,7 +108,7 @@ async def test_where_nobody_is_a_stranger_the_newcomer_is_refused(
                 for _ in range(2):
                     files = await stack.enter_async_context(FileClient.connect(server.uri, tls=theirs))
                     await files.upload("a", b"x")
-                for _ in range(200):  # more than are let linger
+                for _ in range(200):  # more than may wait for their rejection
                     peer = await RawPeer.connect(plain(server))
                     stack.push_async_callback(peer.close)
                     last = peer
@@ -117,7 +117,7 @@ async def test_where_nobody_is_a_stranger_the_newcomer_is_refused(
                 else:
                     assert await last.reader.read() == b""
                 assert server._listener is not None
-                assert len(server._listener._leaving) <= 64
+                assert len(server._listener._admission.rejected) <= 64
                 assert counted(server) == 2
             await eventually(lambda: not counted(server))
             await is_served(server.uri, theirs)
@@ -125,7 +125,7 @@ async def test_where_nobody_is_a_stranger_the_newcomer_is_refused(
     await run(scenario)
 
 
-async def test_the_server_ends_with_strangers_in_every_state(
+async def test_the_server_ends_with_pending_connections_in_every_state(
     run: Callable[[Scenario], Coroutine[Any, Any, None]],
 ) -> None:
     async def scenario(ours: ssl.SSLContext | None, theirs: ssl.SSLContext | None) -> None:
@@ -145,20 +145,20 @@ async def test_the_server_ends_with_strangers_in_every_state(
         await run(scenario)
 
 
-async def test_nobody_is_lost_who_comes_while_the_server_ends(
+async def test_connections_that_arrive_while_the_server_ends_are_closed(
     run: Callable[[Scenario], Coroutine[Any, Any, None]],
 ) -> None:
-    """A socket that nobody closes would be a ResourceWarning, which is an error in tests."""
+    """A socket that isn't closed would be a ResourceWarning, which is an error in tests."""
 
     async def scenario(ours: ssl.SSLContext | None, theirs: ssl.SSLContext | None) -> None:
-        for turns in range(30):
+        for iterations in range(30):
             async with serve(tls=ours) as server:
                 coming = [socket.socket() for _ in range(10)]
                 host, port = plain(server).removeprefix("tcp://").split(":")
                 for each in coming:
                     each.setblocking(False)
                     each.connect_ex((host, int(port)))
-                for _ in range(turns % 10):
+                for _ in range(iterations % 10):
                     await asyncio.sleep(0)
             for each in coming:
                 each.close()
@@ -167,13 +167,11 @@ async def test_nobody_is_lost_who_comes_while_the_server_ends(
     gc.collect()
 
 
-async def test_a_handshake_under_way_counts(run: Callable[[Scenario], Coroutine[Any, Any, None]]) -> None:
-    """And is given up after `setup_seconds`."""
-
+async def test_a_handshake_counts_and_is_ended_in_time(run: Callable[[Scenario], Coroutine[Any, Any, None]]) -> None:
     async def scenario(ours: ssl.SSLContext | None, theirs: ssl.SSLContext | None) -> None:
         async with (
             serve(tls=ours, limits=Limits(setup_seconds=0.5)) as server,
-            strangers(server, 5) as peers,
+            pending(server, 5) as peers,
         ):
             await eventually(lambda: counted(server) == 5)
             for peer in peers:
@@ -203,11 +201,11 @@ async def test_one_port_at_all_addresses_of_a_host() -> None:
             pass
 
 
-async def test_nobody_is_a_stranger_whose_setup_was_accepted() -> None:
+async def test_a_connection_with_an_accepted_setup_is_not_evicted() -> None:
     async with serve(limits=Limits(max_connections=1)) as server, raw_peer(server.uri) as known:
         await known.send(stat(1, b"a"))
         assert (await receive(known)).kind == ERROR
         async with raw_peer(server.uri) as late:
             assert await refused(late) == FULL
-        await known.send(setup())  # a second one makes nobody a stranger again
+        await known.send(setup())  # a second SETUP doesn't make it pending again
         assert (await refused(known))[0] != REJECTED_SETUP

@@ -1,0 +1,240 @@
+"""The connection behind a `FileClient`: made once, watched, and made again when an operation needs it."""
+
+import asyncio
+import os
+import ssl
+from collections.abc import Callable
+from typing import Self
+
+from reactivex import Observable, abc
+from reactivex.subject import BehaviorSubject
+from rsocket.error_codes import ErrorCode
+from rsocket.payload import Payload
+from rsocket.rsocket_base import RSocketBase
+
+from shared.errors import ClientClosed, ConnectionFailed, TransferError, from_error_frame
+from shared.frames.reassembly import Reassembler
+from shared.logs import quiet_rsocket
+from shared.protocol.metadata import build_bearer, build_metadata, build_simple
+from shared.transport.base import Transport
+
+from ..rx.observables import LoopObservable
+from .backoff import Backoff
+from .connector import FailureDelay
+from .dial import Dial, dial_tcp
+from .options import Auth, ConnectOptions
+from .session import ClientHandler, ClientSession
+from .states import Connected, Connecting, ConnectionState, Disconnected
+
+__all__ = ["Connection"]
+
+
+class Connection:
+    """A `Connector` that makes its connection itself, again after each loss.
+
+    Args:
+        uri: `tcp://HOST[:PORT]`, or `tcps://HOST[:PORT]` with TLS.
+        options: See `ConnectOptions`.
+        auth: A user name and a password, or a bearer token; None for neither.
+        tls: How to encrypt; None for the system's authorities with `tcps`, and not at all with `tcp`.
+        dial: Makes the transports; None for TCP and TLS to `uri`.
+
+    Raises:
+        ValueError: `uri` is something else, or `tls` is given with `tcp`.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        options: ConnectOptions,
+        auth: Auth | None = None,
+        tls: ssl.SSLContext | None = None,
+        dial: Dial | None = None,
+    ) -> None:
+        self._uri = uri
+        self._dial = dial if dial is not None else dial_tcp(uri, tls)
+        self._setup = None if auth is None else _setup_payload(auth)
+        self._options = options
+        self._backoff = Backoff(options.reconnect_base, min(options.reconnect_cap, options.reconnect_timeout / 2))
+        self._failure_delay = FailureDelay()
+        self._session: ClientSession | None = None
+        self._attempt: asyncio.Task[RSocketBase] | None = None
+        self._is_closed = False
+        self._ending: set[asyncio.Task[None]] = set()
+        self._states: BehaviorSubject[ConnectionState] = BehaviorSubject(Connecting())
+
+    @property
+    def progress_timeout(self) -> float:
+        return self._options.progress_timeout
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    def states(self) -> Observable[ConnectionState]:
+        """Emits the state as it is, then each change; completes when the client is closed."""
+
+        def subscribe(
+            observer: abc.ObserverBase[ConnectionState], scheduler: abc.SchedulerBase | None = None
+        ) -> abc.DisposableBase:
+            return self._states.subscribe(
+                lambda state: _guard(lambda: observer.on_next(state)),
+                observer.on_error,
+                lambda: _guard(observer.on_completed),
+                scheduler=scheduler,
+            )
+
+        return LoopObservable(subscribe)
+
+    def current(self) -> RSocketBase | None:
+        return self._session
+
+    async def open(self) -> None:
+        """Makes the first connection, in one attempt.
+
+        Raises:
+            ConnectionFailed: It is refused, unresolvable, or not answered by an RSocket server in time.
+        """
+        try:
+            await self._open(self._options.connect_timeout)
+        except TransferError as error:
+            self._states.on_next(Disconnected(error))
+            raise
+
+    async def connect(self) -> RSocketBase:
+        if self._is_closed:
+            await self._failure_delay.wait()
+            raise ClientClosed("the client is closed")
+        if self._session is not None:
+            return self._session
+        if self._attempt is None:
+            self._attempt = asyncio.get_running_loop().create_task(self._connect_again())
+            self._attempt.add_done_callback(self._on_attempted)
+        attempt = self._attempt
+        try:
+            # Shielded: all callers share the attempt, and one of them being cancelled must not end it.
+            return await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            if attempt.cancelled():  # by `close`, before it had begun
+                raise ClientClosed("the client was closed") from None
+            raise
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends everything under way with ClientClosed."""
+        self._is_closed = True
+        if self._attempt is not None:
+            self._attempt.cancel()
+            await asyncio.wait([self._attempt])
+        if self._session is not None:
+            self._end(self._session, ErrorCode.CONNECTION_ERROR, "the client was closed")
+        while self._ending:
+            await asyncio.wait(self._ending)
+        self._states.on_completed()
+
+    def _on_attempted(self, attempt: asyncio.Task[RSocketBase]) -> None:
+        self._attempt = None
+        if not attempt.cancelled():
+            attempt.exception()  # marks it as retrieved, should all callers have been cancelled
+
+    async def _connect_again(self) -> RSocketBase:
+        loop, options, backoff = asyncio.get_running_loop(), self._options, self._backoff
+        deadline = loop.time() + options.reconnect_timeout
+        self._states.on_next(Connecting())
+        try:
+            while True:
+                await asyncio.sleep(backoff.wait(loop.time()))
+                try:
+                    return await self._open(min(options.connect_timeout, deadline - loop.time()))
+                except TransferError as error:
+                    now = loop.time()
+                    if not error.retryable or now + backoff.wait(now) >= deadline:
+                        self._states.on_next(Disconnected(error))
+                        raise
+        except asyncio.CancelledError:
+            raise ClientClosed("the client was closed") from None  # only `close` cancels this task
+
+    async def _open(self, seconds: float) -> RSocketBase:
+        """Makes one attempt.
+
+        Raises:
+            ConnectionFailed: It failed, or took too long.
+        """
+        quiet_rsocket()
+        loop = asyncio.get_running_loop()
+        self._backoff.begin(loop.time())
+        handler = ClientHandler()
+        sessions: list[ClientSession] = []
+
+        def on_connected(transport: Transport) -> Reassembler:
+            sessions.append(ClientSession(transport, handler, self._options, self._setup))
+            return sessions[0].reassembler
+
+        try:
+            async with asyncio.timeout(seconds):
+                await self._dial(on_connected, handler.on_lost)
+                return await self._set_up(sessions[0], handler)
+        except TimeoutError:
+            reason = f"not answered within {seconds:.2g} s"
+            if sessions:
+                reason += " as an RSocket server does; check that it is one, and whether it is encrypted (tcps://)"
+            raise ConnectionFailed(f"no connection to {self._uri}: {reason}") from None
+        except TransferError:
+            raise
+        except (OSError, UnicodeError) as error:
+            reason = os.strerror(error.errno) if isinstance(error, ConnectionError) and error.errno else str(error)
+            raise ConnectionFailed(f"no connection to {self._uri}: {reason}") from error
+        finally:
+            for session in sessions:
+                if session is not self._session:
+                    self._end(session, ErrorCode.CONNECTION_ERROR, "the attempt to connect was given up")
+
+    async def _set_up(self, session: ClientSession, handler: ClientHandler) -> RSocketBase:
+        handler.on_end = lambda code, text: self._end(session, code, text)
+        await session.open()
+        if handler.ended is not None:
+            raise _refusal(self._uri, *handler.ended)
+        self._session = session
+        self._states.on_next(Connected())
+        return session
+
+    def _end(self, session: ClientSession, code: ErrorCode, text: str) -> None:
+        """Gives up a connection: what is under way fails at once, the rest is cleaned up soon."""
+        if self._session is session:
+            self._session = None
+            self._backoff.lost(asyncio.get_running_loop().time())
+            if not self._is_closed:
+                self._states.on_next(Disconnected(from_error_frame(code, text.encode())))
+        session.stop_all_streams(code, text.encode())
+        # In a task of its own: the caller may be one of the tasks that `close` cancels and waits for.
+        ending = asyncio.get_running_loop().create_task(session.close())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+
+def _setup_payload(auth: Auth) -> Payload:
+    credentials = build_bearer(auth) if isinstance(auth, str) else build_simple(*auth)
+    return Payload(b"", build_metadata([credentials]))
+
+
+def _refusal(uri: str, code: ErrorCode, text: str) -> TransferError:
+    """Why an attempt failed: the server's own reason where it is one of ours, such as `unauthenticated`."""
+    error = from_error_frame(code, text.encode())
+    is_ours = not isinstance(error, ConnectionFailed)
+    return error if is_ours else ConnectionFailed(f"no connection to {uri}: {error.message}")
+
+
+def _guard(notify: Callable[[], None]) -> None:
+    """Notifies one observer of a state: if it raises, requests and other observers don't suffer."""
+    try:
+        notify()
+    except Exception as error:
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": "an observer of the connection's state raised", "exception": error}
+        )

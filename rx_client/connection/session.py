@@ -1,0 +1,161 @@
+"""One connection's rsocket: the client side of the RSocket protocol, with a better notion of a dead peer.
+
+rsocket 0.4.20's own reconnect dies after one failed attempt, or reconnects thousands of times a second, and a request
+on a dead connection waits for ever. So each connection has an `RSocketClient` of its own, and none is used again.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+from reactivestreams.publisher import Publisher
+from reactivestreams.subscriber import Subscriber
+from rsocket.error_codes import ErrorCode
+from rsocket.exceptions import RSocketProtocolError
+from rsocket.extensions.mimetypes import WellKnownMimeTypes
+from rsocket.frame import ErrorFrame, Frame, FrameFragmentMixin, KeepAliveFrame
+from rsocket.frame_builders import to_keepalive_frame
+from rsocket.helpers import single_transport_provider
+from rsocket.payload import Payload
+from rsocket.request_handler import BaseRequestHandler
+
+from shared.engine import ClientEngine
+from shared.frames.budget import ReassemblyLimits
+from shared.frames.outbox import Outbox
+from shared.protocol.wire import FRAGMENT_SIZE_BYTES, MAX_METADATA_BYTES
+from shared.transport.base import Transport
+
+from .options import ConnectOptions
+
+__all__ = ["ClientHandler", "ClientSession"]
+
+_LOOKS_PER_TIMEOUT: Final = 20
+# With this much waiting to be sent, the link is slow, or the peer has stopped reading.
+_BACKLOG_BYTES: Final = 16 * 1024
+
+# How much the server may make this side answer without reading the answers.
+_MAX_CONTROL_BYTES: Final = 1024 * 1024
+_ANSWERS: Final = frozenset[type[Frame]]([KeepAliveFrame, ErrorFrame])
+# Metadata is parsed, and error texts are decoded, in the event loop: 16 MB of either would block it for seconds.
+_LIMITS: Final = ReassemblyLimits(max_metadata_bytes=MAX_METADATA_BYTES)
+
+_NOTHING_HERE: Final = RSocketProtocolError(ErrorCode.REJECTED, data="unknown_route: this client serves nothing")
+
+
+class ClientHandler(BaseRequestHandler):
+    """What the server may do to a client: nothing, but end the connection.
+
+    Attributes:
+        on_end: Called once, with an error code and text, when the connection ends.
+        ended: What it was called with; None while the connection works.
+        first_sign: Set when the first keepalive has arrived, or the connection has ended before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_end: Callable[[ErrorCode, str], None] | None = None
+        self.ended: tuple[ErrorCode, str] | None = None
+        self.first_sign = asyncio.Event()
+
+    async def on_error(self, error_code: ErrorCode, payload: Payload) -> None:
+        """An ERROR on stream 0 is the connection's end, also if the server leaves it open."""
+        self.end(error_code, bytes(payload.data or b"").decode("utf-8", errors="replace"))
+
+    async def request_response(self, payload: Payload) -> asyncio.Future[Payload]:
+        raise _NOTHING_HERE
+
+    async def request_stream(self, payload: Payload) -> Publisher:
+        raise _NOTHING_HERE
+
+    async def request_channel(self, payload: Payload) -> tuple[Publisher | None, Subscriber | None]:
+        raise _NOTHING_HERE
+
+    def on_lost(self, error: Exception | None) -> None:
+        """The transport has ended."""
+        self.end(ErrorCode.CONNECTION_ERROR, "the connection to the server was lost")
+
+    def end(self, code: ErrorCode, text: str) -> None:
+        """Gives up the connection; only the first call counts."""
+        if self.ended is None:
+            self.ended = (code, text)
+            self.first_sign.set()
+            on_end, self.on_end = self.on_end, None  # which holds this handler: a reference cycle
+            if on_end is not None:
+                on_end(code, text)
+
+
+class ClientSession(ClientEngine):
+    """rsocket's client over one transport, which knows a slow peer from a dead one.
+
+    Args:
+        transport: A connected transport.
+        handler: Hears of the connection's end.
+        options: The keepalive times are used.
+        setup: The SETUP's payload, with credentials; None for an empty one.
+    """
+
+    def __init__(
+        self, transport: Transport, handler: ClientHandler, options: ConnectOptions, setup: Payload | None
+    ) -> None:
+        self._client_handler = handler
+        self._timeout = options.keepalive_timeout
+        self.transport = transport
+        self._init_engine(_LIMITS, None, Outbox(_ANSWERS))
+        super().__init__(
+            single_transport_provider(self.make_feed()),
+            handler_factory=lambda: handler,
+            data_encoding=WellKnownMimeTypes.APPLICATION_OCTET_STREAM,
+            metadata_encoding=WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA,
+            keep_alive_period=timedelta(seconds=options.keepalive_period),
+            max_lifetime_period=timedelta(seconds=options.keepalive_timeout),
+            setup_payload=setup,
+            fragment_size_bytes=FRAGMENT_SIZE_BYTES,
+        )
+
+    async def open(self) -> None:
+        """Sends the SETUP; returns when the server has accepted it, or the connection has ended: see `handler.ended`.
+
+        RSocket has no answer to a SETUP. But every server answers a keepalive, and ours only after it has accepted the
+        SETUP. A peer that isn't an RSocket server answers with something else, hangs up, or never answers.
+        """
+        await self.connect()
+        self.send_frame(to_keepalive_frame(b""))
+        await self._client_handler.first_sign.wait()
+
+    def send_frame(self, frame: Frame | FrameFragmentMixin) -> None:
+        """As rsocket's; ends the connection if the server makes this side answer, and doesn't read the answers."""
+        super().send_frame(frame)
+        if self.outbox.control_bytes > _MAX_CONTROL_BYTES:
+            text = "the server takes none of the answers it asks for"
+            self._client_handler.end(ErrorCode.CONNECTION_ERROR, text)
+
+    def max_payload_bytes(self, stream_id: int) -> float:
+        """How large a payload in several frames may become; only requests under way expect any."""
+        stream = self.stream(stream_id)
+        if stream is None:
+            return 0
+        most: float = getattr(stream, "max_payload_bytes", math.inf)
+        return most
+
+    async def watch_peer(self) -> None:
+        """In place of rsocket's, which only counts keepalives: on a slow link they wait behind megabytes."""
+        loop, timeout = asyncio.get_running_loop(), self._timeout
+        await self._client_handler.first_sign.wait()  # until then the attempt's own timeout counts
+        alive_at = loop.time()
+        while loop.time() - alive_at <= timeout:
+            # What arrives is a sign of life, and so is what the peer takes of a backlog, since keepalives are behind
+            # it. What it takes without a backlog is none: the system of a stopped process goes on to take a little.
+            flow = self.transport.flow
+            is_backlog, taken = flow.waiting_bytes > _BACKLOG_BYTES, flow.taken_bytes
+            await asyncio.sleep(timeout / _LOOKS_PER_TIMEOUT)
+            flow = self.transport.flow
+            if is_backlog and flow.taken_bytes > taken:
+                alive_at = loop.time()
+            alive_at = max(alive_at, flow.received_at)
+        self._client_handler.end(ErrorCode.CONNECTION_ERROR, f"the server was silent for {timeout:g} s")
+
+    async def handle_keep_alive(self, frame: KeepAliveFrame) -> None:
+        self._client_handler.first_sign.set()
+        await super().handle_keep_alive(frame)

@@ -1,0 +1,82 @@
+"""Our own routes beside the tutorial's: files in chunks, what is known of one, and its removal."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+from rsocket.payload import Payload
+
+from shared.protocol.messages import (
+    DownloadRequest,
+    FileRequest,
+    Receipt,
+    UploadRequest,
+    check_upload_id,
+    transfer_metadata,
+)
+from shared.protocol.wire import Route as Name
+
+from ..stores.base import AtOnceStore
+from ..users import Right
+from .download import read_range
+from .pull import Items, PullStream
+from .table import Model, Request, Route
+from .upload import UploadChannel
+
+__all__ = ["FILES"]
+
+
+def _download(request: Request[DownloadRequest]) -> Callable[[PullStream], Items]:
+    return partial(read_range, request.session.store, request.name, request.message)
+
+
+def _upload(request: Request[UploadRequest]) -> tuple[UploadChannel, UploadChannel]:
+    session, connection = request.session, request.session.connection
+    asked = replace(request.message, upload_id=session.user.scoped(request.message.upload_id))
+    request.operation.what += f" {asked.upload_id}"
+    channel = UploadChannel(
+        session.data.uploads,
+        session.store,
+        request.name,
+        asked,
+        bytes(request.payload.data or b""),
+        connection.work,
+        request.operation,
+        connection.engine,
+        connection.on_held,
+    )
+    return channel, channel
+
+
+async def _status(request: Request[FileRequest]) -> Payload:
+    session = request.session
+    upload_id = session.user.scoped(check_upload_id(request.message.upload_id or ""))
+    return Payload(b"", transfer_metadata(Receipt(await session.store.uploaded(upload_id, request.name))))
+
+
+async def _stat(request: Request[None]) -> Payload:
+    return Payload(b"", transfer_metadata(await request.session.store.stat(request.name)))
+
+
+def _stat_at_once(request: Request[None], memory: AtOnceStore) -> Payload | None:
+    info = memory.known(request.name)
+    return None if info is None else Payload(b"", transfer_metadata(info))
+
+
+async def _delete(request: Request[FileRequest]) -> Payload:
+    info = await request.session.store.delete(request.name, request.message.if_match)
+    return Payload(b"", transfer_metadata(info))
+
+
+FILES: Final[tuple[Route[Any], ...]] = (
+    Route(
+        Name.DOWNLOAD, Model.REQUEST_STREAM, _download, right=Right.READ, is_about_file=True, message=DownloadRequest
+    ),
+    Route(Name.UPLOAD, Model.REQUEST_CHANNEL, _upload, right=Right.WRITE, is_about_file=True, message=UploadRequest),
+    Route(
+        Name.UPLOAD_STATUS, Model.REQUEST_RESPONSE, _status, right=Right.WRITE, is_about_file=True, message=FileRequest
+    ),
+    Route(Name.STAT, Model.REQUEST_RESPONSE, _stat, right=Right.READ, is_about_file=True, at_once=_stat_at_once),
+    Route(Name.DELETE, Model.REQUEST_RESPONSE, _delete, right=Right.DELETE, is_about_file=True, message=FileRequest),
+)

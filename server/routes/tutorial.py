@@ -1,0 +1,105 @@
+"""The tutorial's routes: whole files up and down, and the names of all files."""
+
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from rsocket.payload import Payload
+
+from shared.protocol.messages import ListRequest, transfer_metadata
+from shared.protocol.wire import Route as Name
+from shared.protocol.wire import encode_name, name_metadata
+
+from ..stores.base import AtOnceStore
+from ..users import Right
+from .pull import Items
+from .table import Model, Request, Route
+from .whole import FilePayload, UploadSpool
+
+__all__ = ["SMALL_FILE_BYTES", "TUTORIAL"]
+
+SMALL_FILE_BYTES: Final = 64 * 1024
+"""A file up to this is read as a whole for its answer, which saves a task."""
+
+
+async def _upload(request: Request[None]) -> Payload:
+    content = cast("UploadSpool | bytes | bytearray | None", request.payload.data)
+    if isinstance(content, UploadSpool):
+        await content.commit()
+    else:
+        # A copy of its own: what rsocket hands over may be a buffer that is still written to.
+        await request.session.store.put(request.name, bytes(content or b""))
+    return Payload(b"", name_metadata(request.name))
+
+
+def _upload_at_once(request: Request[None], memory: AtOnceStore) -> Callable[[], Payload | None] | None:
+    name, content = request.name, request.payload.data
+    if not isinstance(content, bytes):
+        return None
+
+    def put() -> Payload | None:
+        return Payload(b"", name_metadata(name)) if memory.put_at_once(name, content) else None
+
+    return put
+
+
+def _upload_spool(request: Request[None]) -> UploadSpool | None:
+    session = request.session
+    return UploadSpool(session.store, request.name, session.connection.work) if session.store.spools else None
+
+
+async def _download(request: Request[None]) -> Payload:
+    session, name = request.session, request.name
+    connection = session.connection
+    # Not opened before: a peer that asks for thousands and takes none has few of them here, and in the store's queue.
+    # The answer itself counts once it is made.
+    await connection.answers.reserve(SMALL_FILE_BYTES)
+    try:
+        reader = await session.store.open(name)
+        is_large = reader.info.size > SMALL_FILE_BYTES and session.store.spools
+        if is_large and connection.engine is not None:
+            return FilePayload(reader, name_metadata(name))
+        try:
+            return Payload(await reader.read(0, reader.info.size), name_metadata(name))
+        finally:
+            await reader.close()
+    finally:
+        connection.answers.remove(SMALL_FILE_BYTES)
+
+
+def _download_at_once(request: Request[None], memory: AtOnceStore) -> Payload | None:
+    content = memory.content(request.name)
+    # An app may have put anything into its dictionary.
+    return Payload(content, name_metadata(request.name)) if type(content) is bytes else None
+
+
+async def _list(request: Request[ListRequest]) -> Items:
+    user, asked = request.session.user, request.message
+    # A snapshot: uploads go on meanwhile.
+    found = await request.session.store.list(asked.prefix)
+    infos = [info for info in found if user.may(Right.READ, info.name)]
+    for index, info in enumerate(infos, 1):
+        metadata = transfer_metadata(info) if asked.details else None
+        yield Payload(encode_name(info.name), metadata), index == len(infos)
+
+
+TUTORIAL: Final[tuple[Route[Any], ...]] = (
+    Route(
+        Name.UPLOAD,
+        Model.REQUEST_RESPONSE,
+        _upload,
+        right=Right.WRITE,
+        is_about_file=True,
+        at_once=_upload_at_once,
+        spool=_upload_spool,
+    ),
+    Route(
+        Name.DOWNLOAD,
+        Model.REQUEST_RESPONSE,
+        _download,
+        right=Right.READ,
+        is_about_file=True,
+        at_once=_download_at_once,
+    ),
+    # Every user may ask; each sees the names that they may read.
+    Route(Name.FILES, Model.REQUEST_STREAM, _list, right=None, message=ListRequest),
+)
