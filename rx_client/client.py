@@ -5,18 +5,19 @@ import math
 import os
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal, TypeVar, overload
+from uuid import uuid4
 
 import reactivex
-from reactivex import Observable, abc
+from reactivex import Observable
 from reactivex import operators as ops
 from rsocket.payload import Payload
 from rsocket.rsocket_base import RSocketBase
 
 from shared.errors import InvalidName, InvalidRequest, NotFound, ProtocolError, RemoteError, TransferError
-from shared.protocol.digest import DEFAULT_ALGORITHM, Digest, check_algorithm
+from shared.protocol.digest import DEFAULT_ALGORITHM, check_algorithm
 from shared.protocol.flow import DEFAULT_WINDOW
 from shared.protocol.messages import (
     CHUNK_BYTES,
@@ -37,7 +38,7 @@ from .connection.states import ConnectionState
 from .events import TransferEvent
 from .requests.base import MAX_REQUEST_N, MAX_SMALL_BYTES
 from .requests.cold import ColdReactiveXClient
-from .rx.deadlines import check_deadline, within
+from .rx.deadlines import within
 from .rx.observables import on_loop
 from .rx.tasks import from_coroutine
 from .transfers.download import ChunkRequest, answered_info, download_into
@@ -82,13 +83,10 @@ class FileClient:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @staticmethod
-    def connect(
-        uri: str,
-        *,
-        auth: Auth | None = None,
-        tls: ssl.SSLContext | None = None,
-        options: ConnectOptions | None = None,
-    ) -> "AbstractAsyncContextManager[FileClient]":
+    @asynccontextmanager
+    async def connect(
+        uri: str, *, auth: Auth | None = None, tls: ssl.SSLContext | None = None, options: ConnectOptions | None = None
+    ) -> "AsyncGenerator[FileClient, None]":
         """A client with a connection of its own: `async with FileClient.connect("tcp://localhost:6565") as files:`.
 
         If the connection is lost, everything under way fails with ConnectionLost, and the next subscription makes a
@@ -107,7 +105,14 @@ class FileClient:
             Unauthenticated: The server wants other credentials.
             ServerFull: The server has no room for another connection.
         """
-        return _connected(uri, options or ConnectOptions(), auth, tls)
+        connection = Connection(uri, options or ConnectOptions(), auth, tls)
+        client = FileClient(connection)
+        try:
+            await connection.open()
+            yield client
+        finally:
+            await connection.close()
+            await client.settle()
 
     @property
     def requests(self) -> ColdReactiveXClient:
@@ -199,7 +204,6 @@ class FileClient:
         Raises (through `on_error`):
             ProtocolError: The server sent something that can't be a file's name, or no details.
         """
-        check_deadline(deadline)
         if prefix or details:
             metadata = transfer_request(Route.FILES, None, ListRequest(details, prefix))
         else:
@@ -272,7 +276,7 @@ class FileClient:
             window=window,
             overwrite=overwrite,
             algorithm=digest,
-            upload_id=upload_id,
+            upload_id=upload_id or uuid4().hex,
         )
         return self._transfer(name, lambda emit: transfer.attempt(self._requests, emit, self._tasks), deadline)
 
@@ -289,7 +293,7 @@ class FileClient:
         """Downloads a file of any size, a chunk at a time; `retry` resumes it where the sink has it.
 
         A path is written beside it (`.NAME.HASH.rxpart`), verified, synced to disk and moved there in one step; what
-        was there stays until then. A part that was left behind, by another process even, is gone on with. A file that
+        was there stays until then. A part that was left behind, even by another process, is resumed. A file that
         changed on the server meanwhile is started over.
 
         Args:
@@ -323,7 +327,7 @@ class FileClient:
                 raise ValueError("offset is for writers; a path's part is found by itself")
             into = PathSink(Path(sink), name, digest)
         elif isinstance(sink, AsyncWriter):  # pyright: ignore[reportUnnecessaryIsInstance]
-            into = WriterSink(sink, offset, None if digest is None else Digest(digest))
+            into = WriterSink(sink, offset, digest)
         else:
             raise TypeError(f"a sink is a path or has `async def write(data)`, unlike {type(sink).__name__}")
         return self._transfer(
@@ -372,12 +376,10 @@ class FileClient:
         _check_range("window", window, 1, MAX_REQUEST_N)
         _check_word(check_algorithm, digest)
         request = DownloadRequest(offset, length, if_match, digest)
-
-        def make(rsocket: RSocketBase, observer: abc.ObserverBase[Chunk]) -> ChunkRequest:
-            running = None if digest is None else Digest(digest)
-            return ChunkRequest(self._connector, rsocket, name, request, window, observer, running)
-
-        return _naming(name, self._requests.cold(make)).pipe(within(deadline, name))
+        chunks: Observable[Chunk] = self._requests.cold(
+            lambda rsocket, observer: ChunkRequest(rsocket, name, request, window, observer)
+        )
+        return _naming(name, chunks).pipe(within(deadline, name))
 
     def stat(self, name: str, *, deadline: float | None = None) -> Observable[FileInfo]:
         """Asks what is known of a file.
@@ -418,19 +420,16 @@ class FileClient:
         deadline: float | None,
         max_answer_bytes: float = MAX_SMALL_BYTES,
     ) -> Observable[T]:
-        check_deadline(deadline)
+        limit: Callable[[Observable[T]], Observable[T]] = within(deadline, name)
         try:
             request = make()
         except InvalidName as error:
             return _naming(name, reactivex.throw(error))
         asked = self._requests.ask(request, convert, lambda error: _about(error, name), max_answer_bytes)
-        return asked.pipe(within(deadline, name))
+        return asked.pipe(limit)
 
     def _transfer(
-        self,
-        name: str,
-        attempt: Callable[[Callable[[TransferEvent], None]], Awaitable[None]],
-        deadline: float | None,
+        self, name: str, attempt: Callable[[Callable[[TransferEvent], None]], Awaitable[None]], deadline: float | None
     ) -> Observable[TransferEvent]:
         async def named(emit: Callable[[TransferEvent], None]) -> None:
             try:
@@ -439,20 +438,6 @@ class FileClient:
                 raise _about(error, name) from error.__cause__
 
         return from_coroutine(named, self._tasks).pipe(within(deadline, name))
-
-
-@asynccontextmanager
-async def _connected(
-    uri: str, options: ConnectOptions, auth: Auth | None, tls: ssl.SSLContext | None
-) -> AsyncGenerator[FileClient, None]:
-    connection = Connection(uri, options, auth, tls)
-    client = FileClient(connection)
-    try:
-        await connection.open()
-        yield client
-    finally:
-        await connection.close()
-        await client.settle()
 
 
 def _check_type(name: str) -> None:

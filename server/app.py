@@ -23,8 +23,7 @@ from .heap import HeapTrimmer
 from .limits import Limits
 from .net.connection import ServerConnection
 from .net.listener import Listener
-from .routes.context import ConnectionContext
-from .routes.session import ChatUserSession
+from .routes.session import ChatUserSession, SessionFactory
 from .routes.table import Route
 from .users import Users
 from .work import Work
@@ -35,9 +34,6 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_HOST: Final = "127.0.0.1"
 
-SessionFactory = Callable[[ChatData, ConnectionContext], ChatUserSession]
-"""Makes a connection's session, of what is served and of the connection."""
-
 # How long `close` lets the operations under way finish. Closing the connections takes up to a second more.
 _GRACE_SECONDS: Final = 2.0
 _UPLOAD_EXPIRY_SECONDS: Final = 24 * 60 * 60.0
@@ -47,13 +43,7 @@ _MOST_SWEEP_SECONDS: Final = 60 * 60.0
 _WATCH_SECONDS: Final = 0.5
 _MOST_RECEIVING_SECONDS: Final = 1.0
 # The loggers of what a peer can cause again and again.
-_LOGGERS: Final = (
-    "shared.engine",
-    "shared.transport.tcp",
-    "server.app",
-    "server.net.connection",
-    "server.work",
-)
+_LOGGERS: Final = ("shared.engine", "shared.transport.tcp", "server.app", "server.net.connection", "server.work")
 
 
 class FileServer:
@@ -76,19 +66,18 @@ class FileServer:
         tls: ssl.SSLContext | None,
         make_session: SessionFactory,
     ) -> None:
-        self.data = data
-        self._limits = limits
         data.store.apply_limits(limits.max_store_bytes, limits.max_file_bytes)
+        self.data: Final = data
+        self.work: Final = Work()
+        self._host, self._port = host, port
+        self._upload_expiry_seconds = upload_expiry_seconds
+        self._limits = limits
         self._users = users
         self._tls = tls
         self._make_session = make_session
         self._budget = ReassemblyBudget(limits.max_reassembly_bytes)
-        self._host = host
-        self._port = port
-        self._upload_expiry_seconds = upload_expiry_seconds
         self._listener: Listener | None = None
         self._connections: dict[Transport, ServerConnection] = {}
-        self.work: Work = Work()
 
     @property
     def uri(self) -> str:
@@ -137,12 +126,12 @@ class FileServer:
         await listener.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_seconds):
-                await self.work.drain(grace_seconds)
+                await self.work.idle.wait()
                 # An operation has ended when its last answer is queued.
                 await asyncio.gather(*(connection.flush() for connection in list(self._connections.values())))
         connections = list(self._connections.values())
         await asyncio.gather(listener.close(), *(connection.transport.close() for connection in connections))
-        # One may be storing what it has received: that is dropped, or completed and cancelled, only afterwards.
+        # One of them may be storing what it has received. It has to end before the tasks are cancelled.
         await asyncio.gather(*(connection.received(_MOST_RECEIVING_SECONDS) for connection in connections))
         await self.work.settle()
         await self.data.store.close()
@@ -181,14 +170,7 @@ class FileServer:
         """
         try:
             connection = ServerConnection(
-                transport,
-                self.data,
-                self.work,
-                self._limits,
-                self._budget,
-                self._users,
-                on_set_up,
-                self._make_session,
+                transport, self.data, self.work, self._limits, self._budget, self._users, on_set_up, self._make_session
             )
         except Exception:  # of an app's session
             _log.exception("a connection could not be served")
@@ -232,7 +214,7 @@ def serve(
         data: What to serve; empty, and in memory, if None.
         upload_expiry_seconds: How long an unfinished upload is kept after its last byte; a day by default.
         limits: What peers may make the server hold and do; the defaults of `Limits` if None.
-        users: Who may connect, see `Users`; None for anybody.
+        users: The users that may connect, see `Users`; None to accept every peer.
         tls: How to encrypt, for example from `server_tls`; None for not at all.
         routes: The app's own routes. Or what makes each connection's session, such as a subclass of `ChatUserSession`
             whose `router_factory` adds routes in rsocket's way.
@@ -262,12 +244,12 @@ def serve(
 def server_tls(
     certificate: str | PathLike[str], key: str | PathLike[str], client_ca: str | None = None
 ) -> ssl.SSLContext:
-    """A server's TLS.
+    """The TLS of a server.
 
     Args:
         certificate: A file with the certificate chain, as PEM.
         key: A file with the private key, as PEM.
-        client_ca: A file with the authorities whose certificates clients must show; None if they need none.
+        client_ca: A file with the authorities that must have signed clients' certificates; None if they need none.
 
     Raises:
         OSError: A file can't be read, or isn't what it should be (ssl.SSLError).

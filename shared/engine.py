@@ -1,15 +1,15 @@
-"""rsocket over a `Transport` of ours, for both ends; the only file that touches rsocket's private side.
+"""rsocket over a `Transport` of ours, for both ends; the only file that uses rsocket's private names.
 
-What rsocket 0.4.20 doesn't offer, and where its names come from (tests/test_canaries.py notices when one changes):
+What is replaced of rsocket 0.4.20, and why (tests/test_canaries.py fails when one of these names changes):
 
-- `_sender`: its own makes an asynchronous context manager for each frame, and its queue is one for any number of
-  readers and writers: half of what a frame of a small request costs. Here the `Outbox` is the queue.
-- `_handle_next_frame`, and `_handle_frame_by_type` for the rest of its work: its own formats each frame for the log,
-  whether or not anything is logged, joins fragments without a limit, and warns of frames for streams that have ended.
-- `_stream_control`, `_streams`: the open streams, which can't be asked for in public; `_register_stream` adds one.
-- `_keepalive_timeout_task`: its own counts keepalives alone, which on a slow link wait behind megabytes.
-- `_is_closing`, `_receiver_task`, `_setup_internals`, `_reset_internals`, `_before_sender`, `_finally_sender`: its
-  connection's life, which has no public hooks.
+- `_sender` makes an asynchronous context manager for each frame, and its queue is one for any number of readers and
+  writers: half of what a frame of a small request costs. Here the `Outbox` is the queue.
+- `_handle_next_frame`, which calls `_handle_frame_by_type`, formats a log line for each frame, whether or not it is
+  logged, joins fragments without a limit, and warns of frames for streams that have ended.
+- `_stream_control._streams` are the open streams, which have no public accessor; `_register_stream` adds one.
+- `_keepalive_timeout_task` counts keepalives only, which on a slow link wait behind megabytes.
+- `_is_closing`, `_receiver_task`, `_setup_internals`, `_reset_internals`, `_before_sender`, `_finally_sender` are a
+  connection's lifecycle, which has no public hooks.
 """
 
 import asyncio
@@ -21,7 +21,6 @@ from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketTransportError
 from rsocket.frame import (
     CONNECTION_STREAM_ID,
-    FragmentableFrame,
     Frame,
     FrameFragmentMixin,
     FrameType,
@@ -41,7 +40,7 @@ from .frames.budget import ReassemblyBudget, ReassemblyLimits
 from .frames.fragments import SplitPayload, Spool
 from .frames.outbox import FileTurn, Outbox, SkippedFrame
 from .frames.reassembly import Reassembler
-from .frames.rules import PayloadRules, Refusal
+from .frames.rules import PayloadRules
 from .transport.base import Transport
 
 __all__ = ["ClientEngine", "RSocketEngine", "is_usable"]
@@ -55,17 +54,17 @@ _REQUESTS: Final = frozenset[type[Frame]](initiate_request_frame_types)
 
 
 def is_usable(rsocket: RSocketBase) -> bool:
-    """Whether a request on this connection can be answered; else it would wait until it has stalled."""
-    # In either case rsocket's sender has stopped; the second is all that rsocket does about unanswered keepalives.
+    """Whether a request on this connection can be answered; if not, it would wait until it stalls."""
+    # If not, rsocket's sender has stopped; this is all that it does about unanswered keepalives.
     return not rsocket._is_closing and rsocket.is_server_alive()
 
 
-class RSocketEngine(RSocketBase):
-    """To be inherited from beside `RSocketClient` or `RSocketServer`, after it.
+class RSocketEngine(RSocketBase, PayloadRules):
+    """A base class of a connection, after `RSocketClient` or `RSocketServer`.
 
     Attributes:
-        transport: The connection's; the class that inherits sets it before rsocket's tasks start.
-        reassembler: Judges and joins the peer's payloads; to be handed to the transport.
+        transport: The connection's; the subclass sets it before rsocket's tasks start.
+        reassembler: Checks and joins the peer's payloads; to be returned to the transport when it is connected.
         outbox: What waits to be sent.
     """
 
@@ -75,79 +74,69 @@ class RSocketEngine(RSocketBase):
 
     def _init_engine(self, limits: ReassemblyLimits, budget: ReassemblyBudget | None, outbox: Outbox) -> None:
         """To be called before rsocket's own constructor, which starts its tasks."""
-        self.reassembler = Reassembler(limits, budget, _Rules(self))
+        self.reassembler = Reassembler(limits, budget, self)
         self.outbox = outbox
         self._has_refused = False
 
     # What a connection decides
 
-    def spool(self, request: FragmentableFrame, metadata: bytes) -> Spool | None:
-        """See `PayloadRules`."""
-        return None
-
-    def max_payload_bytes(self, stream_id: int) -> float:
-        """See `PayloadRules`."""
-        return float("inf")
-
     def must_wait(self) -> bool:
-        """Whether nothing more is taken from the peer for now; `may_take` then says when that may have changed."""
+        """Whether nothing more is taken from the peer for now; then `may_take` is awaited."""
         return False
 
     async def may_take(self) -> None:
-        """Returns when `must_wait` is to be asked again."""
+        """Returns when `must_wait` may have changed."""
 
     def admits(self, frame: Frame) -> bool:
         """Whether a frame of the connection itself, or the first of a stream, is handled; else it is dropped."""
         return True
 
-    # What is open
+    # Open streams
 
-    @property
-    def stream_count(self) -> int:
-        """How many streams are open."""
+    def count_streams(self) -> int:
         return len(self._stream_control._streams)
 
     def stream(self, stream_id: int) -> StreamHandler | None:
-        """What handles an open stream."""
+        """The handler of an open stream."""
         return self._stream_control._streams.get(stream_id)
 
     def register_stream(self, stream_id: int, handler: StreamHandlerT) -> StreamHandlerT:
-        """Lets `handler` have the frames of a stream that the peer has opened."""
+        """Gives `handler` the frames of a stream that the peer has opened."""
         return self._register_stream(stream_id, handler)
 
     def finish_stream(self, stream_id: int) -> None:
-        """As rsocket's, whose cache of fragments is empty here."""
-        stream = self._stream_control._streams.pop(stream_id, None)
-        if type(stream) is RequestChannelResponder:
-            _untie(stream)
+        """As rsocket's, without its cache of fragments, which is empty here."""
+        _untie(self._stream_control._streams.pop(stream_id, None))
 
     def stop_all_streams(self, error_code: ErrorCode = ErrorCode.CONNECTION_ERROR, data: bytes = b"") -> None:
         """As rsocket's."""
         streams = list(self._stream_control._streams.values())
         super().stop_all_streams(error_code, data)
         for stream in streams:
-            if type(stream) is RequestChannelResponder:
-                _untie(stream)
+            _untie(stream)
 
     # Receiving
 
     def make_feed(self) -> RSocketTransport:
-        """What rsocket takes for its transport."""
+        """The transport that rsocket is given."""
         return _Feed(self.transport, self.reassembler)
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Notifies the peer, and this side's handler of the stream, that a payload was refused."""
+    def on_refused(self, stream_id: int, kind: int, error: TransferError) -> None:
+        """Notifies the peer, and this side's handler of the stream."""
         if not self._has_refused:
             self._has_refused = True  # logged once: a flood of them must not fill the disk
-            _log.warning("refused a payload from %s: %s; more of it isn't logged", self.transport.peer, refusal.error)
-        stream_id, error = refusal.stream_id, to_protocol_error(refusal.error)
-        if refusal.kind == FrameType.PAYLOAD:
+            _log.warning("refused a payload from %s: %s; more of it isn't logged", self.transport.peer, error)
+        answer = to_protocol_error(error)
+        if kind == FrameType.PAYLOAD:
             # Its stream may be this side's or the peer's: one is ended by CANCEL, the other by ERROR.
             self.send_frame(to_cancel_frame(stream_id))
-        self.send_error(stream_id, error, is_sent=refusal.kind != FrameType.REQUEST_FNF)
+        self.send_error(stream_id, answer, is_sent=kind != FrameType.REQUEST_FNF)
         handler = self.stream(stream_id)
-        if refusal.kind == FrameType.PAYLOAD and handler is not None:
-            handler.frame_received(exception_to_error_frame(stream_id, error))
+        if kind == FrameType.PAYLOAD and handler is not None:
+            handler.frame_received(exception_to_error_frame(stream_id, answer))
+
+    def on_frame_refused(self, error: TransferError) -> None:
+        self.transport.fail(ErrorCode.CONNECTION_ERROR, f"invalid_frame: {error.message}")
 
     async def _handle_next_frame(self, frame: Frame, async_frame_handler_by_type: FrameHandlers) -> None:
         while self.must_wait():
@@ -163,18 +152,18 @@ class RSocketEngine(RSocketBase):
             handler.frame_received(frame)
 
     async def received(self, seconds: float) -> None:
-        """Returns when nothing that was received is being handled any more, or after so many seconds."""
+        """Returns when all that was received is handled, or after so many seconds."""
         if self._receiver_task is not None:
             await asyncio.wait([self._receiver_task], timeout=seconds)
 
     # Sending
 
     def send_frame(self, frame: Frame | FrameFragmentMixin) -> None:
-        """Lets a frame, or a payload, wait for its turn."""
+        """Queues a frame, or a payload."""
         self.outbox.put(frame)
 
     def send_priority_frame(self, frame: Frame | FrameFragmentMixin) -> None:
-        """Lets a frame, the SETUP, have the next turn."""
+        """Queues a frame, the SETUP, before all others."""
         self.outbox.put_first(frame)
 
     def send_error(self, stream_id: int, exception: Exception, *, is_sent: bool = True) -> None:
@@ -201,7 +190,7 @@ class RSocketEngine(RSocketBase):
                 if outbox.is_empty:
                     await transport.flush()
         except (RSocketTransportError, asyncio.CancelledError):
-            pass  # the connection has ended, or is closed; the receiver notifies whatever waits for something
+            pass  # the connection has ended, or is closed; the receiver notifies the open streams
         except Exception:
             _log.exception("a connection can't send any more")
             raise
@@ -211,36 +200,20 @@ class RSocketEngine(RSocketBase):
 
 
 class ClientEngine(RSocketClient, RSocketEngine):
-    """The client's; rsocket's own watch of the peer counts keepalives alone."""
+    """The client's, with its own `watch_peer`: rsocket's counts keepalives only."""
 
     def _setup_internals(self) -> None:
-        self._reset_internals()  # rsocket's does this when it connects; what fails before needs the table of streams
+        self._reset_internals()  # rsocket does this when it connects; a failure before that needs the table of streams
 
     async def watch_peer(self) -> None:
-        """Runs beside the receiver, until the peer is found dead."""
+        """Runs beside the receiver, and ends the connection when the peer is dead."""
 
     async def _keepalive_timeout_task(self) -> None:
         await self.watch_peer()
 
 
-class _Rules(PayloadRules):
-    """What an engine decides about its peer's payloads; the reassembler drops this when the connection has ended."""
-
-    def __init__(self, engine: RSocketEngine) -> None:
-        self._engine = engine
-        self.spool = engine.spool
-        self.max_payload_bytes = engine.max_payload_bytes
-        self.on_refused = engine.refuse
-
-    def count_streams(self) -> int:
-        return self._engine.stream_count
-
-    def on_frame_refused(self, error: TransferError) -> None:
-        self._engine.transport.fail(ErrorCode.CONNECTION_ERROR, f"invalid_frame: {error.message}")
-
-
 class _Feed(RSocketTransport):
-    """A `Transport` of ours as rsocket sees one: gives whole frames, their payloads joined or stored."""
+    """Adapts a `Transport` of ours to rsocket's: gives whole frames, their payloads joined or stored."""
 
     def __init__(self, transport: Transport, reassembler: Reassembler) -> None:
         super().__init__()
@@ -271,7 +244,7 @@ class _Feed(RSocketTransport):
         await self._transport.close()
 
     async def _continue(self, payload: SplitPayload) -> Frame | None:
-        """Does what there is to do for a payload in several frames; the frame that stands for it if it is whole."""
+        """Stores, joins or makes room for a payload in several frames; its frame if it is whole."""
         if payload.spool is not None:
             return await self._store(payload, payload.spool)
         if payload.is_whole:
@@ -287,7 +260,7 @@ class _Feed(RSocketTransport):
         except asyncio.CancelledError:
             spool.abandon()
             raise
-        except Exception as error:  # whatever a disk raises
+        except Exception as error:  # any that a disk raises
             if self._reassembler.is_wanted(payload):  # else it was refused or cancelled meanwhile
                 if not isinstance(error, TransferError):
                     _log.exception("a payload from %s could not be stored", self._transport.peer)
@@ -300,6 +273,7 @@ class _Feed(RSocketTransport):
         return payload.join() if payload.is_whole else None
 
 
-def _untie(channel: RequestChannelResponder) -> None:
-    """A channel that has ended and its subscriber refer to each other: they would keep the whole connection."""
-    channel.subscriber = None
+def _untie(stream: object) -> None:
+    """Breaks the reference cycle of a channel that has ended and its subscriber, which would keep the connection."""
+    if type(stream) is RequestChannelResponder:
+        stream.subscriber = None

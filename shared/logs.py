@@ -1,4 +1,4 @@
-"""Bounds how often a warning is logged: what a peer can cause once it can cause a million times."""
+"""Bounds how often a warning is logged: a peer that can cause one can cause a million."""
 
 import logging
 import time
@@ -6,7 +6,7 @@ from typing import Final
 
 __all__ = ["limit_repeats", "quiet_rsocket"]
 
-# What rsocket 0.4.20 logs, at WARNING or ERROR, of a cancel or a disconnect that went as it should.
+# What rsocket 0.4.20 logs, at WARNING or ERROR, of a normal cancel or disconnect.
 _NORMAL: Final = frozenset(
     {
         "%s: Dropping frame from unknown stream %d",
@@ -15,12 +15,12 @@ _NORMAL: Final = frozenset(
     }
 )
 _WINDOW_SECONDS: Final = 60.0
-# rsocket has some thirty messages, and we have fewer; those that hold a peer's words must not pile up.
+# rsocket has some thirty messages, and this project fewer; those with a peer's text in them must not accumulate.
 _MAX_MESSAGES: Final = 100
 
 
 class _RepeatLimit(logging.Filter):
-    """Drops warnings and errors that are repeated too often, by their message before its arguments are put in.
+    """Drops warnings and errors whose message, without its arguments, is repeated too often.
 
     Args:
         per_minute: How many of each message pass in a minute.
@@ -61,7 +61,7 @@ def quiet_rsocket() -> None:
 
 
 def limit_repeats(*loggers: str, per_minute: int = 10) -> None:
-    """From now on, each message of these loggers passes `per_minute` times at most, if it is a warning or an error."""
+    """Lets each warning or error of these loggers pass at most `per_minute` times a minute, from now on."""
     for logger in map(logging.getLogger, loggers):
         logger.filters = [each for each in logger.filters if not isinstance(each, _RepeatLimit)]
         logger.addFilter(_RepeatLimit(per_minute, "; more of this kind isn't logged for a minute"))

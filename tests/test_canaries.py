@@ -337,8 +337,8 @@ async def test_the_sender_asks_a_queued_frame_for_fragments_and_once_more_after_
 
 
 async def test_trap_1_fragments_of_one_streams_items_interleave() -> None:
-    """Remedy: `ServerConnection.send_payload` in `server/net/connection.py` and `ChannelRequest.send_item` in
-    `rx_client/requests/channel.py` only send items that fit one frame.
+    """Remedy: `ServerConnection.send_payload` in `server/net/connection.py` and `UploadChannel.send_chunk` in
+    `rx_client/transfers/channel.py` only send items that fit one frame.
     """
     items = [b"a" * 100, b"b" * 100]
     handler = Handler(publish=lambda: AtOnce(*map(Payload, items)))
@@ -518,7 +518,7 @@ async def test_trap_12_a_timeout_fires_on_a_foreign_thread() -> None:
 
 
 async def test_trap_13_the_last_item_completes_without_on_complete() -> None:
-    """Remedy: `StreamRequest` in `rx_client/requests/stream.py` reads the frame's flags."""
+    """Remedy: `StreamRequest` in `rx_client/requests/response.py` reads the frame's flags."""
     collector = Collector()
     async with plain_pair(Handler(publish=lambda: AtOnce(Payload(b"only")))) as (client, _):
         client.request_stream(Payload(b"x")).subscribe(collector)
@@ -578,7 +578,7 @@ async def test_trap_15_a_keepalive_timeout_ends_nothing() -> None:
 
 @pytest.mark.parametrize("answer", [None, b"bytes"])
 async def test_trap_17_an_answer_that_is_no_payload_hangs_the_client(answer: object) -> None:
-    """Remedy: `_answer` in `server/routes/dispatch.py` checks what a handler gives."""
+    """Remedy: `call` in `server/routes/dispatch.py` checks what a handler gives."""
     with errors_of_the_loop() as errors:
         async with plain_pair(Handler(respond=lambda _: answer)) as (client, _):
             await assert_hangs(client.request_response(Payload(b"x")))
@@ -586,7 +586,7 @@ async def test_trap_17_an_answer_that_is_no_payload_hangs_the_client(answer: obj
 
 
 async def test_trap_17_a_text_as_data_silences_the_connection() -> None:
-    """Remedy: `_answer` in `server/routes/dispatch.py`, and `checked` in `rx_client/requests/base.py`."""
+    """Remedy: `call` in `server/routes/dispatch.py`, and `checked` in `rx_client/requests/base.py`."""
     async with plain_pair(Handler(respond=lambda data: Payload("text" if data == b"text" else data))) as (client, _):
         await assert_hangs(client.request_response(Payload(b"text")))
         await assert_hangs(client.request_response(Payload(b"another")))
@@ -594,7 +594,7 @@ async def test_trap_17_a_text_as_data_silences_the_connection() -> None:
 
 
 async def test_trap_17_a_handler_that_is_cancelled_silences_the_connection() -> None:
-    """Remedy: `_call` in `server/routes/dispatch.py` makes an error of it."""
+    """Remedy: `call` in `server/routes/dispatch.py` makes an error of it."""
 
     async def respond(data: bytes) -> Payload:
         if data == b"cancel":
@@ -608,7 +608,7 @@ async def test_trap_17_a_handler_that_is_cancelled_silences_the_connection() -> 
 
 
 async def test_trap_17_a_cancelled_fire_and_forget_silences_the_connection() -> None:
-    """Remedy: `FireAndForgetRequest` in `rx_client/requests/oneway.py` has no future that could be cancelled."""
+    """Remedy: `FireAndForgetRequest` in `rx_client/requests/response.py` has no future that could be cancelled."""
     with errors_of_the_loop():
         async with plain_pair(Handler(respond=echo)) as (client, _):
             client.fire_and_forget(Payload(b"x")).cancel()
@@ -628,7 +628,7 @@ async def test_trap_18_a_rejected_setup_changes_nothing() -> None:
 
 
 async def test_trap_19_a_slow_handler_holds_up_the_connection() -> None:
-    """Remedy: `Dispatcher.answer` in `server/routes/dispatch.py` gives a task."""
+    """Remedy: `_run` in `server/routes/dispatch.py` calls it in a task, as `Reply` in `server/net/replies.py` does."""
     seen: list[bytes] = []
     release = asyncio.Event()
 
@@ -683,7 +683,7 @@ async def test_trap_20_an_upload_goes_on_after_the_servers_error() -> None:
 
 
 async def test_trap_20_an_error_of_the_uploads_source_is_not_reported() -> None:
-    """Remedy: `ChannelRequest.fail` in `rx_client/requests/channel.py` and `ExchangeRequest` in
+    """Remedy: `UploadChannel.while_open` in `rx_client/transfers/channel.py` and `ExchangeRequest` in
     `rx_client/requests/exchange.py` report it.
     """
     collector = Collector()

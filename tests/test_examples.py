@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import pytest
 import reactivex
@@ -493,7 +494,7 @@ async def test_resumable_fails_if_an_upload_starts_over() -> None:
 async def test_resumable_fails_if_bytes_are_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here each attempt also uploads everything under another name, which no event of the transfer shows."""
     attempt = UploadTransfer.attempt
-    sides: dict[str, Any] = {"size": None, "overwrite": True, "algorithm": None, "upload_id": None}
+    sides: dict[str, Any] = {"size": None, "overwrite": True, "algorithm": None}
 
     async def attempt_twice(
         self: UploadTransfer,
@@ -501,7 +502,7 @@ async def test_resumable_fails_if_bytes_are_sent_twice(monkeypatch: pytest.Monke
         emit: Callable[[TransferEvent], None],
         tasks: set[asyncio.Task[None]],
     ) -> None:
-        aside = UploadTransfer("aside", self._source, chunk_bytes=256 * 1024, window=16, **sides)
+        aside = UploadTransfer("aside", self.source, chunk_bytes=256 * 1024, window=16, upload_id=uuid4().hex, **sides)
         await attempt(aside, connector, lambda _: None, tasks)
         await attempt(self, connector, emit, tasks)
 

@@ -63,7 +63,7 @@ async def size(request: Request[None]) -> Payload:
 # Rights, counts and the log
 
 
-async def test_a_route_is_a_row_and_a_function_and_nobody_calls_it_without_its_right(
+async def test_a_route_is_a_row_and_a_function_and_is_refused_without_its_right(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -291,7 +291,7 @@ async def test_fire_and_forget_is_counted_and_limited() -> None:
         ran += 1
         await gate.wait()
         if request.payload.data == b"fail":
-            raise AlreadyExists("said to nobody")
+            raise AlreadyExists("said to no peer")
 
     row = Route("wait", Model.FIRE_AND_FORGET, wait, right=None)
     async with serve(routes=[row], limits=Limits(max_streams=3)) as server, raw_peer(server.uri) as peer:

@@ -192,7 +192,7 @@ async def test_trap_7_disposing_one_subscription_leaves_the_other(files: FileCli
     assert await other == LARGE
 
 
-async def test_trap_7_a_dispose_in_the_same_tick_leaves_no_stream(server: FileServer, files: FileClient) -> None:
+async def test_trap_7_a_dispose_in_the_same_iteration_leaves_no_stream(server: FileServer, files: FileClient) -> None:
     for observable in (files.upload("a", LARGE), files.download("large"), files.list_files()):
         observable.subscribe().dispose()
     await files.download("small")

@@ -69,11 +69,7 @@ class FailureDelay:
 
 
 class GivenConnection:
-    """A connection that belongs to the caller, and that only the caller can make again.
-
-    Args:
-        rsocket: The connection.
-    """
+    """A connection that belongs to the caller, and that only the caller can make again."""
 
     def __init__(self, rsocket: RSocketBase) -> None:
         self._rsocket = rsocket

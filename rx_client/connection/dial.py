@@ -18,15 +18,7 @@ when the connection has ended; see `TcpTransport`. Raises OSError if there is no
 
 
 def dial_tcp(uri: str, tls: ssl.SSLContext | None) -> Dial:
-    """Connects to `tcp://HOST[:PORT]`, or to `tcps://HOST[:PORT]` with TLS.
-
-    Args:
-        uri: See above.
-        tls: How to encrypt; None for the system's authorities with `tcps`, and not at all with `tcp`.
-
-    Raises:
-        ValueError: `uri` is something else, or `tls` is given with `tcp`.
-    """
+    """Connects to `tcp://HOST[:PORT]`, or with TLS to `tcps://HOST[:PORT]`; ValueError for any other `uri`."""
     host, port = parse_uri(uri)
     is_tls = uri.lower().startswith("tcps:")
     if tls is not None and not is_tls:

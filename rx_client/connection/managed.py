@@ -3,8 +3,8 @@
 import asyncio
 import os
 import ssl
-from collections.abc import Callable
-from typing import Self
+from functools import partial
+from typing import Final, Self
 
 from reactivex import Observable, abc
 from reactivex.subject import BehaviorSubject
@@ -18,7 +18,7 @@ from shared.logs import quiet_rsocket
 from shared.protocol.metadata import build_bearer, build_metadata, build_simple
 from shared.transport.base import Transport
 
-from ..rx.observables import LoopObservable
+from ..rx.observables import LoopObservable, report_raised
 from .backoff import Backoff
 from .connector import FailureDelay
 from .dial import Dial, dial_tcp
@@ -30,17 +30,10 @@ __all__ = ["Connection"]
 
 
 class Connection:
-    """A `Connector` that makes its connection itself, again after each loss.
+    """A `Connector` that makes its connection itself, again after each loss; see `FileClient.connect`.
 
     Args:
-        uri: `tcp://HOST[:PORT]`, or `tcps://HOST[:PORT]` with TLS.
-        options: See `ConnectOptions`.
-        auth: A user name and a password, or a bearer token; None for neither.
-        tls: How to encrypt; None for the system's authorities with `tcps`, and not at all with `tcp`.
-        dial: Makes the transports; None for TCP and TLS to `uri`.
-
-    Raises:
-        ValueError: `uri` is something else, or `tls` is given with `tcp`.
+        dial: Makes a transport, if not over TCP or TLS as `uri` says.
     """
 
     def __init__(
@@ -52,24 +45,18 @@ class Connection:
         dial: Dial | None = None,
     ) -> None:
         self._uri = uri
-        self._dial = dial if dial is not None else dial_tcp(uri, tls)
-        self._setup = None if auth is None else _setup_payload(auth)
+        self._dial = dial or dial_tcp(uri, tls)
+        credentials = build_bearer(auth) if isinstance(auth, str) else None if auth is None else build_simple(*auth)
+        self._setup = None if credentials is None else Payload(b"", build_metadata([credentials]))
         self._options = options
         self._backoff = Backoff(options.reconnect_base, min(options.reconnect_cap, options.reconnect_timeout / 2))
         self._failure_delay = FailureDelay()
         self._session: ClientSession | None = None
         self._attempt: asyncio.Task[RSocketBase] | None = None
-        self._is_closed = False
+        self.is_closed = False
+        self.progress_timeout: Final = options.progress_timeout
         self._ending: set[asyncio.Task[None]] = set()
         self._states: BehaviorSubject[ConnectionState] = BehaviorSubject(Connecting())
-
-    @property
-    def progress_timeout(self) -> float:
-        return self._options.progress_timeout
-
-    @property
-    def is_closed(self) -> bool:
-        return self._is_closed
 
     def states(self) -> Observable[ConnectionState]:
         """Emits the state as it is, then each change; completes when the client is closed."""
@@ -78,9 +65,9 @@ class Connection:
             observer: abc.ObserverBase[ConnectionState], scheduler: abc.SchedulerBase | None = None
         ) -> abc.DisposableBase:
             return self._states.subscribe(
-                lambda state: _guard(lambda: observer.on_next(state)),
+                partial(report_raised, observer.on_next),
                 observer.on_error,
-                lambda: _guard(observer.on_completed),
+                partial(report_raised, observer.on_completed),
                 scheduler=scheduler,
             )
 
@@ -90,11 +77,7 @@ class Connection:
         return self._session
 
     async def open(self) -> None:
-        """Makes the first connection, in one attempt.
-
-        Raises:
-            ConnectionFailed: It is refused, unresolvable, or not answered by an RSocket server in time.
-        """
+        """Makes the first connection, in one attempt; fails as `FileClient.connect`."""
         try:
             await self._open(self._options.connect_timeout)
         except TransferError as error:
@@ -102,7 +85,7 @@ class Connection:
             raise
 
     async def connect(self) -> RSocketBase:
-        if self._is_closed:
+        if self.is_closed:
             await self._failure_delay.wait()
             raise ClientClosed("the client is closed")
         if self._session is not None:
@@ -128,7 +111,7 @@ class Connection:
 
     async def close(self) -> None:
         """Ends everything under way with ClientClosed."""
-        self._is_closed = True
+        self.is_closed = True
         if self._attempt is not None:
             self._attempt.cancel()
             await asyncio.wait([self._attempt])
@@ -161,11 +144,7 @@ class Connection:
             raise ClientClosed("the client was closed") from None  # only `close` cancels this task
 
     async def _open(self, seconds: float) -> RSocketBase:
-        """Makes one attempt.
-
-        Raises:
-            ConnectionFailed: It failed, or took too long.
-        """
+        """Makes one attempt; raises ConnectionFailed if it fails or takes too long."""
         quiet_rsocket()
         loop = asyncio.get_running_loop()
         self._backoff.begin(loop.time())
@@ -179,7 +158,11 @@ class Connection:
         try:
             async with asyncio.timeout(seconds):
                 await self._dial(on_connected, handler.on_lost)
-                return await self._set_up(sessions[0], handler)
+                session = sessions[0]
+                handler.on_end = lambda code, text: self._end(session, code, text)
+                await session.open()
+            if handler.ended is not None:
+                raise _refusal(self._uri, *handler.ended)
         except TimeoutError:
             reason = f"not answered within {seconds:.2g} s"
             if sessions:
@@ -190,26 +173,21 @@ class Connection:
         except (OSError, UnicodeError) as error:
             reason = os.strerror(error.errno) if isinstance(error, ConnectionError) and error.errno else str(error)
             raise ConnectionFailed(f"no connection to {self._uri}: {reason}") from error
+        else:
+            self._session = session
+            self._states.on_next(Connected())
+            return session
         finally:
-            for session in sessions:
-                if session is not self._session:
-                    self._end(session, ErrorCode.CONNECTION_ERROR, "the attempt to connect was given up")
-
-    async def _set_up(self, session: ClientSession, handler: ClientHandler) -> RSocketBase:
-        handler.on_end = lambda code, text: self._end(session, code, text)
-        await session.open()
-        if handler.ended is not None:
-            raise _refusal(self._uri, *handler.ended)
-        self._session = session
-        self._states.on_next(Connected())
-        return session
+            for each in sessions:
+                if each is not self._session:
+                    self._end(each, ErrorCode.CONNECTION_ERROR, "the attempt to connect was given up")
 
     def _end(self, session: ClientSession, code: ErrorCode, text: str) -> None:
         """Gives up a connection: what is under way fails at once, the rest is cleaned up soon."""
         if self._session is session:
             self._session = None
             self._backoff.lost(asyncio.get_running_loop().time())
-            if not self._is_closed:
+            if not self.is_closed:
                 self._states.on_next(Disconnected(from_error_frame(code, text.encode())))
         session.stop_all_streams(code, text.encode())
         # In a task of its own: the caller may be one of the tasks that `close` cancels and waits for.
@@ -218,23 +196,8 @@ class Connection:
         ending.add_done_callback(self._ending.discard)
 
 
-def _setup_payload(auth: Auth) -> Payload:
-    credentials = build_bearer(auth) if isinstance(auth, str) else build_simple(*auth)
-    return Payload(b"", build_metadata([credentials]))
-
-
 def _refusal(uri: str, code: ErrorCode, text: str) -> TransferError:
     """Why an attempt failed: the server's own reason where it is one of ours, such as `unauthenticated`."""
     error = from_error_frame(code, text.encode())
     is_ours = not isinstance(error, ConnectionFailed)
     return error if is_ours else ConnectionFailed(f"no connection to {uri}: {error.message}")
-
-
-def _guard(notify: Callable[[], None]) -> None:
-    """Notifies one observer of a state: if it raises, requests and other observers don't suffer."""
-    try:
-        notify()
-    except Exception as error:
-        asyncio.get_running_loop().call_exception_handler(
-            {"message": "an observer of the connection's state raised", "exception": error}
-        )

@@ -87,13 +87,9 @@ class ClientHandler(BaseRequestHandler):
 
 
 class ClientSession(ClientEngine):
-    """rsocket's client over one transport, which knows a slow peer from a dead one.
+    """rsocket's client over one connected transport, which knows a slow peer from a dead one.
 
-    Args:
-        transport: A connected transport.
-        handler: Hears of the connection's end.
-        options: The keepalive times are used.
-        setup: The SETUP's payload, with credentials; None for an empty one.
+    `handler` is notified of the connection's end; `setup` is the SETUP's payload, with credentials.
     """
 
     def __init__(

@@ -11,12 +11,7 @@ from ..connection.options import parse_uri
 
 @dataclass
 class Relay:
-    """A relay to a server; made by `relay`.
-
-    Attributes:
-        uri: The relay's own.
-        passed: Bytes so far: `"up"` from the clients, `"down"` from the server.
-    """
+    """A relay to a server; made by `relay`. `passed` counts bytes: "up" from the clients, "down" from the server."""
 
     uri: str = ""
     passed: Counter[str] = field(default_factory=Counter[str])

@@ -67,11 +67,8 @@ async def run(context: Context) -> None:
             stored = await other.stat(name)
             downloaded = await transfer("download", files.download_to(name, target, window=window)).run()
 
-            found = {
-                "the upload's": uploaded.digest,
-                "the server's": stored.digest,
-                "the download's": downloaded.digest,
-            }
+            infos = {"the upload's": uploaded, "the server's": stored, "the download's": downloaded}
+            found = {whose: info.digest for whose, info in infos.items()}
             found["the downloaded file's"] = (await digest_of(target)).text()
             for whose, other_digest in found.items():
                 check(other_digest == digest, f"{whose} digest is {other_digest}, but that of {path} is {digest}")
@@ -82,14 +79,7 @@ async def run(context: Context) -> None:
 
 @dataclass
 class _Transfer:
-    """A transfer that is made to fail in its middle, and checks of its events and its bytes.
-
-    Attributes:
-        size: The file's length in bytes.
-        window: The most chunks on their way.
-        link: The relay that the transfer goes through.
-        fail: Makes the transfer fail.
-    """
+    """A transfer of `size` bytes through `link` that `fail` breaks in its middle; checks its events and its bytes."""
 
     context: Context
     size: int

@@ -11,7 +11,7 @@ from reactivex.disposable import SingleAssignmentDisposable
 from shared.errors import BackpressureOverflow
 
 from ..chunks import Chunk, release
-from ..rx.observables import call_on, on_loop
+from ..rx.observables import subscribe_on
 
 __all__ = ["ItemIterator", "to_async_iter"]
 
@@ -110,12 +110,8 @@ class _Inbox(Generic[T]):
         self._changed = asyncio.Event()
 
     def subscribe(self, source: Observable[T]) -> None:
-        loop = self.loop = asyncio.get_running_loop()
-        self._upstream.disposable = on_loop(source).subscribe(
-            lambda item: call_on(loop, self._on_next, item),
-            lambda error: call_on(loop, self._end, error),
-            lambda: call_on(loop, self._end),
-        )
+        self.loop = asyncio.get_running_loop()
+        self._upstream.disposable = subscribe_on(self.loop, source, self._on_next, self._end, self._end)
 
     async def take(self) -> T:
         if self._is_taking:

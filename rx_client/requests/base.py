@@ -6,8 +6,10 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Final
 
+from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketProtocolError
 from rsocket.frame import ErrorFrame, FragmentableFrame, Frame, PayloadFrame
+from rsocket.frame_builders import to_payload_frame
 from rsocket.handlers.interfaces import Requester
 from rsocket.payload import Payload
 from rsocket.rsocket_base import RSocketBase
@@ -15,17 +17,30 @@ from rsocket.streams.stream_handler import StreamHandler
 
 from shared.engine import RSocketEngine
 from shared.errors import ClientClosed, ConnectionFailed, Stalled, from_error_frame
+from shared.files.lane import FileLane
+from shared.files.sending import SendJob
+from shared.frames.outbox import SkippedFrame
 from shared.frames.outgoing import OutgoingFrame
 from shared.protocol.flow import MAX_REQUEST_N
 from shared.protocol.wire import FRAGMENT_SIZE_BYTES
 
 from ..connection.connector import Connector
-from .stall import ProgressWatch
+from ..rx.observables import report_raised
 
-__all__ = ["MAX_REQUEST_N", "MAX_SMALL_BYTES", "Request", "checked"]
+__all__ = ["GAVE_UP", "MAX_ITEM_BYTES", "MAX_REQUEST_N", "MAX_SMALL_BYTES", "Request", "checked"]
 
 MAX_SMALL_BYTES: Final = 2 * 1024 * 1024
 """A payload that isn't a whole file is smaller than that, however many frames it comes in."""
+
+MAX_ITEM_BYTES: Final = FRAGMENT_SIZE_BYTES - 64
+"""The most data and metadata of an item: rsocket 0.4.20 mixes up the fragments of items that wait together."""
+
+GAVE_UP: Final = RSocketProtocolError(ErrorCode.APPLICATION_ERROR, data="internal: the client gave up")
+"""Ends a channel that failed on this side, without saying how."""
+
+_CHECKS_PER_TIMEOUT: Final = 8
+# Most requests have ended by the first check, which asks the system.
+_FIRST_CHECK_SECONDS: Final = 0.25
 
 
 def checked(payload: Payload) -> Payload:
@@ -48,11 +63,7 @@ def _as_bytes(part: bytes | bytearray | memoryview | None) -> bytes | None:
 class Request(StreamHandler, Requester):
     """One request's lifecycle: sent once, ended once, by the server, by an error or by `cancel`.
 
-    Args:
-        connector: Gave the connection.
-        socket: The connection.
-        payload: What is sent.
-        on_error: Gets the one error that ends the request, typed.
+    `on_error` gets the one error that ends it, typed.
 
     Attributes:
         max_payload_bytes: How large a payload may be that the server sends in several frames.
@@ -63,17 +74,24 @@ class Request(StreamHandler, Requester):
     max_payload_bytes: float = MAX_SMALL_BYTES
     progress_timeout: float | None = None
 
-    def __init__(
-        self, connector: Connector, socket: RSocketBase, payload: Payload, on_error: Callable[[Exception], None]
-    ) -> None:
+    # The state of the stall check: when something moved last, and how far everything had come by then (see `_check`).
+    _timer: asyncio.TimerHandle | None = None
+    _moved_at = 0.0
+    _seen = (-1, 0, 0, 0)
+    _handed_until = 0
+
+    def __init__(self, socket: RSocketBase, payload: Payload, on_error: Callable[[Exception], None]) -> None:
         super().__init__(socket)
         self.arrived = 0
-        self._connector = connector
+        self._connector: Connector | None = None
         self._base = socket
         self._payload = payload
         self._on_error = on_error
         self._outgoing: OutgoingFrame | None = None
-        self._watch: ProgressWatch | None = None
+        # A channel's items that may still be withdrawn, and how many were sent; the file whose items queue themselves.
+        self._items: list[OutgoingFrame] = []
+        self._items_sent = 0
+        self._file: SendJob | None = None
         self._is_done = False
 
     def setup(self) -> None:
@@ -90,6 +108,10 @@ class Request(StreamHandler, Requester):
     def _on_other(self, frame: Frame) -> None:
         """Takes another frame of this stream; a request-response or a request-stream has no use for it."""
 
+    def awaits_server(self) -> bool:
+        """Whether the server has to do something; if not, a standstill is this side's own doing."""
+        return True
+
     @property
     def id(self) -> int:
         """The stream's, since `send`."""
@@ -97,21 +119,40 @@ class Request(StreamHandler, Requester):
         return self.stream_id
 
     @property
-    def engine(self) -> RSocketEngine | None:
-        """The connection, if it is one of ours, and not an application's own rsocket."""
-        return self._base if isinstance(self._base, RSocketEngine) else None
+    def lane(self) -> FileLane | None:
+        """What moves a file's bytes in a thread; None where that can't be, or the rsocket is an application's own."""
+        return self._base.transport.lane if isinstance(self._base, RSocketEngine) else None
 
-    def send(self, on_sent: Callable[[], None] | None = None) -> None:
+    def send(self, connector: Connector, on_sent: Callable[[], None] | None = None) -> None:
         """Registers the stream and queues the request; calls `on_sent` when the transport has got all of it."""
+        self._connector = connector
         base = self._base
         base.register_new_stream(self)
         # Without a fragment size rsocket sends one frame of any length, whose 24-bit length field wraps.
         fragment_size = min(base.get_fragment_size_bytes() or FRAGMENT_SIZE_BYTES, FRAGMENT_SIZE_BYTES)
         self._outgoing = OutgoingFrame(self._frame(self.id, fragment_size), None, on_sent)
         base.send_request(self._outgoing)
-        timeout = self.progress_timeout or self._connector.progress_timeout
+        timeout = self.progress_timeout or connector.progress_timeout
         if timeout != math.inf:
-            self._watch = ProgressWatch(self, timeout, self._on_stalled)
+            first_check = min(timeout / _CHECKS_PER_TIMEOUT, _FIRST_CHECK_SECONDS)
+            self._timer = asyncio.get_running_loop().call_later(first_check, self._check, timeout)
+
+    def _send_item(
+        self, payload: Payload | None, *, is_last: bool = False, on_sent: Callable[[], None] | None = None
+    ) -> None:
+        """Queues an item of a channel, in one frame; `payload` is None for the completion without an item."""
+        frame = to_payload_frame(self.id, payload or Payload(), is_last, payload is not None, FRAGMENT_SIZE_BYTES)
+        skipped = SkippedFrame()
+        skipped.stream_id = self.id
+        item = OutgoingFrame(frame, skipped, on_sent)
+        self._forget_sent_items()
+        self._items.append(item)
+        self._base.send_frame(item)
+
+    def _forget_sent_items(self) -> None:
+        while self._items and self._items[0].is_sent:
+            del self._items[0]
+            self._items_sent += 1
 
     def cancel(self) -> None:
         """Ends the request from this side; does nothing if it has ended."""
@@ -140,7 +181,8 @@ class Request(StreamHandler, Requester):
             elif isinstance(frame, ErrorFrame):
                 self._end()
                 error = from_error_frame(frame.error_code, frame.data or b"")
-                is_ours = self._connector.is_closed and isinstance(error, ConnectionFailed)
+                is_closed = self._connector is not None and self._connector.is_closed
+                is_ours = is_closed and isinstance(error, ConnectionFailed)
                 self._fail(ClientClosed("the client was closed") if is_ours else error)
             else:
                 self._on_other(frame)
@@ -148,30 +190,45 @@ class Request(StreamHandler, Requester):
             self.cancel()
             self._fail(error)
 
-    def handed_over(self) -> tuple[int, bool]:
-        """How many of the request's frames the transport has got, and whether these are all there are so far."""
-        return (0, True) if self._outgoing is None else (self._outgoing.fragments, self._outgoing.is_sent)
-
-    def is_owed(self) -> bool:
-        """Whether it is the server's turn; if not, a standstill is this side's own doing."""
-        return True
-
     def _end(self) -> None:
         self._is_done = True
-        if self._watch is not None:
-            self._watch.stop()
-            self._watch = None  # which holds this request: a reference cycle
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None  # which holds this request: a reference cycle
         self._finish_stream()
+        if self._items:
+            for item in self._items:
+                item.withdraw()
+            self._items.clear()
+        if self._file is not None:
+            self._file.stop()
 
     def _fail(self, error: Exception) -> None:
         """Emits the error; what an observer raises then is reported to the event loop alone."""
-        try:
-            self._on_error(error)
-        except Exception as unhandled:
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": "an observer of a transfer raised", "exception": unhandled}
-            )
+        report_raised(self._on_error, error)
 
-    def _on_stalled(self, text: str) -> None:
-        self.cancel()
-        self._on_error(Stalled(text))
+    def _check(self, timeout: float) -> None:
+        """Fails the request with Stalled once nothing has moved for `timeout`, though keepalives may go to and fro."""
+        loop, outgoing, file = asyncio.get_running_loop(), self._outgoing, self._file
+        assert outgoing is not None, "`send` starts the checks"
+        self._forget_sent_items()
+        handed = outgoing.fragments + self._items_sent + (0 if file is None else file.frame_bytes)
+        received, (*_, handed_before, taken) = 0, self._seen
+        if isinstance(self._base, RSocketEngine):
+            flow = self._base.transport.flow
+            received = self._base.reassembler.received_of(self.id) + self._base.transport.arrived_of(self.id)
+            # What the peer takes of everything up to this request's last frame is progress; what it takes of later
+            # frames, such as keepalives, isn't. As long as the request has more to send, other streams' frames may
+            # stand before it.
+            has_more = not outgoing.is_sent or self._items or (file is not None and file.is_queued)
+            if handed != handed_before or has_more:
+                self._handed_until = flow.handed_bytes
+            taken = max(taken, min(flow.taken_bytes, self._handed_until))
+        seen = (self.arrived, received, handed, taken)
+        if seen != self._seen or not self.awaits_server():
+            self._seen, self._moved_at = seen, loop.time()
+        elif loop.time() - self._moved_at >= timeout:
+            self.cancel()
+            self._on_error(Stalled(f"nothing moved for {timeout:g} s"))
+            return
+        self._timer = loop.call_later(timeout / _CHECKS_PER_TIMEOUT, self._check, timeout)

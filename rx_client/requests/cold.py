@@ -8,7 +8,7 @@ server.
 import asyncio
 import math
 from collections.abc import Callable, Generator
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Final, TypeVar
 
 from reactivex import Observable, abc
 from reactivex.internal.exceptions import SequenceContainsNoElementsError
@@ -19,16 +19,12 @@ from rsocket.rsocket_base import RSocketBase
 from ..connection.connector import Connector, GivenConnection
 from ..rx.observables import LoopObservable, disposable_on
 from ..rx.publishers import PublisherLike, to_publisher
-from .base import MAX_REQUEST_N, Request, checked
+from .base import MAX_ITEM_BYTES, MAX_REQUEST_N, Request, checked
 from .exchange import ExchangeRequest
-from .items import MAX_ITEM_BYTES
-from .oneway import FireAndForgetRequest, MetadataPushRequest
-from .response import ResponseRequest
-from .stream import StreamRequest
+from .response import FireAndForgetRequest, MetadataPushRequest, ResponseRequest, StreamRequest
 
 __all__ = ["ColdReactiveXClient"]
 
-P = ParamSpec("P")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 RequestT = TypeVar("RequestT", bound=Request)
@@ -95,7 +91,12 @@ class ColdReactiveXClient(ReactiveXClient):
             ValueError: `request_limit` isn't 1 to 2**31 - 1.
         """
         _check_limit(request_limit)
-        return self._cold(StreamRequest, request, request_limit, progress_timeout, max_item_bytes)
+        payload = checked(request)
+        return self.cold(
+            lambda rsocket, observer: StreamRequest(
+                rsocket, payload, observer, request_limit, progress_timeout, max_item_bytes
+            )
+        )
 
     def request_channel(
         self,
@@ -136,12 +137,17 @@ class ColdReactiveXClient(ReactiveXClient):
         _check_limit(request_limit)
         if max_buffered < 1:
             raise ValueError(f"an observable needs room for 1 item or more, not {max_buffered}")
-        publisher = None if observable is None else to_publisher(observable, max_buffered)
-        return self._cold(ExchangeRequest, request, request_limit, progress_timeout, publisher, sending_done)
+        payload, publisher = checked(request), None if observable is None else to_publisher(observable, max_buffered)
+        return self.cold(
+            lambda rsocket, observer: ExchangeRequest(
+                rsocket, payload, observer, request_limit, progress_timeout, publisher, sending_done
+            )
+        )
 
     def fire_and_forget(self, request: Payload) -> Observable[None]:
         """Emits None and completes when the request has left this process; whether it arrives isn't known."""
-        return self._cold(FireAndForgetRequest, request)
+        payload = checked(request)
+        return self.cold(lambda rsocket, observer: FireAndForgetRequest(rsocket, payload, observer))
 
     def metadata_push(self, metadata: bytes) -> Observable[None]:
         """As `fire_and_forget`, for metadata alone, which isn't about a request but about the connection.
@@ -151,7 +157,8 @@ class ColdReactiveXClient(ReactiveXClient):
         """
         if len(metadata) > MAX_ITEM_BYTES:
             raise ValueError(f"metadata has {MAX_ITEM_BYTES} bytes at the most, to fit one frame; not {len(metadata)}")
-        return self._cold(MetadataPushRequest, Payload(None, metadata))
+        payload = checked(Payload(None, metadata))
+        return self.cold(lambda rsocket, observer: MetadataPushRequest(rsocket, payload, observer))
 
     def ask(
         self,
@@ -168,41 +175,28 @@ class ColdReactiveXClient(ReactiveXClient):
             explain: Makes the error that is emitted of the one that ended the request.
             max_answer_bytes: How large an answer in several frames may be.
         """
-        connector = self.connector
         return _ColdObservable(
-            connector,
-            lambda rsocket, observer: ResponseRequest(
-                connector, rsocket, request, observer, convert, explain, max_answer_bytes
-            ),
+            self.connector,
+            lambda rsocket, observer: ResponseRequest(rsocket, request, observer, convert, explain, max_answer_bytes),
             explain,
         )
 
     def cold(self, make: Callable[[RSocketBase, abc.ObserverBase[T]], Request]) -> Observable[T]:
-        """Makes a request of a class of its own for each subscription, and cancels it on dispose. See also `make`.
+        """Makes a request for each subscription, and cancels it on dispose. See also `open`.
 
         The request is sent before `subscribe` returns if there is a connection, else as soon as there is one.
         """
         return _ColdObservable(self.connector, make, _identity)
 
-    async def make(self, make: Callable[[Connector, RSocketBase], RequestT]) -> RequestT:
-        """Makes one request of a class of its own, over a connection that is made if need be; the caller sends it.
+    async def open(self, make: Callable[[RSocketBase], RequestT]) -> RequestT:
+        """Makes and sends one request, over a connection that is made if need be.
 
         Raises:
             ConnectionFailed: There is no connection in time.
         """
-        return make(self.connector, await self.connector.connect())
-
-    def _cold(
-        self,
-        request_class: Callable[Concatenate[Connector, RSocketBase, Payload, abc.ObserverBase[T], P], Request],
-        request: Payload,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> Observable[T]:
-        connector, payload = self.connector, checked(request)
-        return self.cold(
-            lambda rsocket, observer: request_class(connector, rsocket, payload, observer, *args, **kwargs)
-        )
+        request = make(await self.connector.connect())
+        request.send(self.connector)
+        return request
 
 
 class _ColdObservable(LoopObservable[T_co]):
@@ -226,7 +220,7 @@ class _ColdObservable(LoopObservable[T_co]):
         rsocket = self._connector.current()
         if rsocket is not None:
             request = self._make(rsocket, observer)
-            request.send()
+            request.send(self._connector)
             return disposable_on(loop, request.cancel)
 
         later: Request | None = None
@@ -235,7 +229,7 @@ class _ColdObservable(LoopObservable[T_co]):
             nonlocal later
             try:
                 later = self._make(await self._connector.connect(), observer)
-                later.send()
+                later.send(self._connector)
             except Exception as error:
                 observer.on_error(self._explain(error))
 
@@ -255,7 +249,7 @@ class _ColdObservable(LoopObservable[T_co]):
             return (yield from super().__await__())
         last: _Last[T_co] = _Last()
         request = self._make(rsocket, last)
-        request.send()
+        request.send(self._connector)
         try:
             return (yield from last.future)
         finally:

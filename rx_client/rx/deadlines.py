@@ -10,7 +10,7 @@ from shared.errors import DeadlineExceeded
 
 from .observables import like, time_scheduler
 
-__all__ = ["check_deadline", "within"]
+__all__ = ["within"]
 
 T = TypeVar("T")
 
@@ -21,9 +21,10 @@ def within(seconds: float | None, name: str | None = None) -> Callable[[Observab
     Raises:
         ValueError: `seconds` isn't more than 0.
     """
-    check_deadline(seconds)
     if seconds is None:
         return lambda source: source
+    if not seconds > 0:
+        raise ValueError(f"deadline must be more than 0 seconds, not {seconds!r}")
 
     def _within(source: Observable[T]) -> Observable[T]:
         def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
@@ -40,9 +41,3 @@ def within(seconds: float | None, name: str | None = None) -> Callable[[Observab
         return like(source, subscribe)
 
     return _within
-
-
-def check_deadline(seconds: float | None) -> None:
-    """Raises ValueError unless `seconds` is None or more than 0."""
-    if seconds is not None and not seconds > 0:
-        raise ValueError(f"deadline must be more than 0 seconds, not {seconds!r}")

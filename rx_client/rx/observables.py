@@ -21,6 +21,8 @@ __all__ = [
     "disposable_on",
     "like",
     "on_loop",
+    "report_raised",
+    "subscribe_on",
     "time_scheduler",
 ]
 
@@ -96,6 +98,15 @@ def deliver(observer: abc.ObserverBase[T], item: T) -> None:
         observer.on_error(error)
 
 
+def report_raised(notify: Callable[[*Arguments], object], *arguments: *Arguments) -> None:
+    """Notifies an observer of an end or a state; what it raises is reported to the event loop alone."""
+    try:
+        notify(*arguments)
+    except Exception as error:
+        context = {"message": "an observer raised", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(context)
+
+
 def call_on(loop: asyncio.AbstractEventLoop, function: Callable[[*Arguments], object], *arguments: *Arguments) -> None:
     """Calls `function` in the thread of `loop`: at once if this is that thread, else soon; never after its end."""
     try:
@@ -106,6 +117,22 @@ def call_on(loop: asyncio.AbstractEventLoop, function: Callable[[*Arguments], ob
         function(*arguments)
     elif not loop.is_closed():
         loop.call_soon_threadsafe(function, *arguments)
+
+
+def subscribe_on(
+    loop: asyncio.AbstractEventLoop,
+    source: Observable[T],
+    on_next: Callable[[T], None],
+    on_error: Callable[[Exception], None],
+    on_completed: Callable[[], None],
+) -> abc.DisposableBase:
+    """Subscribes to a source that may emit in any thread; what it calls is called in the thread of `loop`."""
+    return source.subscribe(
+        partial(call_on, loop, on_next),
+        partial(call_on, loop, on_error),
+        partial(call_on, loop, on_completed),
+        scheduler=AsyncIOScheduler(loop),
+    )
 
 
 def disposable_on(loop: asyncio.AbstractEventLoop, dispose: Callable[[], None]) -> Disposable:

@@ -1,24 +1,22 @@
 """Observables as Reactive Streams publishers."""
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable
-from typing import ParamSpec, cast
+from typing import cast
 
 from reactivestreams.publisher import Publisher
 from reactivestreams.subscriber import Subscriber
 from reactivestreams.subscription import Subscription
 from reactivex import Observable, Subject
 from reactivex.disposable import SingleAssignmentDisposable
-from reactivex.scheduler.eventloop import AsyncIOScheduler
 from rsocket.payload import Payload
 
 from shared.errors import BackpressureOverflow
 
-__all__ = ["PublisherLike", "to_publisher"]
+from .observables import subscribe_on
 
-P = ParamSpec("P")
+__all__ = ["PublisherLike", "to_publisher"]
 
 PublisherLike = Observable[Payload] | Callable[[Subject[int]], Observable[Payload]] | Publisher
 """An observable, a function that makes one from the demand, or a publisher."""
@@ -27,18 +25,14 @@ PublisherLike = Observable[Payload] | Callable[[Subject[int]], Observable[Payloa
 def to_publisher(source: PublisherLike, max_buffered: int) -> Publisher:
     """`source` as a publisher.
 
-    Args:
-        source: An observable can't be slowed down: the publisher fails with BackpressureOverflow when more than
-            `max_buffered` of its items wait. One that is made from a Subject can emit as many items as the Subject
-            emits; that Subject completes when the subscription is cancelled.
-        max_buffered: Items.
+    An observable can't be slowed down: the publisher fails with BackpressureOverflow when more than `max_buffered` of
+    its items wait. One that is made from a Subject can emit as many items as the Subject emits; that Subject completes
+    when the subscription is cancelled.
     """
     if isinstance(source, Publisher):
         return source
-    if isinstance(source, Observable):
-        observable = cast("Observable[Payload]", source)
-        return _BufferingPublisher(lambda _: observable, max_buffered)
-    return _BufferingPublisher(source, max_buffered)
+    observable = cast("Observable[Payload]", source)
+    return _BufferingPublisher((lambda _: observable) if isinstance(source, Observable) else source, max_buffered)
 
 
 class _BufferingPublisher(Publisher):
@@ -47,20 +41,16 @@ class _BufferingPublisher(Publisher):
         self._max_buffered = max_buffered
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        buffer = _Buffer(subscriber, self._max_buffered)
-        buffer.subscribe_to(self._make(buffer.demand))
-        subscriber.on_subscribe(buffer)
+        subscriber.on_subscribe(_Buffer(self._make, subscriber, self._max_buffered))
 
 
 class _Buffer(Subscription):
-    """One subscription: holds what the observable has emitted, and the subscriber hasn't requested.
+    """One subscription: holds what the observable has emitted, in any thread, and the subscriber hasn't requested."""
 
-    Attributes:
-        demand: Emits what the subscriber requests.
-    """
-
-    def __init__(self, subscriber: Subscriber, max_buffered: int) -> None:
-        self.demand: Subject[int] = Subject()
+    def __init__(
+        self, make: Callable[[Subject[int]], Observable[Payload]], subscriber: Subscriber, max_buffered: int
+    ) -> None:
+        self._demand: Subject[int] = Subject()
         self._subscriber = subscriber
         self._max_buffered = max_buffered
         self._upstream = SingleAssignmentDisposable()
@@ -68,36 +58,21 @@ class _Buffer(Subscription):
         self._requested = 0
         self._has_completed = False
         self._is_over = False
-
-    def subscribe_to(self, source: Observable[Payload]) -> None:
-        """Subscribes; what `source` calls in other threads happens in this one."""
-        loop, thread = asyncio.get_running_loop(), threading.get_ident()
-
-        def here(call: Callable[P, None]) -> Callable[P, None]:
-            def forward(*args: P.args, **kwargs: P.kwargs) -> None:
-                if threading.get_ident() == thread:
-                    call(*args, **kwargs)
-                elif not loop.is_closed():
-                    loop.call_soon_threadsafe(lambda: call(*args, **kwargs))
-
-            return forward
-
-        self._upstream.disposable = source.subscribe(
-            here(self._on_next), here(self._on_error), here(self._on_completed), scheduler=AsyncIOScheduler(loop)
-        )
+        loop, source = asyncio.get_running_loop(), make(self._demand)
+        self._upstream.disposable = subscribe_on(loop, source, self._on_next, self._on_error, self._on_completed)
 
     def request(self, n: int) -> None:
         self._requested += n
         self._drain()
         if not self._is_over:
-            self.demand.on_next(n)
+            self._demand.on_next(n)
 
     def cancel(self) -> None:
         if not self._is_over:
             self._is_over = True
             self._items.clear()
             self._upstream.dispose()
-            self.demand.on_completed()
+            self._demand.on_completed()
 
     def _on_next(self, item: Payload) -> None:
         if self._is_over:

@@ -1,12 +1,12 @@
 """Observables whose work is a coroutine."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from reactivex import abc
 
-from .observables import TransferObservable, disposable_on
+from .observables import TransferObservable, disposable_on, report_raised
 
 __all__ = ["from_coroutine"]
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def from_coroutine(
-    work: Callable[[Callable[[T], None]], Awaitable[None]], tasks: set[asyncio.Task[None]]
+    work: Callable[[Callable[[T], None]], Coroutine[Any, Any, None]], tasks: set[asyncio.Task[None]]
 ) -> TransferObservable[T]:
     """An observable that runs `work(emit)` in a task for each subscription; it completes, or fails, as the task does.
 
@@ -33,26 +33,18 @@ def from_coroutine(
             if not is_disposed:
                 observer.on_next(item)
 
-        async def run() -> None:
-            await work(emit)
-
         def on_done(task: asyncio.Task[None]) -> None:
             tasks.discard(task)
-            if task.cancelled():
-                error: BaseException | None = asyncio.CancelledError("the transfer's task was cancelled")
-            else:
-                error = task.exception()
+            cancelled = RuntimeError("the transfer's task was cancelled")
+            error = cancelled if task.cancelled() else task.exception()
             if is_disposed:
                 return
-            try:
-                if error is None:
-                    observer.on_completed()
-                else:
-                    observer.on_error(error if isinstance(error, Exception) else RuntimeError(str(error)))
-            except Exception as unhandled:
-                loop.call_exception_handler({"message": "an observer of a transfer raised", "exception": unhandled})
+            if error is None:
+                report_raised(observer.on_completed)
+            else:
+                report_raised(observer.on_error, error if isinstance(error, Exception) else RuntimeError(str(error)))
 
-        task = loop.create_task(run())
+        task = loop.create_task(work(emit))
         tasks.add(task)
         task.add_done_callback(on_done)
 

@@ -4,9 +4,9 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
-from reactivex import Observable
+from reactivex import Observable, abc
 from rsocket.frame import FragmentableFrame, PayloadFrame
 from rsocket.frame_builders import to_request_stream_frame
 from rsocket.payload import Payload
@@ -29,7 +29,6 @@ from shared.protocol.messages import (
 from shared.protocol.wire import FileInfo, Route
 
 from ..chunks import Chunk
-from ..connection.connector import Connector
 from ..events import Completed, Progress, Started, TransferEvent
 from ..requests.base import MAX_SMALL_BYTES, Request
 from ..requests.cold import ColdReactiveXClient
@@ -41,32 +40,11 @@ _MAX_RESTARTS: Final = 3
 __all__ = ["ChunkRequest", "answered_info", "ask_info", "download_into"]
 
 
-class ChunkListener(Protocol):
-    """Gets the chunks of a download."""
-
-    def on_next(self, value: Chunk, /) -> None: ...
-    def on_error(self, error: Exception, /) -> None: ...
-    def on_completed(self) -> None: ...
-
-
 class RangeRequest(Request):
-    """One request-stream of a file's chunks.
-
-    Args:
-        connector: Gave the connection.
-        socket: The connection.
-        name: The file.
-        request: The range.
-        window: Chunks that the server may be ahead of the consumer.
-        on_error: Gets the one error that ends the request.
-
-    Attributes:
-        receiver: Checks what arrives.
-    """
+    """One request-stream of a file's chunks, of which the server may be `window` ahead of the consumer."""
 
     def __init__(
         self,
-        connector: Connector,
         socket: RSocketBase,
         name: str,
         request: DownloadRequest,
@@ -74,13 +52,13 @@ class RangeRequest(Request):
         on_error: Callable[[Exception], None],
     ) -> None:
         payload = Payload(b"", transfer_request(Route.DOWNLOAD, name, request))
-        super().__init__(connector, socket, payload, on_error)
+        super().__init__(socket, payload, on_error)
         self.receiver = RangeReceiver(name, request)
         self._demand = Demand(window)
 
     @abstractmethod
     def _on_chunk(self, data: bytes) -> None:
-        """Takes a chunk's bytes, behind what its item says beside them."""
+        """Takes a chunk's bytes, after what its item says beside them."""
 
     @abstractmethod
     def _on_complete(self) -> None:
@@ -99,41 +77,24 @@ class RangeRequest(Request):
             self._end()
             self._on_complete()
 
-    def is_owed(self) -> bool:
+    def awaits_server(self) -> bool:
         return self._demand.outstanding > 0
 
-    def _on_consumed(self, items: int) -> None:
+    def _on_consumed(self, items: int = 1) -> None:
         more = self._demand.on_consumed(items)
         if more and not self._is_done:
             self.send_request_n(more)
 
 
 class ChunkRequest(RangeRequest):
-    """A range as chunks for a listener; each one's credit is returned when it is released.
-
-    Args:
-        connector: See `RangeRequest`, as for the next four.
-        socket: ...
-        name: ...
-        request: ...
-        window: ...
-        listener: Gets the chunks.
-        digest: To verify the range with, while it passes; None to do without.
-    """
+    """A range as chunks for `observer`; each one's credit goes back when it is released. See `RangeRequest`."""
 
     def __init__(
-        self,
-        connector: Connector,
-        socket: RSocketBase,
-        name: str,
-        request: DownloadRequest,
-        window: int,
-        listener: ChunkListener,
-        digest: Digest | None,
+        self, socket: RSocketBase, name: str, request: DownloadRequest, window: int, observer: abc.ObserverBase[Chunk]
     ) -> None:
-        super().__init__(connector, socket, name, request, window, listener.on_error)
-        self._listener = listener
-        self._digest = digest
+        super().__init__(socket, name, request, window, observer.on_error)
+        self._observer = observer
+        self._digest = None if request.digest is None else Digest(request.digest)
 
     def _on_chunk(self, data: bytes) -> None:
         self._demand.on_arrived()
@@ -142,28 +103,23 @@ class ChunkRequest(RangeRequest):
         self.receiver.on_bytes(len(data))
         if self._digest is not None:
             self._digest.update(data)
-        chunk = Chunk(offset, data, self._on_released)
+        chunk = Chunk(offset, data, self._on_consumed)
         try:
-            self._listener.on_next(chunk)
+            self._observer.on_next(chunk)
         finally:
             chunk.release()
-
-    def _on_released(self) -> None:
-        self._on_consumed(1)
 
     def _on_complete(self) -> None:
         if self._digest is not None:
             self.receiver.complete(self._digest)
-        self._listener.on_completed()
+        self._observer.on_completed()
 
 
 class SinkRequest(RangeRequest):
-    """A range on its way into a sink: the chunks wait in a job until the sink is open, and are then written there."""
+    """A range for a sink: the chunks wait in a job until the sink is open, and are then written there."""
 
-    def __init__(
-        self, connector: Connector, socket: RSocketBase, name: str, request: DownloadRequest, window: int
-    ) -> None:
-        super().__init__(connector, socket, name, request, window, self._on_failed)
+    def __init__(self, socket: RSocketBase, name: str, request: DownloadRequest, window: int) -> None:
+        super().__init__(socket, name, request, window, self._on_failed)
         self._job = ReceiveJob(self._demand, self._on_written)
         self._failure: Exception | None = None
         self._is_complete = False
@@ -171,46 +127,33 @@ class SinkRequest(RangeRequest):
         self._wake = asyncio.Event()
 
     async def head(self) -> ChunkHead:
-        """What the server says of the file with the first chunk.
-
-        Raises:
-            Exception: What the request failed with.
-        """
+        """What the server says of the file with the first chunk; raises what the request failed with."""
         while self.receiver.head is None:
-            self._raise_failure()
             if self._is_complete:
                 self.receiver.complete(None)
-            await self._changed()
+            await self._until_changed()
         return self.receiver.head
 
     def write_to(self, sink: Sink) -> None:
         """Opens the job: chunks go to the sink, by the file lane where there is one and the sink is a file."""
         file = sink.as_file()
         self._job.open(sink.append, file, self.receiver.on_bytes)
-        lane = None if self.engine is None else self.engine.transport.lane
-        if file is not None and lane is not None and not self._is_done:
-            lane.receive(self.id, self._job)
+        if file is not None and self.lane is not None and not self._is_done:
+            self.lane.receive(self.id, self._job)
 
     async def written(self) -> bool:
-        """Returns True when more was written, False when everything is.
-
-        Raises:
-            Exception: What the request, or the sink, failed with.
-        """
-        while True:
-            self._raise_failure()
-            if self._is_complete and self._job.is_idle:
-                return False
-            await self._changed()
+        """Returns True when more was written, False when everything is; raises what the request or sink failed with."""
+        while self._job.failure is not None or not (self._is_complete and self._job.is_idle):
+            await self._until_changed()
             if self._job.failure is None:
                 return True
+        return False
 
     async def stop(self) -> None:
         """Ends the request; nothing is written any more when this returns."""
         self.cancel()
-        lane = None if self.engine is None else self.engine.transport.lane
-        if lane is not None:
-            lane.end_receiving(self.id)
+        if self.lane is not None:
+            self.lane.end_receiving(self.id)
         await self._job.stop()
 
     def _on_chunk(self, data: bytes) -> None:
@@ -241,12 +184,11 @@ class SinkRequest(RangeRequest):
         self._failure = error
         self._wake.set()
 
-    def _raise_failure(self) -> None:
+    async def _until_changed(self) -> None:
+        """Returns when something has arrived or was written; raises what the request or the sink failed with."""
         failure = self._failure or self._job.failure
         if failure is not None:
             raise failure
-
-    async def _changed(self) -> None:
         await self._wake.wait()
         self._wake.clear()
 
@@ -264,12 +206,11 @@ async def download_into(
     """Downloads what `sink` doesn't have yet, and emits Started, Progress as bytes are written, Completed."""
     async with sink.attempt:
         try:
-            if await sink.has_parts():
-                await sink.find_part(await ask_info(requests, Route.STAT, name, FileRequest()))
+            await sink.find_part(lambda: ask_info(requests, Route.STAT, name, FileRequest()))
             restarts = 0
             while True:
                 if sink.offset > digest_from and sink.etag is None:
-                    await sink.restart()  # nobody can tell whether the rest would be of the same file
+                    await sink.restart()  # the rest may be of another file
                 request = DownloadRequest(sink.offset, None, sink.etag, algorithm, digest_from if algorithm else None)
                 try:
                     info = await _receive(requests, name, request, sink, window, emit)
@@ -308,27 +249,27 @@ async def _receive(
     window: int | None,
     emit: Callable[[TransferEvent], None],
 ) -> FileInfo:
-    def make(connector: Connector, rsocket: RSocketBase) -> SinkRequest:
+    """Makes one attempt to get the rest of the file."""
+
+    def make(rsocket: RSocketBase) -> SinkRequest:
         has_lane = isinstance(rsocket, RSocketEngine) and rsocket.transport.lane is not None
         is_large = has_lane and sink.as_file() is not None and window is None
-        item_bytes = FILE_CHUNK_BYTES if is_large else request.item_bytes
-        asked = replace(request, item_bytes=item_bytes)
-        return SinkRequest(connector, rsocket, name, asked, DEFAULT_WINDOW if window is None else window)
+        asked = replace(request, item_bytes=FILE_CHUNK_BYTES) if is_large else request
+        return SinkRequest(rsocket, name, asked, DEFAULT_WINDOW if window is None else window)
 
-    stream = await requests.make(make)
+    stream = await requests.open(make)
     try:
-        stream.send()
         info = (await stream.head()).info
         await sink.begin(info)
         emit(Started(None, info.size, sink.offset))
         reported = sink.offset
         stream.write_to(sink)
-        while await stream.written():
+        is_more = True
+        while is_more:
+            is_more = await stream.written()
             if sink.offset > reported:
                 reported = sink.offset
                 emit(Progress(reported, info.size))
-        if sink.offset > reported:
-            emit(Progress(sink.offset, info.size))
         return stream.receiver.complete(sink.digest)
     finally:
         await stream.stop()

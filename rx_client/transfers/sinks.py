@@ -3,7 +3,8 @@
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
@@ -37,93 +38,78 @@ class Sink(Protocol):
 
     Attributes:
         attempt: Held by the attempt that uses the sink; another one waits for its end.
+        etag: Of the file that its bytes belong to; None if nothing is there yet, or it isn't known.
     """
 
     attempt: asyncio.Lock
+    etag: str | None
+
+    def __init__(self) -> None:
+        self.attempt = asyncio.Lock()
+        self.etag = None
 
     @property
+    @abstractmethod
     def offset(self) -> int:
         """Bytes that are there already."""
-        ...
 
     @property
-    def etag(self) -> str | None:
-        """Of the file that they belong to; None if nothing is there yet, or it isn't known."""
-        ...
-
-    @property
+    @abstractmethod
     def digest(self) -> Digest | None:
         """The running digest of those bytes; None if the download is not verified."""
-        ...
 
     def as_file(self) -> FileTarget | None:
         """The file that the bytes go to, for a thread to write to after `begin`; None if they don't go to one."""
-        ...
+        return None
 
-    async def has_parts(self) -> bool:
-        """Whether another process may have left a part for `find_part`."""
-        ...
+    async def find_part(self, ask_info: Callable[[], Awaitable[FileInfo]]) -> None:
+        """Takes over what another process left of this very file; `ask_info` asks which one that is."""
 
-    async def find_part(self, info: FileInfo) -> None:
-        """Takes over what another process left of this very file."""
-        ...
-
+    @abstractmethod
     async def begin(self, info: FileInfo) -> None:
         """An attempt starts that will bring `info`'s bytes from `offset` on."""
-        ...
 
+    @abstractmethod
     async def append(self, chunks: Sequence[bytes]) -> None:
         """Adds to the end, and to the digest."""
-        ...
 
+    @abstractmethod
     async def restart(self) -> None:
         """Drops what is there, since it is of another file.
 
         Raises:
             Changed: What was written can't be taken back.
         """
-        ...
 
     async def discard(self) -> None:
         """Drops what is there, where that is possible, since it failed verification."""
-        ...
 
+    @abstractmethod
     async def finish(self) -> None:
         """Everything is there and verified; the next attempt is another download."""
-        ...
 
     async def suspend(self) -> None:
         """The attempt is over; what is there is kept for the next one."""
-        ...
 
 
-class WriterSink:
-    """Writes to the caller's AsyncWriter, which can't take anything back.
+class WriterSink(Sink):
+    """Writes to the caller's AsyncWriter, which has `offset` bytes of the file, and can't take anything back."""
 
-    Args:
-        writer: Gets the bytes.
-        offset: How many of the file's first bytes it has already; they aren't verified again.
-        digest: Of the bytes to come; None to do without.
-    """
-
-    def __init__(self, writer: AsyncWriter, offset: int, digest: Digest | None) -> None:
-        self.attempt = asyncio.Lock()
+    def __init__(self, writer: AsyncWriter, offset: int, algorithm: str | None) -> None:
+        super().__init__()
         self._writer = writer
-        self._start = offset
-        self._algorithm = None if digest is None else digest.algorithm
+        self._start = self._offset = offset
+        self._algorithm = algorithm
+        self._digest = None if algorithm is None else Digest(algorithm)
         self._is_torn = False
-        self.offset = offset
-        self.etag: str | None = None
-        self.digest = digest
 
-    def as_file(self) -> None:
-        return None
+    @property
+    def offset(self) -> int:
+        return self._offset
 
-    async def has_parts(self) -> bool:
-        return False
-
-    async def find_part(self, info: FileInfo) -> None:
-        """Nothing: it has no parts."""
+    @property
+    def digest(self) -> Digest | None:
+        return self._digest
 
     async def begin(self, info: FileInfo) -> None:
         if self._is_torn:
@@ -135,46 +121,34 @@ class WriterSink:
             self._is_torn = True  # until the write has returned, it isn't known whether the writer has the chunk
             await self._writer.write(chunk)
             self._is_torn = False
-            self.offset += len(chunk)
-            if self.digest is not None:
-                self.digest.update(chunk)
+            self._offset += len(chunk)
+            if self._digest is not None:
+                self._digest.update(chunk)
 
     async def restart(self) -> None:
-        if self.offset != self._start:
+        if self._offset != self._start:
             raise Changed("the file changed during the download, and what was written can't be taken back")
         self.etag = None
 
-    async def discard(self) -> None:
-        """Nothing: it can't."""
-
     async def finish(self) -> None:
-        self.offset, self.etag = self._start, None
-        self.digest = None if self._algorithm is None else Digest(self._algorithm)
-
-    async def suspend(self) -> None:
-        """Nothing: the writer keeps what it has."""
+        self._offset, self.etag = self._start, None
+        self._digest = None if self._algorithm is None else Digest(self._algorithm)
 
 
-class PathSink:
+class PathSink(Sink):
     """Writes beside a path, and moves the whole file there when it is verified; what was there stays until then.
 
     The part is called `.NAME.HASH.rxpart`, where HASH is of the server's name for the file and its etag, so that
-    another process that downloads the same file goes on with it, and one that downloads a changed file doesn't.
-
-    Args:
-        path: Where the file is wanted; its folder must exist.
-        name: The server's name for it.
-        algorithm: Of the digest; None to do without.
+    another process that downloads the same file resumes it, and one that downloads a changed file doesn't.
     """
 
     def __init__(self, path: Path, name: str, algorithm: str | None) -> None:
-        self.attempt = asyncio.Lock()
+        super().__init__()
         self._path = path
         self._name = name
         self._is_verified = algorithm is not None
         self._file = PartFile(algorithm, full=f"no room for {path}", name=name)
         self._part: Path | None = None
-        self.etag: str | None = None
 
     @property
     def offset(self) -> int:
@@ -187,13 +161,12 @@ class PathSink:
     def as_file(self) -> FileTarget:
         return self._file
 
-    async def has_parts(self) -> bool:
-        return self._part is None and bool(await run_blocking(None, lambda: list(self._parts())))
-
-    async def find_part(self, info: FileInfo) -> None:
-        """Takes over what another process left of this very file, read once for its digest; removes other parts."""
-        if info.etag is not None:
-            await run_blocking(None, self._find_part, info)
+    async def find_part(self, ask_info: Callable[[], Awaitable[FileInfo]]) -> None:
+        """As `Sink.find_part`; a part is read once for its digest, and parts of other versions are removed."""
+        if self._part is None and await run_blocking(None, lambda: list(self._parts())):
+            info = await ask_info()
+            if info.etag is not None:
+                await run_blocking(None, self._find_part, info)
 
     async def begin(self, info: FileInfo) -> None:
         await run_blocking(None, self._begin, info)

@@ -39,21 +39,15 @@ class Source(Protocol):
 
     starts_over: bool = False
 
-    async def version(self) -> object:
-        """A value that differs between two contents of the same source, as far as that shows without reading them.
+    async def stat(self) -> tuple[int | None, object]:
+        """The whole content's length in bytes, None if it isn't known beforehand; and a version.
+
+        The version differs between two contents of the same source, as far as that shows without reading them.
 
         Raises:
             OSError: The disk failed, or there is no such file.
         """
-        return None
-
-    async def size(self) -> int | None:
-        """The whole content's length in bytes; None if it isn't known beforehand.
-
-        Raises:
-            OSError: The disk failed, or there is no such file.
-        """
-        return None
+        return None, None
 
     def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
         """The content from `offset` in chunks of `chunk_bytes`, the last one shorter; closing it frees what it holds.
@@ -65,16 +59,8 @@ class Source(Protocol):
         ...
 
 
-def to_source(source: SourceLike, window: int) -> Source:
-    """The Source that `source` stands for.
-
-    Args:
-        source: See `SourceLike`.
-        window: The most items of an observable that wait to be sent.
-
-    Raises:
-        TypeError: It is none of those.
-    """
+def to_source(source: SourceLike, window: int) -> "Source | PathSource":
+    """The source that `source` stands for, else a TypeError; at most `window` items of an observable wait."""
     if isinstance(source, bytes | bytearray | memoryview):
         return _BytesSource(bytes(source))
     if isinstance(source, str | os.PathLike):
@@ -101,8 +87,8 @@ class _BytesSource(Source):
     def __init__(self, content: bytes) -> None:
         self._content = content
 
-    async def size(self) -> int:
-        return len(self._content)
+    async def stat(self) -> tuple[int, object]:
+        return len(self._content), None
 
     async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
         _check_reachable(offset, len(self._content))
@@ -111,19 +97,12 @@ class _BytesSource(Source):
 
 
 class OpenPath:
-    """A path's file, open: what is read stays the same file, even when the path is replaced meanwhile.
-
-    Attributes:
-        size: Its length in bytes when it was opened.
-    """
+    """A path's file, open: it stays the same file, with the `size` that it had then, even when the path is replaced."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self.fileno = file.fileno
         self.size = os.fstat(file.fileno()).st_size
-
-    def fileno(self) -> int:
-        """Its descriptor."""
-        return self._file.fileno()
 
     def close(self) -> None:
         """Closes it."""
@@ -135,27 +114,22 @@ class OpenPath:
         return _file_chunks(lambda nbytes: _read_exactly(self._file, nbytes), chunk_bytes)
 
 
-class PathSource(Source):
-    """A file by its path."""
+class PathSource:
+    """A file by its path: a source that is opened once for an attempt, and may then be sent by the file lane."""
+
+    starts_over = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    async def version(self) -> object:
+    async def stat(self) -> tuple[int, object]:
+        """As `Source.stat`."""
         status = await run_blocking(None, self._path.stat)
-        return status.st_size, status.st_mtime_ns, status.st_ino
-
-    async def size(self) -> int:
-        return (await run_blocking(None, self._path.stat)).st_size
+        return status.st_size, (status.st_size, status.st_mtime_ns, status.st_ino)
 
     @asynccontextmanager
     async def open(self, offset: int) -> AsyncGenerator[OpenPath, None]:
-        """The file, open.
-
-        Raises:
-            SourceExhausted: It ends before `offset`.
-            OSError: It can't be opened.
-        """
+        """The file, open; fails as `Source.read` does."""
         opened: list[OpenPath] = []  # a list, for a cancel while a thread opens the file
         try:
             await run_blocking(None, lambda: opened.append(OpenPath(self._path.open("rb", 0))))
@@ -164,11 +138,6 @@ class PathSource(Source):
         finally:
             for each in opened:
                 await run_blocking(None, each.close)
-
-    async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-        async with self.open(offset) as opened, aclosing(opened.read(offset, chunk_bytes)) as chunks:
-            async for chunk in chunks:
-                yield chunk
 
 
 class _FileSource(Source):
@@ -183,11 +152,11 @@ class _FileSource(Source):
         # The file has one position, which two attempts must not move: a later one waits for the end of an earlier.
         self._lock = asyncio.Lock()
 
-    async def size(self) -> int | None:
+    async def stat(self) -> tuple[int | None, object]:
         if self._is_seekable and self._size is None:
             async with self._lock:
                 self._size = await run_blocking(None, self._file.seek, 0, os.SEEK_END) - self._start
-        return self._size
+        return self._size, None
 
     async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
         async with self._lock:

@@ -37,21 +37,19 @@ class Accepted:
 
     Attributes:
         address: The peer's.
-        transport: None until it is made, and again after its end.
-        is_connected: Whether the transport is, or was, connected; with TLS, after the handshake.
+        transport: Its transport: from the end of the TLS handshake, if there is one, to the end of the connection.
         connecting: The task that makes the transport and, with TLS, the handshake.
     """
 
     address: str
     transport: TcpTransport | None = None
-    is_connected: bool = False
     connecting: asyncio.Task[object] | None = None
 
     def abort(self) -> None:
         """Ends the connection at once."""
         if self.connecting is not None:
             self.connecting.cancel()
-        if self.is_connected and self.transport is not None:
+        if self.transport is not None:
             self.transport.abort()
 
 
@@ -129,7 +127,7 @@ class Admission:
             return False
         _log.warning("too many connections: pending ones make room, %s first", connection.address)
         transport = connection.transport
-        if transport is None or not connection.is_connected or transport.failure is not None:
+        if transport is None or transport.failure is not None:
             self._abort(connection)
         else:
             self.forget(connection)

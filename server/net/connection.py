@@ -1,11 +1,10 @@
-"""One client's connection: rsocket's server, with answers that can be stopped and an outbox that can't grow."""
+"""One client's connection: rsocket's server, with answers that can be stopped and an outbox of bounded size."""
 
 import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from contextlib import aclosing
-from typing import Any, Final, cast
+from typing import Final
 
 from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketProtocolError
@@ -43,26 +42,24 @@ from ..data import ChatData
 from ..limits import Limits
 from ..routes.context import ConnectionContext
 from ..routes.dispatch import Dispatcher
-from ..routes.session import ChatUserSession
-from ..routes.table import Model, Request
-from ..routes.whole import FilePayload, UploadSpool, fragments
+from ..routes.session import ChatUserSession, SessionFactory
+from ..routes.table import Model
+from ..routes.whole import UploadSpool
 from ..routes.window import SendWindow
 from ..users import Users
-from ..work import Operation, Work
+from ..work import Work
 from .replies import SKIPPED, Reply, abandon
 
 __all__ = ["ServerConnection"]
 
 _log = logging.getLogger(__name__)
 
-# Items of one connection's streams that wait in the outbox: one fragment's worth.
-_SEND_WINDOW_BYTES: Final = FRAGMENT_SIZE_BYTES
-# What fits one frame beside its header, and the length of its metadata.
+# The data and metadata that fit one frame.
 _MAX_ITEM_BYTES: Final = FRAGMENT_SIZE_BYTES - 65
 # Control frames that may wait for a peer before nothing more is taken from it.
 _MAX_CONTROL_BYTES: Final = 1024 * 1024
 _PROVOKED: Final = frozenset[type[Frame]]([KeepAliveFrame, ErrorFrame, CancelFrame])
-# So many connections may have all that isn't stored yet.
+# With this many connections at their own limit, the limit of all connections is reached.
 _CONNECTIONS_UNSTORED: Final = 8
 # Requests that a connection may have under way, whatever the others have.
 _OWN_REQUESTS: Final = 16
@@ -74,14 +71,8 @@ class ServerConnection(RSocketServer, RSocketEngine):
     """Serves one connection from the moment it is made to its end.
 
     Args:
-        transport: The connection's.
-        data: What is served.
-        work: Counts the operations and owns their tasks.
-        limits: What the peer may make the server hold and do.
-        budget: What all connections together may hold of payloads that aren't whole.
-        users: Who may connect; None for anybody.
+        users: The users that may connect; None for every peer.
         on_set_up: Called when the SETUP was accepted.
-        make_session: Makes the session.
 
     Attributes:
         answers: What small answers may have waiting in the outbox, beside the streams' window.
@@ -96,7 +87,7 @@ class ServerConnection(RSocketServer, RSocketEngine):
         budget: ReassemblyBudget | None,
         users: Users | None,
         on_set_up: Callable[[], None] = lambda: None,
-        make_session: Callable[[ChatData, ConnectionContext], ChatUserSession] = ChatUserSession,
+        make_session: SessionFactory = ChatUserSession,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.transport = transport
@@ -112,8 +103,7 @@ class ServerConnection(RSocketServer, RSocketEngine):
         self._has_room = asyncio.Event()
         self._has_refused_streams = False
         self._errors: deque[float] = deque()
-        self._window = SendWindow(_SEND_WINDOW_BYTES)
-        self.answers = SendWindow(_SEND_WINDOW_BYTES)
+        self._window, self.answers = SendWindow(), SendWindow()
         # Before a peer has authenticated, one small frame is all that it may send.
         most = limits.max_setup_bytes
         self._init_engine(ReassemblyLimits(most, most, most), budget, Outbox(_PROVOKED, self._has_room.set))
@@ -144,7 +134,7 @@ class ServerConnection(RSocketServer, RSocketEngine):
             self.reassembler.check(limits.payload_seconds)
 
     def on_lost(self) -> None:
-        """The connection has ended; logs what it was in one line."""
+        """The connection has ended; logs one line about it."""
         self._has_room.set()
         # The answers would reach no peer: a flood that has ended would keep the server busy for a minute.
         self.transport.forget_rest()
@@ -164,16 +154,14 @@ class ServerConnection(RSocketServer, RSocketEngine):
     # Receiving
 
     def spool(self, request: FragmentableFrame, metadata: bytes) -> UploadSpool | None:
-        """Where a split request's data goes: not to the disk before the peer has authenticated."""
+        """See `PayloadRules`; before its SETUP is accepted, a peer can't make the server use the disk."""
         return self._dispatcher.spool(request, metadata) if self._is_set_up else None
 
     def must_wait(self) -> bool:
-        """Takes no more from a peer that doesn't read its answers, nor while too much of uploads waits for the disk.
+        """Whether the peer doesn't read its answers, or too much of its uploads waits for the disk.
 
-        That is when items that were requested beyond the memory for them have arrived: more than an eighth of
-        `Limits.max_unstored_bytes` on this connection, or all of it on all connections. Its demand bounds a single
-        upload; what bounds many of them is that the connection isn't read from. What the peer sends, and its echoes
-        and errors, would pile up here.
+        Too much is an eighth of `Limits.max_unstored_bytes` on this connection, or all of it on all connections. The
+        demand of an upload bounds that upload; many uploads are bounded by not reading from their connection.
         """
         if self.transport.is_lost:
             return False
@@ -215,7 +203,7 @@ class ServerConnection(RSocketServer, RSocketEngine):
     def _excess(self) -> TransferError | None:
         """Why one more request is too many; None if it isn't."""
         limits = self._limits
-        count = self.stream_count + self.reassembler.pending_requests + self._dispatcher.unanswered
+        count = self.count_streams() + self.reassembler.pending_requests + len(self._dispatcher.unanswered)
         if count >= limits.max_streams:
             return TooManyStreams(f"a connection may have {limits.max_streams} requests under way")
         if count >= _OWN_REQUESTS and self._work.active >= limits.max_requests:
@@ -230,7 +218,7 @@ class ServerConnection(RSocketServer, RSocketEngine):
                 items = parse_metadata(frame.metadata or b"")
                 self._session.user = await self._users.authenticate(items, self._is_gone, self.transport.address)
                 if self._is_gone():
-                    return  # reference cycles were broken, and mustn't come again
+                    return  # `on_lost` has broken the reference cycles, and isn't called again
         except RSocketProtocolError as error:
             self.transport.fail(error.error_code, error.data or "")
             return
@@ -266,7 +254,7 @@ class ServerConnection(RSocketServer, RSocketEngine):
             raise InvalidRequest(f"the connection's metadata mimetype must be {composite.decode()}")
 
     async def handle_error(self, frame: ErrorFrame) -> None:
-        """The client reports that the connection has failed; then it has."""
+        """The client has ended the connection with an error."""
         self.transport.fail(ErrorCode.CONNECTION_ERROR, "connection_error: the client said so")
 
     async def handle_resume(self, frame: ResumeFrame) -> None:
@@ -293,49 +281,14 @@ class ServerConnection(RSocketServer, RSocketEngine):
         """As rsocket's, but the stream lives until its answer was sent, so that a CANCEL can stop that."""
         try:
             request = self._dispatcher.admit(Model.REQUEST_RESPONSE, payload_from_frame(frame))
-            answer = self._dispatcher.answer_at_once(request)
-            future = None if answer is not None else self._dispatcher.answer(request)
         except Exception as error:
             abandon(frame)
             self.send_error(frame.stream_id, error)
             return
-        if future is not None and isinstance(cast(object, frame.data), UploadSpool):
-            # Nothing else does this if the request was refused, or cancelled before its task began.
-            future.add_done_callback(lambda _: abandon(frame))
-        reply = self.register_stream(frame.stream_id, Reply(self, self, request.operation))
-        if future is not None:
-            reply.follow(future)
-        elif isinstance(answer, Payload):
-            reply.answer(answer)
-        elif answer is not None:
-            reply.answer_soon(answer, request)
-
-    def answer(self, request: Request[Any]) -> asyncio.Task[Payload]:
-        """What the request's handler answers."""
-        return self._dispatcher.answer(request)
-
-    def send_file(self, payload: FilePayload, stream_id: int, operation: Operation) -> asyncio.Task[None]:
-        """Answers with a file, a fragment at a time, each read when the send window has room for it."""
-        return self._work.spawn(self._send_file, payload, stream_id, operation)
-
-    async def _send_file(self, payload: FilePayload, stream_id: int, operation: Operation) -> None:
-        async with aclosing(fragments(payload, stream_id, self._window)) as frames:
-            async for frame in frames:
-                nbytes = len(frame.data or b"")
-                operation.nbytes += nbytes
-                self._window.add(nbytes)
-                frame.sent.add_done_callback(lambda _, nbytes=nbytes: self._window.remove(nbytes))
-                self.send_frame(frame)
-                if frame.flags_complete:
-                    await asyncio.wait([frame.sent])  # not the future itself, which must stay uncancelled
-
-    def discard(self, payload: Payload) -> None:
-        """Frees what an answer holds that is not sent."""
-        if isinstance(payload, FilePayload):
-            self._work.clean_up(payload.reader.close)
+        self.register_stream(frame.stream_id, Reply(self, request)).setup()
 
     def send_frame(self, frame: Frame | FrameFragmentMixin) -> None:
-        """As the engine's; nothing once the connection has ended, since what waits may lead back here."""
+        """As the engine's; drops the frame once the connection has ended, since it may be part of a reference cycle."""
         if not self.transport.is_lost:
             super().send_frame(frame)
 
@@ -352,7 +305,7 @@ class ServerConnection(RSocketServer, RSocketEngine):
         self.send_frame(OutgoingFrame(frame, SKIPPED, lambda: self._window.remove(nbytes)))
 
     def send_error(self, stream_id: int, exception: Exception, *, is_sent: bool = True) -> None:
-        """As rsocket's, but typed, never with an internal text, and not without end."""
+        """As rsocket's, but with typed errors, without internal texts, and limited in number."""
         error = exception if isinstance(exception, RSocketProtocolError) else to_protocol_error(exception)
         if stream_id == CONNECTION_STREAM_ID:
             self.transport.fail(ErrorCode.CONNECTION_ERROR, error.data or "connection_error")

@@ -133,12 +133,15 @@ class Listener:
                 return
             self._admission.reject(connection)
 
-        def make_transport() -> TcpTransport:
-            transport = connection.transport = TcpTransport(on_connected, on_lost)
-            return transport
+        is_begun = False
 
-        def on_connected(transport: Transport) -> Reassembler:
-            connection.is_connected = True
+        def make_transport() -> TcpTransport:
+            nonlocal is_begun
+            is_begun = True
+            return TcpTransport(on_connected, on_lost)
+
+        def on_connected(transport: TcpTransport) -> Reassembler:
+            connection.transport = transport
             if connection in self._admission.admitted:
                 return self._on_connected(transport, lambda: self._admission.pending.pop(connection, None))
             if connection in self._admission.rejected:
@@ -158,11 +161,9 @@ class Listener:
             if not task.cancelled() and (error := task.exception()) is not None:
                 _log.debug("no connection with %s: %s", address, error)
                 error.__traceback__ = None  # refers to all that the attempt had, and so to the error
+            if not is_begun:
+                accepted.close()  # the task was cancelled before
             if connection.transport is None:
-                accepted.close()  # the task was cancelled before it began
-            elif not connection.is_connected:
-                connection.transport.connection_lost(None)  # asyncio doesn't call it
-            if not connection.is_connected:
                 self._admission.forget(connection)
 
         loop = asyncio.get_running_loop()

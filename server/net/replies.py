@@ -2,96 +2,68 @@
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from rsocket.disposable import Disposable
-from rsocket.frame import CancelFrame, Frame, FrameFragmentMixin
+from rsocket.frame import CancelFrame, Frame
 from rsocket.frame_builders import to_payload_frame
 from rsocket.payload import Payload
 from rsocket.streams.stream_handler import StreamHandler
 
 from shared.engine import RSocketEngine
-from shared.errors import ServerError
+from shared.errors import Changed, ServerError
 from shared.frames.outbox import SkippedFrame
 from shared.frames.outgoing import OutgoingFrame
 from shared.protocol.wire import FRAGMENT_SIZE_BYTES
 
+from ..routes.dispatch import call
 from ..routes.table import Request
 from ..routes.tutorial import SMALL_FILE_BYTES
 from ..routes.whole import FilePayload, UploadSpool
 from ..routes.window import SendWindow
-from ..work import Operation
 
-__all__ = ["SKIPPED", "AnsweringConnection", "Reply", "abandon"]
+__all__ = ["SKIPPED", "Reply", "abandon"]
 
 SKIPPED: Final = SkippedFrame()
 
-
-class AnsweringConnection(Protocol):
-    """What a reply needs of its connection.
-
-    Attributes:
-        answers: What small answers may have waiting in the outbox.
-    """
-
-    answers: SendWindow
-
-    def answer(self, request: Request[Any]) -> asyncio.Task[Payload]:
-        """What the request's handler answers."""
-        ...
-
-    def send_file(self, payload: FilePayload, stream_id: int, operation: Operation) -> asyncio.Task[None]:
-        """Answers with a file."""
-        ...
-
-    def discard(self, payload: Payload) -> None:
-        """Frees what an answer holds that is not sent."""
-        ...
-
-    def send_frame(self, frame: Frame | FrameFragmentMixin) -> None: ...
-    def send_error(self, stream_id: int, exception: Exception) -> None: ...
+# What a frame of a file takes beside its metadata and data: two length fields of 3 bytes and a header of 6.
+_OVERHEAD_BYTES: Final = 12
 
 
 class Reply(StreamHandler, Disposable):
-    """Answers one request-response, fragment by fragment, until cancelled."""
+    """Answers one request-response, fragment by fragment, until cancelled.
 
-    def __init__(self, connection: AnsweringConnection, socket: RSocketEngine, operation: Operation) -> None:
+    Args:
+        socket: The connection.
+        request: The request; its operation ends with the answer.
+    """
+
+    def __init__(self, socket: RSocketEngine, request: Request[Any]) -> None:
         super().__init__(socket)
-        self._connection = connection
-        self._call: asyncio.Handle | None = None
-        self._future: asyncio.Future[Payload] | None = None
-        self._operation = operation
+        self._engine = socket
+        self._request = request
+        # What goes on until the answer is in the outbox: a call that is due, or a task.
+        self._working: asyncio.Handle | asyncio.Task[None] | None = None
+        # What was put into the outbox last, and what gives back its room in the send window.
         self._outgoing: OutgoingFrame | None = None
-        self._waiting_bytes = 0
-        self._sending: asyncio.Task[None] | None = None
+        self._settle: Callable[[], None] | None = None
         self._is_cancelled = False
 
     def setup(self) -> None:
-        """Nothing: `follow` or `answer` does it all."""
-
-    def follow(self, future: asyncio.Future[Payload]) -> None:
-        """Answers with what the future gives."""
-        self._future = future
-        future.add_done_callback(self._on_done)
-
-    def answer_soon(self, call: Callable[[], Payload | None], request: Request[Any]) -> None:
-        """Answers with what `call()` gives in the next event-loop iteration; if that is None, as the handler does."""
-        self._call = asyncio.get_running_loop().call_soon(self._answer_soon, call, request)
-
-    def answer(self, payload: Payload) -> None:
-        """Answers with the payload."""
-        if isinstance(payload, FilePayload):
-            self._sending = self._connection.send_file(payload, self._stream(), self._operation)
-            self._sending.add_done_callback(partial(self._on_file_sent, payload))
+        """Answers at once if the route and the store can do so, else in a task."""
+        at_once, store = self._request.route.at_once, self._request.session.at_once
+        answer = None
+        if at_once is not None and store is not None:
+            try:
+                answer = at_once(self._request, store)
+            except Exception:
+                answer = None  # the handler says what is wrong
+        if answer is None:
+            self._work()
+        elif isinstance(answer, Payload):
+            self._answer(answer)
         else:
-            frame = to_payload_frame(self._stream(), payload, complete=True, fragment_size_bytes=FRAGMENT_SIZE_BYTES)
-            self._operation.nbytes += len(payload.data or b"")
-            # Of a larger one nothing is here that isn't in the memory store anyway.
-            self._waiting_bytes = min(len(payload.data or b""), SMALL_FILE_BYTES)
-            self._connection.answers.add(self._waiting_bytes)
-            self._outgoing = OutgoingFrame(frame, SKIPPED, self._on_sent)
-            self._connection.send_frame(self._outgoing)
+            self._working = asyncio.get_running_loop().call_soon(self._answer_soon, answer)
 
     def frame_received(self, frame: Frame) -> None:
         if isinstance(frame, CancelFrame):
@@ -100,73 +72,98 @@ class Reply(StreamHandler, Disposable):
 
     def dispose(self) -> None:
         self._is_cancelled = True
-        if self._call is not None:
-            self._call.cancel()
-        if self._future is not None:
-            self._future.cancel()
-        if self._outgoing is not None:
-            self._outgoing.withdraw()
+        if self._working is not None:
+            self._working.cancel()
+        if self._outgoing is not None and self._outgoing.withdraw() and self._settle is not None:
             self._settle()
-        if self._sending is not None:
-            self._sending.cancel()
-        self._operation.end(asyncio.CancelledError())
+        self._request.operation.end(asyncio.CancelledError())
 
-    def _on_done(self, future: asyncio.Future[Payload]) -> None:
-        if self._is_cancelled:
-            # The exception is retrieved, so that asyncio doesn't report it; a file that was opened is closed.
-            if not future.cancelled() and future.exception() is None:
-                self._connection.discard(future.result())
-            return
-        if future.cancelled():
-            self._fail(ServerError("the server stopped working on this request"))
-        elif (error := future.exception()) is not None:
-            self._fail(error)
-        else:
-            self.answer(future.result())
-
-    def _answer_soon(self, call: Callable[[], Payload | None], request: Request[Any]) -> None:
-        self._call = None
+    def _answer_soon(self, make: Callable[[], Payload | None]) -> None:
+        self._working = None
         try:
-            answer = call()
-        except Exception:  # see `Route.at_once`
-            answer = None
+            answer = make()
+        except Exception:
+            answer = None  # as above
         if answer is None:
-            self.follow(self._connection.answer(request))
+            self._work()
         else:
-            self.answer(answer)
+            self._answer(answer)
 
-    def _on_file_sent(self, payload: FilePayload, sending: asyncio.Task[None]) -> None:
-        if sending.cancelled():
-            self._connection.discard(payload)  # a task that is cancelled before its first turn closes nothing
-            return
-        if (error := sending.exception()) is not None:
-            self._fail(error)
-        else:
-            self._on_sent()
+    def _work(self) -> None:
+        self._working = self._request.session.connection.work.spawn(self._call)
+        self._working.add_done_callback(self._on_done)
 
-    def _on_sent(self) -> None:
-        self._settle()
-        self._operation.end(None)
-        self._finish_stream()
+    async def _call(self) -> None:
+        payload = await call(self._request)
+        if isinstance(payload, FilePayload):
+            await self._send_file(payload)
+        elif not self._is_cancelled:
+            self._answer(payload)
 
-    def _settle(self) -> None:
-        """The answer waits no more in the send queue."""
-        nbytes, self._waiting_bytes = self._waiting_bytes, 0
-        if nbytes:
-            self._connection.answers.remove(nbytes)
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._working = None
+        abandon(self._request.payload)  # if the request was refused, or cancelled before its task began
+        error = ServerError("the server stopped working on this request") if task.cancelled() else task.exception()
+        if error is not None and not self._is_cancelled:
+            assert self.stream_id is not None, "rsocket sets the id when it registers the stream"
+            shown = error if isinstance(error, Exception) else ServerError(str(error))
+            self._engine.send_error(self.stream_id, shown)
+            self._request.operation.end(error)
+            self._finish_stream()
 
-    def _fail(self, error: BaseException) -> None:
-        self._connection.send_error(self._stream(), error if isinstance(error, Exception) else ServerError(str(error)))
-        self._operation.end(error)
-        self._finish_stream()
+    def _answer(self, payload: Payload) -> None:
+        # Of more than a small file nothing is here that isn't in the memory store anyway.
+        self._send(payload, self._request.session.connection.answers, SMALL_FILE_BYTES)
 
-    def _stream(self) -> int:
+    async def _send_file(self, payload: FilePayload) -> None:
+        """Sends a file, a fragment at a time, each read when the send window has room for it.
+
+        Raises:
+            Changed: The file was cut short by another program.
+        """
+        window, reader, metadata = self._request.session.connection.window, payload.reader, payload.metadata
+        try:
+            offset, size = 0, reader.info.size
+            while offset < size and not self._is_cancelled:
+                await window.ready()
+                try:
+                    room = FRAGMENT_SIZE_BYTES - _OVERHEAD_BYTES - len(metadata or b"")
+                    data = await reader.read(offset, min(room, size - offset))
+                    if not data:
+                        raise Changed(f"{reader.info.name!r} was cut short while it was sent", name=reader.info.name)
+                    offset += len(data)
+                    self._send(Payload(data, metadata), window, FRAGMENT_SIZE_BYTES, is_last=offset == size)
+                finally:
+                    window.settle()
+                metadata = None
+        finally:
+            await reader.close()
+
+    def _send(self, payload: Payload, window: SendWindow, most: int, *, is_last: bool = True) -> None:
+        """Puts an answer, or a fragment of one, into the outbox, where `most` bytes of it count in the window."""
         assert self.stream_id is not None, "rsocket sets the id when it registers the stream"
-        return self.stream_id
+        frame = to_payload_frame(self.stream_id, payload, is_last, fragment_size_bytes=FRAGMENT_SIZE_BYTES)
+        frame.flags_follows = not is_last
+        size = len(payload.data or b"")
+        self._request.operation.nbytes += size
+        nbytes = min(size, most)
+
+        def settle() -> None:
+            window.remove(nbytes)
+
+        def on_sent() -> None:
+            window.remove(nbytes)
+            self._request.operation.end(None)
+            self._finish_stream()
+
+        window.add(nbytes)
+        self._settle = settle
+        self._outgoing = OutgoingFrame(frame, SKIPPED, on_sent if is_last else settle)
+        self._engine.send_frame(self._outgoing)
 
 
-def abandon(frame: Frame) -> None:
+def abandon(request: Frame | Payload) -> None:
     """Drops what a request has stored that isn't published."""
-    data = cast(object, frame.data)
+    data = cast(object, request.data)
     if isinstance(data, UploadSpool):
         data.abandon()

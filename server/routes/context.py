@@ -1,4 +1,4 @@
-"""What a route's handler knows beside its request: the session, and the connection that it is served on."""
+"""What the requests of one connection share: its session, and the connection itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,17 +15,9 @@ from .window import SendWindow
 __all__ = ["ConnectionContext", "Session"]
 
 
-def _default_window() -> SendWindow:
-    return SendWindow(256 * 1024)  # enough for a listing to fill the connection, little enough to forget
-
-
-def _ignore(_: int) -> None:
-    """For a session without a connection that could stop reading."""
-
-
 @dataclass(frozen=True, slots=True)
 class ConnectionContext:
-    """A session's connection. The defaults are for rsocket's own server, of whose connections nothing is known.
+    """A session's connection. The defaults are for rsocket's own server, whose connections are unknown.
 
     Attributes:
         peer: The peer's address, for the log.
@@ -33,25 +25,25 @@ class ConnectionContext:
         window: What streams may have waiting in the send queue.
         answers: The same for small answers.
         engine: The connection, for what sends and receives files; None in rsocket's own server.
-        on_held: Called with the change of what uploads have received and not stored, in bytes.
+        on_held: Called with the change of what uploads have received and not stored, in bytes; None to do without.
     """
 
     peer: str = "-"
     work: Work = field(default_factory=Work)
-    window: SendWindow = field(default_factory=_default_window)
-    answers: SendWindow = field(default_factory=_default_window)
+    window: SendWindow = field(default_factory=SendWindow)
+    answers: SendWindow = field(default_factory=SendWindow)
     engine: RSocketEngine | None = None
-    on_held: Callable[[int], None] = _ignore
+    on_held: Callable[[int], None] | None = None
 
 
 class Session:
-    """What all requests of one connection share.
+    """The session of one connection.
 
     Attributes:
-        user: The authenticated user; one who may do everything where no user is asked for.
+        user: The authenticated user; `ANYBODY` on a server without users.
         data: What is served.
-        store: Its files, by this connection's share of the store's threads.
-        at_once: What the store can do without waiting; None if it can't.
+        store: The store; where its calls take threads, a connection has a share of them.
+        at_once: The store's `at_once`.
         connection: The connection.
     """
 
@@ -64,5 +56,5 @@ class Session:
         self.at_once = store.at_once
 
     def on_lost(self) -> None:
-        """The connection has ended. What refers to it is dropped, since that would be a reference cycle."""
-        self.connection = replace(self.connection, engine=None, on_held=_ignore)
+        """The connection has ended: drops what refers to it, which would be a reference cycle."""
+        self.connection = replace(self.connection, engine=None, on_held=None)

@@ -28,18 +28,11 @@ from .pull import Items, PullStream
 from .table import Model, Request, Route
 from .whole import UploadSpool
 
-__all__ = ["Dispatcher", "TableRouter"]
+__all__ = ["Dispatcher", "TableRouter", "call"]
 
 
 class TableRouter(RequestRouter):
-    """rsocket's router, with the routes of a table; others can be added in rsocket's way.
-
-    Args:
-        session: The session that they serve.
-        table: The routes.
-
-    Attributes:
-        routes: The table.
+    """rsocket's router, with the routes of a table for one session; others can be added in rsocket's way.
 
     Raises:
         ValueError: Two routes have the same name and interaction model, or a name isn't one.
@@ -66,9 +59,8 @@ class TableRouter(RequestRouter):
             items = find_items(composite_metadata, chat_filename_mimetype, chat_transfer_mimetype)
             request = Request(self._session, row, items, payload)
             request.admit()
-            if row.model == Model.REQUEST_RESPONSE:
-                return _run(request, _answer_typed)
-            return _run(request, _call) if row.model == Model.FIRE_AND_FORGET else await _publish(request)
+            is_call = row.model in (Model.REQUEST_RESPONSE, Model.FIRE_AND_FORGET)
+            return _run(request) if is_call else await _publish(request)
         except Exception as error:
             raise to_protocol_error(error) from None
 
@@ -79,19 +71,15 @@ class Dispatcher(BaseRequestHandler):
     rsocket's own `RoutingRequestHandler` accepts truncated metadata, sends the text of every exception to the client,
     and leaves the stream of a refused channel open.
 
-    Args:
-        session: The connection's session.
-        router: Where its routes are.
-
     Attributes:
-        unanswered: How many fire-and-forgets are under way; they have no stream.
+        unanswered: The fire-and-forgets that are under way; they have no stream.
     """
 
     def __init__(self, session: Session, router: RequestRouter) -> None:
         self._session = session
         self._router = router
         self._routes = router.routes if isinstance(router, TableRouter) else {}
-        self.unanswered = 0
+        self.unanswered: set[asyncio.Task[Any]] = set()
 
     def admit(self, model: Model, payload: Payload) -> Request[Any]:
         """The request, counted as started, if it can be served.
@@ -113,20 +101,6 @@ class Dispatcher(BaseRequestHandler):
         request = Request(self._session, route, items, payload)
         request.admit()
         return request
-
-    def answer_at_once(self, request: Request[Any]) -> Payload | Callable[[], Payload | None] | None:
-        """See `Route.at_once`."""
-        at_once, store = request.route.at_once, self._session.at_once
-        if at_once is None or store is None:
-            return None
-        try:
-            return at_once(request, store)
-        except Exception:
-            return None  # the handler says what is wrong
-
-    def answer(self, request: Request[Any]) -> asyncio.Task[Payload]:
-        """The handler's answer to a request-response; its errors aren't typed yet, and its operation goes on."""
-        return self._session.connection.work.spawn(_answer, request)
 
     def spool(self, frame: FragmentableFrame, metadata: bytes) -> UploadSpool | None:
         """Where a split request's data goes; None for memory. A request that is refused anyway goes there, too."""
@@ -161,11 +135,9 @@ class Dispatcher(BaseRequestHandler):
             request = self.admit(Model.FIRE_AND_FORGET, payload)
         except Exception:
             return  # it is counted, and no answer is waited for
-        self.unanswered += 1
-        _run(request, _call).add_done_callback(self._on_run)
-
-    def _on_run(self, _: asyncio.Task[object]) -> None:
-        self.unanswered -= 1
+        task = _run(request)
+        self.unanswered.add(task)
+        task.add_done_callback(self.unanswered.discard)
 
 
 async def _ask_router(router: RequestRouter, request: Request[None]) -> Any:
@@ -181,7 +153,7 @@ async def _ask_router(router: RequestRouter, request: Request[None]) -> Any:
 
 async def _publish(request: Request[Any]) -> Any:
     """The Publisher of a stream; the Publisher and the Subscriber of a channel."""
-    connection, operation = request.session.connection, request.operation
+    operation = request.operation
     try:
         given = request.route.handle(request)
         if isawaitable(given):
@@ -192,41 +164,38 @@ async def _publish(request: Request[Any]) -> Any:
             publisher, subscriber = cast(tuple[Publisher, Subscriber], given)
             return publisher, subscriber
         items = cast(Items | Callable[[PullStream], Items], given)
-        if not callable(items):
-            return PullStream(lambda _: items, connection.window, operation)
-        return PullStream(items, connection.window, operation, connection.engine)
+        make: Callable[[PullStream], Items] = items if callable(items) else lambda _: items
+        return PullStream(make, request.session.connection, operation)
     except Exception as error:
         operation.end(error)
         raise
 
 
-async def _call(request: Request[Any]) -> object:
+async def call(request: Request[Any]) -> Any:
+    """What the handler of a request-response or fire-and-forget gives; raises what it raises, not typed yet."""
     try:
-        return await cast(Awaitable[object], request.route.handle(request))
+        given = await cast(Awaitable[object], request.route.handle(request))
     except asyncio.CancelledError as error:
         if _is_cancelled():
             raise
         raise RuntimeError("a handler was cancelled from within") from error
+    is_answer = isinstance(given, Payload) and _is_part(given.data) and _is_part(given.metadata)
+    if request.route.model == Model.REQUEST_RESPONSE and not is_answer:
+        raise TypeError(f"a handler answered with {type(given).__name__}, not with a Payload of bytes")
+    return given
 
 
-async def _answer(request: Request[Any]) -> Payload:
-    payload = await _call(request)
-    if isinstance(payload, Payload) and _is_part(payload.data) and _is_part(payload.metadata):
-        return payload
-    raise TypeError(f"a handler answered with {type(payload).__name__}, not with a Payload of bytes")
-
-
-async def _answer_typed(request: Request[Any]) -> Payload:
+async def _call_typed(request: Request[Any]) -> Any:
     try:
-        return await _answer(request)
+        return await call(request)
     except Exception as error:
         request.operation.end(error)
         raise to_protocol_error(error) from None
 
 
-def _run(request: Request[Any], function: Callable[[Request[Any]], Any]) -> asyncio.Task[Any]:
-    """A task that calls it, and whose end is the operation's."""
-    task = request.session.connection.work.spawn(function, request)
+def _run(request: Request[Any]) -> asyncio.Task[Any]:
+    """A task that calls the handler, with typed errors, and whose end is the operation's."""
+    task = request.session.connection.work.spawn(_call_typed, request)
     task.add_done_callback(partial(_on_end, request))
     return task
 

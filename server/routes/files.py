@@ -1,7 +1,6 @@
 """Our own routes beside the tutorial's: files in chunks, what is known of one, and its removal."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -32,20 +31,7 @@ def _download(request: Request[DownloadRequest]) -> Callable[[PullStream], Items
 
 
 def _upload(request: Request[UploadRequest]) -> tuple[UploadChannel, UploadChannel]:
-    session, connection = request.session, request.session.connection
-    asked = replace(request.message, upload_id=session.user.scoped(request.message.upload_id))
-    request.operation.what += f" {asked.upload_id}"
-    channel = UploadChannel(
-        session.data.uploads,
-        session.store,
-        request.name,
-        asked,
-        bytes(request.payload.data or b""),
-        connection.work,
-        request.operation,
-        connection.engine,
-        connection.on_held,
-    )
+    channel = UploadChannel(request)
     return channel, channel
 
 

@@ -1,8 +1,9 @@
-"""A reactive-streams publisher that is pulled: one item for each one requested, and none that can't be sent yet."""
+"""A reactive-streams publisher over an async generator: an item is made when it is requested and can be sent."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import Final
 
 from reactivestreams.publisher import Publisher
 from reactivestreams.subscriber import Subscriber
@@ -11,20 +12,19 @@ from rsocket.disposable import Disposable
 from rsocket.payload import Payload
 
 from shared.aio import wait_uncancelled, wake
-from shared.engine import RSocketEngine
 from shared.errors import ConnectionLost, InvalidRequest, to_protocol_error
 from shared.files.sending import FileRange, SendJob
 from shared.protocol.digest import Digest
 from shared.protocol.flow import Credit
 
 from ..work import Operation
-from .window import SendWindow
+from .context import ConnectionContext
 
 __all__ = ["Items", "PullStream"]
 
 Items = AsyncGenerator[Payload | tuple[Payload, bool], None]
-"""Payloads, which may not be empty in both data and metadata (rsocket would drop it); or pairs of one and whether it is
-the last, so that no credit is needed to say that the stream is complete."""
+"""Payloads, or pairs of a payload and whether it is the last, so that completing the stream needs no credit. A payload
+that is empty in both data and metadata is an error, since rsocket would drop it."""
 
 
 class PullStream(Publisher, Subscription, Disposable):
@@ -35,21 +35,20 @@ class PullStream(Publisher, Subscription, Disposable):
 
     Args:
         make: Makes the generator, which may send a file instead of yielding items, with `send_file`.
+        connection: The stream's.
+        operation: Is ended with the stream.
+
+    Attributes:
         window: The connection's send window.
-        operation: Is ended with the stream; None to count nothing.
-        engine: The connection; None in rsocket's own server, which can't send files.
     """
 
     def __init__(
-        self,
-        make: "Callable[[PullStream], Items]",
-        window: SendWindow,
-        operation: Operation | None = None,
-        engine: RSocketEngine | None = None,
+        self, make: "Callable[[PullStream], Items]", connection: ConnectionContext, operation: Operation
     ) -> None:
+        self.window: Final = connection.window
         self._items = make(self)
         self._operation = operation
-        self._engine = engine
+        self._engine = connection.engine
         self._stream_id: int | None = None
         self._credit = Credit()
         self._job: SendJob | None = None
@@ -57,7 +56,6 @@ class PullStream(Publisher, Subscription, Disposable):
         self._wake: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._refusal: InvalidRequest | None = None
-        self.window = window
 
     @property
     def sends_files(self) -> bool:
@@ -69,23 +67,19 @@ class PullStream(Publisher, Subscription, Disposable):
     ) -> None:
         """Sends a file as all of the stream's items; the generator has nothing to yield then.
 
-        Args:
-            file: What is sent.
-            item_bytes: What each item carries, the last one excepted.
-            first: The first item's metadata, unless it is also the last one.
-            last: Makes the last item's metadata when all bytes have passed.
-            digest: Gets the bytes while they pass; None to do without.
+        Args: see `SendJob`.
 
         Raises:
-            Exception: What reading the file raised, or FileChanged.
+            FileChanged: The file was changed or cut short by another program.
+            OSError: It couldn't be read.
+            ConnectionLost: The connection ended before.
         """
         engine, stream_id = self._engine, self._stream_id
-        assert engine is not None, "ask `sends_files` first"
-        assert stream_id is not None, "ask `sends_files` first"
+        if engine is None or stream_id is None:
+            raise RuntimeError("ask `sends_files` first")
         self._settle()  # a job holds no more than one item, however many there are
-        queue = engine.outbox.put
         job = self._job = SendJob(
-            stream_id, file, item_bytes, self._credit, queue, first=first, last=last, digest=digest
+            stream_id, file, item_bytes, self._credit, engine.outbox.put, first=first, last=last, digest=digest
         )
         try:
             job.resume()
@@ -93,8 +87,7 @@ class PullStream(Publisher, Subscription, Disposable):
         finally:
             job.stop()
             await wait_uncancelled(job.finished)  # the file can't be closed before
-            if self._operation is not None:
-                self._operation.nbytes += job.nbytes
+            self._operation.nbytes += job.nbytes
         if job.failure is not None:
             raise job.failure
         if not job.is_all_sent:
@@ -145,8 +138,7 @@ class PullStream(Publisher, Subscription, Disposable):
                         raise ValueError("an item of a stream must not be empty in both data and metadata")
                     nbytes = len(payload.data or b"")
                     self._credit.take(nbytes)
-                    if self._operation is not None:
-                        self._operation.nbytes += nbytes
+                    self._operation.nbytes += nbytes
                     subscriber.on_next(payload)
                 except StopAsyncIteration:
                     break
@@ -168,5 +160,4 @@ class PullStream(Publisher, Subscription, Disposable):
         error = self._refusal or outcome
         if error is not None and not isinstance(error, asyncio.CancelledError):
             subscriber.on_error(to_protocol_error(error))
-        if self._operation is not None:
-            self._operation.end(error)
+        self._operation.end(error)

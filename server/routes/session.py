@@ -1,6 +1,6 @@
-"""One client's session, as in the rsocket-py tutorial: what it may ask for is what `router_factory` gives."""
+"""One client's session, as in the rsocket-py tutorial: `router_factory` makes its routes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rsocket.routing.request_router import RequestRouter
@@ -12,14 +12,14 @@ from .files import FILES
 from .table import Route
 from .tutorial import TUTORIAL
 
-__all__ = ["ChatUserSession"]
+__all__ = ["ChatUserSession", "SessionFactory"]
 
 
 class ChatUserSession(Session):
     """One client's session, for our server, or for rsocket's own `RSocketServer` and `RoutingRequestHandler`.
 
     Args:
-        data: What is served; the session's own, empty, if None.
+        data: What is served; an empty store of the session's own if None.
         connection: Its connection; None in rsocket's own server.
         routes: An app's routes, beside ours.
     """
@@ -43,3 +43,7 @@ class ChatUserSession(Session):
             ValueError: Two routes have the same name and interaction model.
         """
         return TableRouter(self, (*TUTORIAL, *FILES, *self._routes))
+
+
+SessionFactory = Callable[[ChatData, ConnectionContext], ChatUserSession]
+"""Makes the session of a connection."""

@@ -1,4 +1,4 @@
-"""How much a connection's streams may have waiting in its outbox, which itself has no limit."""
+"""The send window: bounds what the streams of a connection have in its outbox, which has no limit itself."""
 
 import asyncio
 from collections import deque
@@ -6,29 +6,28 @@ from typing import Final
 
 from shared.aio import wake
 from shared.protocol.messages import CHUNK_BYTES
+from shared.protocol.wire import FRAGMENT_SIZE_BYTES
 
 __all__ = ["SendWindow"]
 
+# Above this nothing is added: one fragment's worth. An item is added whole, so there can be one more.
+_LIMIT_BYTES: Final = FRAGMENT_SIZE_BYTES
 _FEW_STREAMS: Final = 8
 # Items of a connection's streams that are made in one event-loop iteration: they take some 20 µs each.
 _ITEMS_PER_ITERATION: Final = 16
-# What an item is taken for until it is there: a chunk.
+# The room that is reserved for an item before it is read: a chunk.
 _RESERVED_BYTES: Final = CHUNK_BYTES
 
 
 class SendWindow:
-    """A peer can request two billion items and read none of them; its server holds `limit_bytes` of them.
-
-    Args:
-        limit_bytes: Above this nothing may be added; an item is added whole, so the outbox can be one item longer.
+    """Bounds the items in the outbox by their bytes: a peer can request two billion items and read none of them.
 
     Attributes:
-        digesting: Held by the stream that reads again what its peer has, so that a connection does that once at a time.
+        digesting: Held by a stream that reads for its digest what the peer has already: one stream at a time.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self) -> None:
         self.digesting: Final = asyncio.Lock()
-        self._limit_bytes = limit_bytes
         self._queued_bytes = 0
         self._streams = 0
         self._items = 0
@@ -36,7 +35,7 @@ class SendWindow:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether there are so many streams that what each of them reads ahead would add up."""
+        """Whether there are too many streams for each of them to read ahead."""
         return self._streams > _FEW_STREAMS
 
     def enter(self) -> None:
@@ -54,7 +53,7 @@ class SendWindow:
     def remove(self, nbytes: int) -> None:
         """An item has left the outbox; the stream that has waited longest continues."""
         self._queued_bytes -= nbytes
-        if self._queued_bytes < self._limit_bytes:
+        if self._queued_bytes < _LIMIT_BYTES:
             while self._waiters:
                 waiter = self._waiters.popleft()
                 if not waiter.done():
@@ -62,13 +61,13 @@ class SendWindow:
                     break
 
     def settle(self) -> None:
-        """Gives back what `ready` reserved; the item was added by then, or there is none."""
+        """Gives back what `ready` reserved: the item was added, or there is none."""
         self.remove(_RESERVED_BYTES)
 
     async def ready(self) -> None:
-        """Returns when there is room for another item, reserved until `settle`: the item has to be read first."""
+        """Waits for room for another item, which stays reserved until `settle` while the item is read."""
         self._items += 1
-        if self._items >= _ITEMS_PER_ITERATION and self._queued_bytes < self._limit_bytes:
+        if self._items >= _ITEMS_PER_ITERATION and self._queued_bytes < _LIMIT_BYTES:
             # Streams whose items cost nothing to make must not hold the event loop. Not for each item: where other
             # connections keep it busy, an iteration takes long.
             self._items = 0
@@ -76,8 +75,8 @@ class SendWindow:
         await self.reserve(_RESERVED_BYTES)
 
     async def reserve(self, nbytes: int) -> None:
-        """Returns when there is room for an answer, which is reserved until `remove`: it has to be read first."""
-        while self._queued_bytes >= self._limit_bytes:
+        """Waits for room for `nbytes`, which stays reserved until `remove`."""
+        while self._queued_bytes >= _LIMIT_BYTES:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             try:

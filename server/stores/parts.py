@@ -1,4 +1,4 @@
-"""What the uploads of all stores share: who owns an unfinished one, and what is checked before it is published.
+"""What the uploads of all stores share: one owner for an unfinished one, and the checks before it is published.
 
 Where the bytes are is up to each store: it gives a `Part`, and `PartUpload` makes a `server.stores.base.Upload` of it.
 """
@@ -22,7 +22,7 @@ __all__ = ["KeyedLocks", "Part", "PartUpload", "UploadSpec", "already_exists"]
 
 @dataclass(frozen=True, slots=True)
 class UploadSpec:
-    """What an upload gets when it begins, and must get again when it goes on."""
+    """The arguments of `Store.begin` that identify an upload: they have to be the same when it is resumed."""
 
     upload_id: str
     name: str

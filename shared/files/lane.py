@@ -2,9 +2,12 @@
 
 One thread at a time sends and one receives. Each handoff to it moves many items, as long as there is credit for them
 and nothing else waits. While a disk holds a thread up between two frames, that thread loses the socket, and the
-connection's other streams go on without it. Only where a system moves the bytes by itself (without a digest) may the
-connection have to wait for a disk in the middle of an item: half of it is in the socket, and no other thread can
-continue it.
+connection's other streams go on without it. The connection waits for a disk in two cases only:
+
+- The system moves the bytes by itself (without a digest), and the disk holds the thread up in the middle of an item:
+  half of it is in the socket, and no other thread can continue it.
+- The disk holds up every thread of the job's executor, and another job of that executor is next. Its wait for a thread
+  isn't told from a busy moment, in which leaving the socket to others would never let it move anything.
 
 Only for plain sockets of a POSIX system; elsewhere a transport has no lane, and every item takes the frame path.
 """

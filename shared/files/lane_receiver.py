@@ -152,8 +152,7 @@ class LaneReceiver:
                 if not item.is_plain:
                     frame = reader.take_frame(item)
                     if frame is not None:
-                        job.take_later(bytes(frame.data or b""))
-                        frame.data = TAKEN
+                        _take_data(frame, job)
                         return frame
                 elif job.splices and self._has_pipe():
                     self._begin_splice(reader, item, job)
@@ -233,3 +232,10 @@ class LaneReceiver:
         if has_socket and job.failure is not None:
             self._close_pipe()  # with what couldn't be written in it
         return has_socket
+
+
+def _take_data(frame: PayloadFrame, job: ReceiveJob) -> None:
+    """Hands a frame's data to its job; the stream judges a frame that has none."""
+    if frame.data:
+        job.take_later(bytes(frame.data))
+        frame.data = TAKEN

@@ -2,43 +2,24 @@
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from .codec import MAX_FRAME_BYTES
+from .fragments import IncomingFrame
+from .growth import Growth
 
-__all__ = ["ReassemblyBudget", "ReassemblyLimits"]
+__all__ = ["Holder", "ReassemblyBudget", "ReassemblyLimits"]
 
 # How long a ranking of the holders is used, so that a flood of refused frames doesn't cost one each.
 _RANKING_SECONDS: Final = 0.1
 
 
-class Holder(Protocol):
-    """A connection that holds payloads which aren't whole."""
-
-    @property
-    def held_bytes(self) -> int:
-        """What counts against the limits just now."""
-        ...
-
-    @property
-    def evictable_bytes(self) -> int:
-        """What `evict` gives back."""
-        ...
-
-    def is_slow(self, now: float) -> bool:
-        """Whether what is held grows slowly."""
-        ...
-
-    def evict(self) -> None:
-        """Refuses everything that isn't whole."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class ReassemblyLimits:
-    """What one connection's peer may make this side hold, in bytes; None is no limit.
+    """What one connection's peer may make this side hold, in bytes.
 
     Attributes:
         max_payload_bytes: One payload's data and metadata together, whole or split. Beyond it its stream is refused
@@ -52,28 +33,90 @@ class ReassemblyLimits:
             `too_many_streams`; so is one more item that isn't whole, if there are as many of those.
     """
 
-    max_payload_bytes: int | None = None
-    max_connection_bytes: int | None = None
+    max_payload_bytes: float = math.inf
+    max_connection_bytes: float = math.inf
     max_frame_bytes: int = MAX_FRAME_BYTES
-    max_metadata_bytes: int | None = None
-    max_streams: int | None = None
+    max_metadata_bytes: float = math.inf
+    max_streams: float = math.inf
+
+
+class Holder(ABC):
+    """What one connection holds of payloads that aren't whole, and of the frame that is arriving.
+
+    Args:
+        budget: That of all connections.
+
+    Attributes:
+        held_bytes: What counts against the limits.
+    """
+
+    def __init__(self, budget: "ReassemblyBudget") -> None:
+        self.held_bytes = 0
+        self._budget = budget
+        self._busy_bytes = 0  # of what is held: what is being joined or stored, and can't be given up
+        self._grown_bytes = 0  # how much has arrived of all that was ever held
+        self._growth = Growth(budget.clock())
+        # The frame that was admitted last, if it counts, until it is fed.
+        self._incoming: IncomingFrame | None = None
+
+    @property
+    def evictable_bytes(self) -> int:
+        """What `evict` gives back."""
+        return self.held_bytes - self._busy_bytes
+
+    def is_slow(self, now: float) -> bool:
+        """Whether what is held has grown by less than 64 KiB a second lately; False for what has just begun."""
+        return not self._busy_bytes and self._growth.is_slow(now, self._grown())
+
+    @abstractmethod
+    def evict(self) -> None:
+        """Refuses everything that isn't whole, since another connection needs the room."""
+
+    def _grown(self) -> int:
+        return self._grown_bytes + (0 if self._incoming is None else self._incoming.arrived_bytes)
+
+    def _hold(self, incoming: IncomingFrame, maximum: float) -> bool:
+        """Reserves the room for a frame that is arriving; False if there is none, or it would exceed `maximum`."""
+        nbytes = incoming.cost
+        if self.held_bytes + nbytes > maximum or not self._budget.take(nbytes, self):
+            return False
+        if not self.held_bytes:
+            self._growth.begin(self._budget.clock(), self._grown_bytes)
+        self.held_bytes += nbytes
+        self._incoming = incoming
+        return True
+
+    def _end_incoming(self) -> int:
+        """Notes that no counted frame is arriving any more; returns what the last one counted."""
+        incoming, self._incoming = self._incoming, None
+        return 0 if incoming is None else incoming.cost
+
+    def _give_back(self, nbytes: int) -> None:
+        if nbytes:
+            self.held_bytes -= nbytes
+            self._budget.give_back(nbytes)
+            if not self.held_bytes:
+                self._budget.forget(self)
 
 
 class ReassemblyBudget:
     """What all connections together may hold of payloads that aren't whole yet; one object, shared by them.
 
-    Where there is no room left, whoever asks for some gets that of the connection that holds most among the slow ones;
-    else that of the one that holds most of all, if that is more than twice what the asking one would then hold.
+    A connection for which there is no room takes that of the slow connection that holds most; else that of the
+    connection that holds most of all, if that is more than twice what the new holder would have then.
 
     Args:
-        max_bytes: The most; None is no limit.
-        clock: Tells the time in seconds.
+        max_bytes: The most that is held.
+        clock: Gives the time in seconds.
+
+    Attributes:
+        used_bytes: What is held.
     """
 
-    def __init__(self, max_bytes: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, max_bytes: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock: Final = clock
-        self._max_bytes = math.inf if max_bytes is None else max_bytes
-        self._used_bytes = 0
+        self.used_bytes = 0
+        self._max_bytes = max_bytes
         self._holders: set[Holder] = set()
         self._ranked_at = -math.inf
         self._largest: Holder | None = None
@@ -81,29 +124,18 @@ class ReassemblyBudget:
         self._slow: dict[Holder, int] = {}
         self._slow_bytes = 0
 
-    @property
-    def used_bytes(self) -> int:
-        """What is held just now."""
-        return self._used_bytes
-
-    def take(self, nbytes: int, holder: Holder | None = None) -> bool:
-        """Reserves `nbytes`, for which others may lose theirs; False, and nothing is reserved, if there is no room.
-
-        Args:
-            nbytes: How much.
-            holder: For whom; None for somebody who takes nothing from others, nor loses to them.
-        """
-        if self._missing(nbytes) > 0 and (holder is None or not self._make_room(nbytes, holder)):
+    def take(self, nbytes: int, holder: Holder) -> bool:
+        """Reserves `nbytes`, for which others may lose theirs; False, and nothing is reserved, if there is no room."""
+        if self._missing(nbytes) > 0 and not self._make_room(nbytes, holder):
             return False
-        self._used_bytes += nbytes
-        if holder is not None:
-            self._holders.add(holder)
+        self.used_bytes += nbytes
+        self._holders.add(holder)
         return True
 
     def give_back(self, nbytes: int) -> None:
         """Undoes `take`."""
-        assert 0 <= nbytes <= self._used_bytes, "more is given back than was taken"
-        self._used_bytes -= nbytes
+        assert 0 <= nbytes <= self.used_bytes, "more is given back than was taken"
+        self.used_bytes -= nbytes
 
     def forget(self, holder: Holder) -> None:
         """Notes that a holder has given everything back."""
@@ -113,7 +145,7 @@ class ReassemblyBudget:
             self._largest, self._ranked_at = None, -math.inf
 
     def _missing(self, nbytes: int) -> float:
-        return self._used_bytes + nbytes - self._max_bytes
+        return self.used_bytes + nbytes - self._max_bytes
 
     def _make_room(self, nbytes: int, asking: Holder) -> bool:
         """Takes from others what is missing; whether there is room then."""
@@ -129,7 +161,7 @@ class ReassemblyBudget:
                 victim.evict()
         largest, least = self._largest, 2 * (asking.held_bytes + nbytes)
         if self._missing(nbytes) > 0 and largest is not None and largest.evictable_bytes > least:
-            # It isn't the one that asks, which would hold more than it does.
+            # This isn't the asking connection, which holds less than `least`.
             self._ranked_at = -math.inf
             largest.evict()
         return self._missing(nbytes) <= 0

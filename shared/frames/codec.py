@@ -1,7 +1,7 @@
-"""A frame's bytes to rsocket's `Frame`, strictly, and back, and what its header alone tells: no buffers, no sockets.
+"""A strict parser from a frame's header, and from its bytes to rsocket's `Frame`, and back. No buffers, no sockets.
 
-rsocket's own parser accepts a metadata length beyond the frame's end, drops what it can't parse in silence (so that the
-peer waits for ever), and can't read an ERROR frame with a code it doesn't know.
+rsocket's own parser accepts a metadata length beyond the frame's end, silently drops what it can't parse (so that the
+peer waits for ever), and can't read an ERROR frame with a code that it doesn't know.
 """
 
 import struct
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 MAX_FRAME_BYTES: Final = 0xFFFFFF
-"""The longest frame: what the 24-bit length field of a TCP connection can say."""
+"""The longest frame: the length field of a TCP connection has 24 bits."""
 
 HEADER_BYTES: Final = 6
 """What every frame begins with: its stream, kind and flags."""
@@ -58,18 +58,18 @@ _FRAGMENTABLE: Final[dict[int, Callable[[], FragmentableFrame]]] = {
 }
 _WITH_REQUEST_N: Final = frozenset({int(FrameType.REQUEST_STREAM), int(FrameType.REQUEST_CHANNEL)})
 FOLLOWS_OR_IGNORE: Final = _FOLLOWS | _IGNORE
-"""The flags of frames that aren't whole, and of those that may be of an unknown kind."""
+"""The flags of frames that aren't whole payloads, and of those that may be of an unknown kind."""
 
 _KNOWN_KINDS: Final = frozenset(int(kind) for kind in FrameType if kind is not FrameType.EXT)
 _KNOWN_ERROR_CODES: Final = frozenset(int(code) for code in ErrorCode)
 
 
 class FrameError(Exception):
-    """The bytes are no frame, or no frame that may come here; the connection can't go on."""
+    """The bytes are no frame, or no frame that may arrive now; the connection can't go on."""
 
 
 class FrameHeader(NamedTuple):
-    """What is known of a frame before its rest has arrived.
+    """What is known of a frame before the rest of it has arrived.
 
     Attributes:
         stream_id: Its stream; 0 is the connection's own.
@@ -88,8 +88,8 @@ class FrameHeader(NamedTuple):
         """The header at `offset` of a frame of `length` bytes.
 
         Raises:
-            FrameError: The stream id has more than 31 bits, the type is unknown and may not be ignored, or a payload
-                says that it is the connection's.
+            FrameError: The stream id has more than 31 bits, the type is unknown and may not be ignored, or it is a
+                payload or request on stream 0.
         """
         stream_id, kind_and_flags = _HEADER.unpack_from(view, offset)
         header = cls(stream_id, kind_and_flags >> 10, kind_and_flags & 0x3FF, length)
@@ -129,11 +129,9 @@ class FrameHeader(NamedTuple):
 
 
 def data_offset(header: FrameHeader, view: memoryview) -> int:
-    """Where the data of a payload or request begins; where it is known by, if `view` doesn't go so far.
+    """Where the data of a payload or request begins.
 
-    Args:
-        header: The frame's.
-        view: As many of its bytes, without the length field, as there are.
+    If `view`, the bytes that are here, is too short to say so: where the length of the metadata ends.
     """
     offset = HEADER_BYTES + (_U32.size if header.kind in _WITH_REQUEST_N else 0)
     if not header.flags & _METADATA:
@@ -143,15 +141,12 @@ def data_offset(header: FrameHeader, view: memoryview) -> int:
 
 
 def parse_frame(header: FrameHeader, view: memoryview, *, is_borrowed: bool = False) -> Frame | None:
-    """The frame whose bytes `view` holds, without the length field; copies what it keeps of them.
+    """The frame whose bytes `view` holds, its data and metadata as `bytes`; None if it may be ignored.
 
     Args:
         header: The frame's.
-        view: Its bytes.
-        is_borrowed: Whether the data of a payload or request is to be a part of `view`, for somebody who copies it.
-
-    Returns:
-        The frame, its data and metadata as `bytes`; None if it may be ignored.
+        view: Its bytes, without the length field.
+        is_borrowed: Makes the data of a payload or request a part of `view`, for a caller that copies it.
 
     Raises:
         FrameError: It contradicts itself.
@@ -208,17 +203,14 @@ def _parse_error(header: FrameHeader, view: memoryview) -> ErrorFrame:
     code: int = _U32.unpack_from(view, HEADER_BYTES)[0]
     frame = ErrorFrame()
     frame.stream_id = header.stream_id
-    # rsocket's enum has no room for a custom code; what counts to us is that the stream failed, and the text.
+    # rsocket's enum has no custom codes; what counts is that the stream failed, and the text.
     frame.error_code = ErrorCode(code) if code in _KNOWN_ERROR_CODES else ErrorCode.APPLICATION_ERROR
     frame.data = bytes(view[offset:])
     return frame
 
 
 def serialize_head(frame: Frame) -> bytes | bytearray:
-    """The frame up to its metadata and data; sets the frame's length.
-
-    As rsocket does it, in a third of the time for the most frequent kinds.
-    """
+    """The frame up to its metadata and data; sets its length. In a third of rsocket's time for the usual kinds."""
     if type(frame) is PayloadFrame:
         flags = (_FOLLOWS if frame.flags_follows else 0) | (_COMPLETE if frame.flags_complete else 0)
         if frame.flags_next or frame.data or frame.metadata:

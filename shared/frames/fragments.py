@@ -1,75 +1,83 @@
-"""A payload or request that comes in several frames: its pieces, in memory or on their way to a disk."""
+"""What isn't whole yet: a frame that arrives, and a payload in several frames, in memory or on its way to a disk."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
 from rsocket.frame import FragmentableFrame, PayloadFrame, RequestChannelFrame
 
 from .buffers import ReservedBuffer
+from .codec import FrameHeader
 
-__all__ = ["SplitPayload", "Spool"]
+__all__ = ["FrameSource", "IncomingFrame", "SplitPayload", "Spool"]
 
 # Joining no more than this takes 100 µs at the most.
 _JOINED_BYTES: Final = 1024 * 1024
+
+
+class FrameSource(Protocol):
+    """Where a frame arrives that was admitted and isn't whole yet."""
+
+    @property
+    def arrived_bytes(self) -> int: ...
+    def skip(self) -> None:
+        """Drops what has arrived of it, and what still will."""
+        ...
+
+
+@dataclass(slots=True)
+class IncomingFrame:
+    """A frame that was admitted, and counts `cost` in the limits; `source` is None if all of it is here."""
+
+    header: FrameHeader
+    cost: int
+    source: FrameSource | None
+    seen_bytes: int | None = None
+    """What had arrived at the last check of its growth; None before the first."""
+
+    @property
+    def stream_id(self) -> int:
+        return self.header.stream_id
+
+    @property
+    def arrived_bytes(self) -> int:
+        return 0 if self.source is None else self.source.arrived_bytes
 
 
 class Spool(Protocol):
     """Takes the data of one split request as it arrives, in place of memory; it stands for the data of the whole."""
 
     async def write(self, chunks: Sequence[bytes]) -> None:
-        """Takes the next bytes, and keeps none of them in memory.
-
-        Raises:
-            TransferError: It can't; the request is refused.
-        """
+        """Takes the next bytes, and keeps none of them in memory; raises TransferError to refuse the request."""
         ...
 
     def abandon(self) -> None:
-        """The request will never be whole."""
+        """Drops what was written: the request will never be whole."""
         ...
 
 
+@dataclass(slots=True, eq=False)
 class SplitPayload:
-    """A payload or request that comes in several frames.
+    """A payload or request that comes in several frames, of which `first` becomes the whole."""
 
-    Attributes:
-        nbytes: Its data and metadata so far.
-        metadata_bytes: Its metadata so far.
-        spool: Where its data goes; None for memory.
-        cost: What of it counts in the limits, but for what is being joined or stored.
-        data_cost: What of that is data.
-        busy_cost: What is being joined or stored.
-        seen_bytes: Its size when it was last looked at whether it grows; None if it wasn't.
-    """
-
-    __slots__ = (
-        "_buffer",
-        "_data",
-        "_metadata",
-        "busy_cost",
-        "cost",
-        "data_cost",
-        "first",
-        "is_placed",
-        "metadata_bytes",
-        "nbytes",
-        "seen_bytes",
-        "spool",
-    )
-
-    def __init__(self, first: FragmentableFrame) -> None:
-        self.first = first
-        self.nbytes = 0
-        self.metadata_bytes = 0
-        self.cost = 0
-        self.data_cost = 0
-        self.busy_cost = 0
-        self.seen_bytes: int | None = None
-        self.spool: Spool | None = None
-        self.is_placed = False
-        self._metadata: list[bytes] = []
-        self._data: list[bytes] = []
-        self._buffer: ReservedBuffer | None = None
+    first: FragmentableFrame
+    nbytes: int = 0
+    """Its data and metadata so far."""
+    metadata_bytes: int = 0
+    cost: int = 0
+    """What counts in the limits of what isn't being joined or stored."""
+    data_cost: int = 0
+    """What of `cost` is data."""
+    busy_cost: int = 0
+    """What counts in the limits of what is being joined or stored."""
+    seen_bytes: int | None = None
+    """Its size at the last check of its growth; None before the first."""
+    spool: Spool | None = None
+    """Where its data goes; None for memory."""
+    _is_placed: bool = False
+    _metadata: list[bytes] = field(default_factory=list[bytes])
+    _data: list[bytes] = field(default_factory=list[bytes])
+    _buffer: ReservedBuffer | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -82,13 +90,13 @@ class SplitPayload:
         return not isinstance(self.first, PayloadFrame)
 
     def add(self, fragment: FragmentableFrame, cost: int) -> int:
-        """Takes the next fragment (at first the first), and what it counts in the limits; gives its size."""
+        """Takes the next fragment (first `first`), and what it counts in the limits; returns its size."""
         metadata_bytes, nbytes = len(fragment.metadata or b""), len(fragment.data or b"")
         self.cost += cost
         self.nbytes += nbytes + metadata_bytes
         self.metadata_bytes += metadata_bytes
         if fragment.metadata:
-            self._metadata.append(bytes(fragment.metadata))  # as it is, where it is bytes already
+            self._metadata.append(bytes(fragment.metadata))  # no copy of what is `bytes` already
         if fragment.data:
             if self._buffer is None:
                 self._data.append(bytes(fragment.data))
@@ -102,13 +110,13 @@ class SplitPayload:
         return nbytes + metadata_bytes
 
     def place(self, spooler: Callable[[FragmentableFrame, bytes], Spool | None]) -> None:
-        """Decides where the data goes, when its first bytes are here: the metadata is whole by then."""
-        if not self.is_placed and self._data:
-            self.is_placed = True
+        """Decides where the data goes, once its first bytes are here: the metadata is whole by then."""
+        if not self._is_placed and self._data:
+            self._is_placed = True
             self.spool = spooler(self.first, b"".join(self._metadata))
 
     def gather(self) -> None:
-        """Goes on in one buffer, once it is large and not for a spool."""
+        """Moves the data to one growing buffer, once it is large and not for a spool."""
         is_one = self.is_whole and len(self._data) == 1
         if self._buffer is None and self.spool is None and self.nbytes > _JOINED_BYTES and not is_one:
             self._buffer = ReservedBuffer()
@@ -122,21 +130,21 @@ class SplitPayload:
         return self._buffer is not None and self._buffer.needs_room
 
     def make_room(self) -> None:
-        """Makes room for what will come. Blocks; in a thread, and nothing is added meanwhile."""
+        """Makes room for what will come. Blocks: call it in a thread, and add nothing meanwhile."""
         if self._buffer is not None:
             self._buffer.make_room()
 
     def take_data(self) -> Sequence[bytes]:
-        """The data that came since the last call, for the spool."""
+        """The data that came since the last call; for the spool."""
         data, self._data = self._data, []
         return data
 
     def join(self) -> FragmentableFrame:
-        """The one frame that the fragments make; once."""
+        """The one frame that the fragments make. Once."""
         whole = self.first
         whole.metadata = b"".join(self._metadata)
         if self.spool is not None:
-            # It stands for its data: whoever asked for one looks for it there.
+            # The spool stands for the data: the request's handler looks for it there.
             whole.data = cast(bytes, self.spool)
         elif self._buffer is not None:
             whole.data = self._buffer.finish()
@@ -151,6 +159,6 @@ class SplitPayload:
         whole = self.first
         whole.flags_follows = False
         if isinstance(last, PayloadFrame) and isinstance(whole, PayloadFrame | RequestChannelFrame):
-            whole.flags_complete = whole.flags_complete or last.flags_complete
-        if isinstance(last, PayloadFrame) and isinstance(whole, PayloadFrame):
-            whole.flags_next = whole.flags_next or last.flags_next
+            whole.flags_complete |= last.flags_complete
+            if isinstance(whole, PayloadFrame):
+                whole.flags_next |= last.flags_next

@@ -7,17 +7,16 @@ __all__ = ["GROWTH_BYTES", "Growth"]
 GROWTH_BYTES: Final = 32 * 1024
 """A payload that isn't whole has to grow by this much in the time that it is given."""
 
-# A connection whose payloads grow more slowly than this loses its room first when there is none left, since it holds it
-# for the longest time; but not before it was observed for so long.
+# Where there is no room left, a connection whose payloads grow more slowly than this loses its room first, since it
+# would hold it for the longest time; but not before it was observed for so long.
 _SLOW_BYTES_PER_SECOND: Final = 64 * 1024
-_JUDGED_SECONDS: Final = 0.5
+_OBSERVED_SECONDS: Final = 0.5
 
 
 class Growth:
-    """How much has arrived of what a connection holds, at the last two looks and when stalls were last judged.
+    """How much had arrived of what a connection holds, at the last two looks and at the last judgement of stalls.
 
-    Args:
-        now: The time in seconds.
+    Every method takes the time in seconds, and the bytes that have ever arrived.
     """
 
     def __init__(self, now: float) -> None:
@@ -29,17 +28,17 @@ class Growth:
         self._look = self._older_look = (now, grown)
 
     def look(self, now: float, grown: int) -> None:
-        """To be called about twice a second, with all that has arrived so far."""
+        """To be called about twice a second."""
         self._older_look, self._look = self._look, (now, grown)
 
     def is_slow(self, now: float, grown: int) -> bool:
         """Whether it has grown by less than 64 KiB a second lately; False for one that has just begun."""
         then, grown_then = self._older_look
         seconds = now - then
-        return seconds >= _JUDGED_SECONDS and grown - grown_then < seconds * _SLOW_BYTES_PER_SECOND
+        return seconds >= _OBSERVED_SECONDS and grown - grown_then < seconds * _SLOW_BYTES_PER_SECOND
 
     def judge(self, now: float, grown: int, seconds: float, count: int) -> bool | None:
-        """Whether it has grown enough for `count` payloads since the last judgement; None before `seconds` are over."""
+        """Whether `count` payloads have grown enough since the last judgement; None if that was not `seconds` ago."""
         since, grown_then = self._judged
         if now - since < seconds:
             return None
@@ -47,5 +46,5 @@ class Growth:
         return grown - grown_then >= count * GROWTH_BYTES
 
     def excuse(self, now: float, grown: int) -> None:
-        """Begins the judged time again: nothing is held, or it is this side that is busy."""
+        """Begins the observed time again: nothing is held, or this side is busy."""
         self._judged = (now, grown)

@@ -1,8 +1,8 @@
-"""What one connection has to send: frames, payloads a fragment at a time, and files; the same for both ends.
+"""The send queue of a connection: frames, payloads a fragment at a time, and files; the same for both ends.
 
-After each fragment, and after a few items of a file, the others that wait have their turn. A payload can be withdrawn
+After each fragment, and after a few items of a file, the other entries have their turn. A payload can be withdrawn
 while it waits. Control frames, which a peer can provoke and needn't read, are counted: a connection takes nothing more
-from a peer that has too many of them waiting (see `control_bytes`).
+from a peer for which too many of them are waiting (see `control_bytes`).
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Final
 
 from rsocket.frame import CancelFrame, Frame, FrameFragmentMixin, KeepAliveFrame
@@ -21,7 +22,7 @@ __all__ = ["Entry", "FileTurn", "Outbox", "SkippedFrame", "TurnTaker"]
 
 # What a control frame counts beside its data.
 _FRAME_COST_BYTES: Final = 512
-# Streams whose files may share a turn at the socket.
+# How many streams' files may share a turn at the socket.
 _MAX_SHARING: Final = 64
 
 
@@ -31,11 +32,11 @@ class TurnTaker(ABC):
     @property
     @abstractmethod
     def executor(self) -> Executor | None:
-        """Whose threads send it; the event loop's default executor if None."""
+        """Whose threads send it; None for the event loop's default executor."""
 
     @abstractmethod
     def stop(self) -> None:
-        """No more is to be sent of it."""
+        """Sends no more of it."""
 
 
 Entry = Frame | FrameFragmentMixin | TurnTaker
@@ -45,28 +46,23 @@ class SkippedFrame(CancelFrame):
     """Stands for a frame that was withdrawn, and is never written."""
 
 
+@dataclass(frozen=True, slots=True)
 class FileTurn:
-    """A turn at the socket for the files of one or more streams.
+    """A turn at the socket for `jobs`, which have the same executor, while `waiting()` others wait for theirs."""
 
-    Attributes:
-        jobs: What is sent; all have the same executor.
-        waiting: How many others wait for their turn.
-    """
-
-    def __init__(self, jobs: Sequence[TurnTaker], waiting: Callable[[], int]) -> None:
-        self.jobs: Final = jobs
-        self.waiting: Final = waiting
+    jobs: Sequence[TurnTaker]
+    waiting: Callable[[], int]
 
 
 class Outbox:
-    """See above. Entries are put in by the connection, and taken out by its one sender.
+    """See above. The connection puts entries in, and its one sender takes them out.
 
     Args:
-        provoked: Kinds of frames that the peer can provoke; keepalives that ask for an answer aren't.
+        provoked: Kinds of control frames that the peer can provoke; keepalives that ask for an answer don't count.
         on_room: Called when such a frame was sent.
 
     Attributes:
-        control_bytes: What provoked frames that wait, or are being sent, count together.
+        control_bytes: What such frames that wait, or are being sent, count together.
     """
 
     def __init__(self, provoked: frozenset[type[Frame]], on_room: Callable[[], None] | None = None) -> None:
@@ -83,7 +79,7 @@ class Outbox:
         return not self._entries
 
     def put(self, entry: Entry) -> None:
-        """Lets an entry wait for its turn; drops it once the outbox is closed."""
+        """Queues an entry; drops it once the outbox is closed."""
         if self._is_closed:
             if isinstance(entry, TurnTaker):
                 entry.stop()
@@ -94,12 +90,12 @@ class Outbox:
         wake(self._waiter)
 
     def put_first(self, frame: Frame | FrameFragmentMixin) -> None:
-        """Lets a frame have the next turn."""
+        """Queues a frame before all others."""
         self._entries.appendleft(frame)
         wake(self._waiter)
 
     async def take(self) -> Frame | FileTurn:
-        """Waits for the next turn, and takes out what is to be sent in it; `on_sent` is to follow."""
+        """Waits for an entry, and takes out what is to be sent of it now; `on_sent` is to follow."""
         while True:
             while not self._entries:
                 self._waiter = asyncio.get_running_loop().create_future()
@@ -116,7 +112,7 @@ class Outbox:
             return self._file_turn(entry) if isinstance(entry, TurnTaker) else entry
 
     def on_sent(self, frame: Frame) -> None:
-        """A frame that was taken out is in the socket, or never will be."""
+        """A frame that was taken out is in the socket, or was skipped."""
         if type(frame) in self._provoked:
             self.control_bytes -= _cost(frame)
             if self._on_room is not None:
@@ -128,13 +124,13 @@ class Outbox:
         """The connection has ended: drops what waits."""
         self._is_closed = True
         entries, self._entries = self._entries, deque()
-        self._on_room = None  # which leads back to the connection, in a reference cycle
+        self._on_room = None  # which refers to the connection: a reference cycle
         for entry in entries:
             if isinstance(entry, TurnTaker):
                 entry.stop()
 
     def _file_turn(self, job: TurnTaker) -> FileTurn:
-        """Lets the files that are next have the job's turn, too: one thread handoff is enough for all of them."""
+        """The job's turn, shared with the files that are next: one thread handoff is enough for all of them."""
         jobs = [job]
         while self._entries and len(jobs) < _MAX_SHARING:
             other = self._entries[0]

@@ -1,4 +1,4 @@
-"""Frames that can be taken back while they wait in rsocket's send queue, and are split without being copied."""
+"""Frames that can be withdrawn while they wait in the send queue, and are split without a copy of their payload."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,58 +10,48 @@ __all__ = ["OutgoingFrame"]
 
 
 class OutgoingFrame(FrameFragmentMixin):
-    """A payload or request on its way out, which rsocket sends a fragment at a time.
+    """A payload or request that waits to be sent, a fragment at a time.
 
-    rsocket 0.4.20 sends every fragment of a request, and of a response, even after it was cancelled. Its sender asks
-    each queued item for the next fragment; once withdrawn, this one answers with `replacement`, which ends it.
+    rsocket 0.4.20 sends every fragment of a request, and of a response, even after it was cancelled. A sender asks each
+    entry of its queue for the next fragment; once withdrawn, this one gives `replacement`, which ends it.
 
     Args:
-        frame: What to send; its `fragment_size_bytes` is the most that one frame and its length field may take.
-        replacement: What is sent instead of the rest, once withdrawn; a frame that isn't followed by fragments. A
-            CANCEL of the frame's stream if None.
+        frame: What to send, or a fragment; its `fragment_size_bytes` is the most that one frame and its length field
+            may take.
+        replacement: What is sent instead of the rest, once withdrawn: one frame. A CANCEL of the stream if None.
         on_sent: Called when the last fragment is handed to the transport; not after a withdrawal.
+
+    Attributes:
+        fragments: How many fragments were handed to the transport so far.
+        is_sent: Whether nothing is left to be sent of it, or to be withdrawn.
     """
 
     def __init__(
         self, frame: FragmentableFrame, replacement: Frame | None = None, on_sent: Callable[[], None] | None = None
     ) -> None:
-        self._frame = frame
-        self._fragments = None if _fits(frame) else _split(frame)
+        self.fragments = 0
+        self.is_sent = False
+        self._frame: Frame = frame
+        self._rest = None if _fits(frame) else _split(frame)  # None: the frame is the only one
         self._replacement = replacement
         self._on_sent = on_sent
-        self._withdrawn = False
-        self._sent = False
-        self._handed = 0
-
-    @property
-    def fragments(self) -> int:
-        """How many fragments were handed to the transport so far."""
-        return self._handed
-
-    @property
-    def is_sent(self) -> bool:
-        """Whether nothing is left to be sent of it, or to be withdrawn."""
-        return self._sent
 
     def withdraw(self) -> bool:
-        """Gives up what isn't sent yet; False if all of it is on its way already."""
-        if self._sent:
+        """Gives up what isn't sent yet; False if all of it was handed to the transport already."""
+        if self.is_sent:
             return False
-        self._withdrawn = True
-        self._fragments = self._on_sent = None  # which may hold this, in a circle
+        self._frame = self._replacement or to_cancel_frame(self._frame.stream_id)
+        self._rest = self._on_sent = None  # which may hold this: a reference cycle
         return True
 
     def get_next_fragment(self, requires_length_header: bool = True) -> Frame | None:
-        """The next frame for the transport; None when there is none. Called by rsocket's sender."""
-        if self._sent:
+        """The next frame for the transport; None when there is none."""
+        if self.is_sent:
             return None
-        if self._withdrawn:
-            self._sent = True
-            return self._replacement if self._replacement is not None else to_cancel_frame(self._frame.stream_id)
-        fragment = self._frame if self._fragments is None else next(self._fragments)
-        self._handed += 1
-        if not fragment.flags_follows:
-            self._sent = True
+        fragment = self._frame if self._rest is None else next(self._rest)
+        self.fragments += 1
+        if self._rest is None or not fragment.flags_follows:
+            self.is_sent = True
             on_sent, self._on_sent = self._on_sent, None
             if on_sent is not None:
                 on_sent()
@@ -69,7 +59,7 @@ class OutgoingFrame(FrameFragmentMixin):
 
 
 def _overhead(frame: FragmentableFrame) -> int:
-    # The length fields of the frame and of its metadata count as the frame's.
+    """What a frame has beside its payload: the length fields of the frame and of its metadata count, too."""
     return get_header_length(frame) + 3 + (3 if frame.metadata else 0)
 
 

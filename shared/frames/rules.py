@@ -1,29 +1,13 @@
 """What a connection decides about its peer's payloads, and what it is notified of."""
 
 import math
-from dataclasses import dataclass
 
 from rsocket.frame import FragmentableFrame
 
 from ..errors import TransferError
 from .fragments import Spool
 
-__all__ = ["PayloadRules", "Refusal"]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A payload is over a limit, or has stalled. Nothing of it is kept, and what follows of it is dropped.
-
-    Attributes:
-        stream_id: Its stream.
-        kind: The `FrameType` that the payload began with.
-        error: What its sender is to be told.
-    """
-
-    stream_id: int
-    kind: int
-    error: TransferError
+__all__ = ["PayloadRules"]
 
 
 class PayloadRules:
@@ -41,8 +25,11 @@ class PayloadRules:
         """How large a split payload of a stream may become; 0 if nothing waits for one, and it is dropped."""
         return math.inf
 
-    def on_refused(self, refusal: Refusal) -> None:
-        """A payload was refused; its sender is to be notified."""
+    def on_refused(self, stream_id: int, kind: int, error: TransferError) -> None:
+        """A payload, which began with a frame of this `FrameType`, is over a limit or has stalled.
+
+        Nothing of it is kept, and what follows of it is dropped. Its sender is to be notified.
+        """
 
     def on_frame_refused(self, error: TransferError) -> None:
         """A frame that is no payload was refused while it arrived; the connection can't go on."""

@@ -45,7 +45,7 @@ class Digest:
 
     @property
     def value(self) -> str | None:
-        """The same as `text()`; None for a `Count`."""
+        """As `text()`; None for a `Count`."""
         return self.text() if self.algorithm else None
 
     def text(self) -> str:
@@ -66,7 +66,7 @@ class Count(Digest):
         self.length += len(data)
 
     def add(self, nbytes: int) -> None:
-        """Notes bytes that nobody here has seen."""
+        """Counts bytes that don't come into this process."""
         self.length += nbytes
 
     def copy(self) -> "Count":

@@ -1,8 +1,8 @@
 """The logic of a transfer without I/O: which items may be sent, which bytes come next, and when all of them are there.
 
-Both ends keep one ledger for a transfer's demand: the sender a `Credit`, the receiver a `Demand`. Either may be used
-from two threads at once: the event loop's, and that of the file lane (see `shared.files.lane`). Each counter has one
-writer, so no lock is needed and nothing is ever undone: an item is counted when it really passes.
+Both ends keep one ledger of a transfer's demand: the sender a `Credit`, the receiver a `Demand`. Two threads may use it
+at once: the event loop's, and that of the file lane (see `shared.files.lane`). Each counter has one writer, so no lock
+is needed, and nothing is ever undone: an item is counted when it is sent, or has arrived.
 """
 
 import math
@@ -26,7 +26,7 @@ __all__ = [
 DEFAULT_WINDOW: Final = 16
 """Items that a sender may be ahead of its consumer: 4 MiB of 256 KiB chunks, which hides a round trip of some ms.
 
-All of them may wait in the receiver's memory while its disk is slow, so this is also the bound of that memory."""
+All of them may wait in the receiver's memory while its disk is slow, so this also bounds that memory."""
 
 MAX_WINDOW_BYTES: Final = 64 * 1024 * 1024
 """The widest window that a server may announce to an uploading client."""
@@ -43,8 +43,8 @@ class Credit:
 
     Attributes:
         granted: Items that the peer has asked for; written by the event loop.
-        taken: Items that were sent; written by whichever engine sends.
-        sent_bytes: Bytes in those items; written by that engine.
+        taken: Items that were sent; written by the thread that sends.
+        sent_bytes: Bytes in those items; written by that thread.
         confirmed_bytes: Bytes that the peer has confirmed; written by the event loop.
         window_bytes: See above; may be changed by the event loop.
     """
@@ -58,16 +58,16 @@ class Credit:
 
     @property
     def available(self) -> int:
-        """Items that may be sent now, as far as is known: the window is looked at again before each."""
+        """Items that were requested and not sent; 0 while the window is full. Look again before each item."""
         is_open = self.sent_bytes - self.confirmed_bytes < self.window_bytes
         return self.granted - self.taken if is_open else 0
 
     def grant(self, items: int) -> None:
-        """The peer asks for more items."""
+        """Adds what the peer has requested."""
         self.granted = min(self.granted + max(items, 0), self.taken + MAX_REQUEST_N)
 
     def take(self, nbytes: int) -> None:
-        """An item of so many bytes is sent."""
+        """Counts an item that is sent."""
         assert self.granted > self.taken, "ask `available` first"
         self.taken += 1
         self.sent_bytes += nbytes
@@ -82,9 +82,8 @@ class Demand:
         window: Items, 1 or more; that many are requested at the start.
 
     Attributes:
-        window: The same.
         requested: Items that were requested; written by the event loop.
-        arrived: Items that arrived; written by whichever engine receives.
+        arrived: Items that arrived; written by the thread that receives.
         consumed: Items that the consumer is done with; written by the event loop.
     """
 
@@ -102,23 +101,14 @@ class Demand:
         """Items that were requested and haven't arrived."""
         return self.requested - self.arrived
 
-    @property
-    def held(self) -> int:
-        """Items that arrived, and that the consumer isn't done with."""
-        return self.arrived - self.consumed
-
     def on_arrived(self, items: int = 1) -> None:
-        """Items arrived.
-
-        Raises:
-            ProtocolError: They weren't requested.
-        """
+        """Counts items that arrived; raises ProtocolError if they weren't requested."""
         if items > self.outstanding:
             raise ProtocolError(f"the peer sent more than the {self.window} items that were requested")
         self.arrived += items
 
     def on_consumed(self, items: int = 1) -> int:
-        """The consumer is done with `items`; how many to request now, often 0."""
+        """Counts items that the consumer is done with; returns how many to request now, often 0."""
         self.consumed += items
         missing = self.window - (self.requested - self.consumed)
         if 2 * missing < self.window:
@@ -133,18 +123,16 @@ class RangeReceiver:
     Args:
         name: The file that was asked for.
         request: What was asked for.
+
+    Attributes:
+        head: What the server said with the first item, or with the last once it has arrived; None before the first.
     """
 
     def __init__(self, name: str, request: DownloadRequest) -> None:
+        self.head: ChunkHead | None = None
         self._name = name
         self._request = request
-        self._head: ChunkHead | None = None
         self._received = 0
-
-    @property
-    def head(self) -> ChunkHead | None:
-        """What the server said with the first item, or with the last once that is here; None before the first."""
-        return self._head
 
     @property
     def offset(self) -> int:
@@ -157,7 +145,7 @@ class RangeReceiver:
         Raises:
             ProtocolError: It contradicts the request, or what was said before.
         """
-        request, first = self._request, self._head
+        request, first = self._request, self.head
         wanted = head.info.size - request.offset
         if request.length is not None:
             wanted = min(wanted, request.length)
@@ -167,35 +155,35 @@ class RangeReceiver:
             raise ProtocolError("the server sends another file than `if_match` names", name=self._name)
         if first is not None and (first.info.size, first.info.etag) != (head.info.size, head.info.etag):
             raise ProtocolError("the server's first and last item are of different files", name=self._name)
-        self._head = head
+        self.head = head
 
     def on_bytes(self, nbytes: int) -> None:
-        """Takes an item's bytes; called before they are written, by whichever engine has them.
+        """Counts an item's bytes; called before they are written, by the thread that receives them.
 
         Raises:
-            ProtocolError: Nothing said which file and range they are of.
+            ProtocolError: There was no head, so their file and range are unknown.
             IntegrityError: There are more than announced.
         """
-        if self._head is None:
+        if self.head is None:
             raise ProtocolError("the first item of a download must say which file and range it is", name=self._name)
         received = self._received + nbytes
-        if received > self._head.length:
+        if received > self.head.length:
             raise IntegrityError(
-                f"{self._name!r}: {received} bytes arrived, {self._head.length} were announced", name=self._name
+                f"{self._name!r}: {received} bytes arrived, {self.head.length} were announced", name=self._name
             )
         self._received = received
 
     def complete(self, digest: Digest | None) -> FileInfo:
-        """The stream completed; the file's info.
+        """Verifies the range when the stream has completed; returns the file's info.
 
         Args:
-            digest: Of the bytes from `request.digest_from` to the range's end; None to do without.
+            digest: Of the bytes from `request.digest_from` to the range's end; None for no verification.
 
         Raises:
             ProtocolError: There was no item, or no digest to verify with.
             IntegrityError: Bytes are missing, or aren't those that were sent.
         """
-        head = self._head
+        head = self.head
         if head is None:
             raise ProtocolError("the download completed without an item", name=self._name)
         if self._received != head.length:
@@ -244,10 +232,10 @@ class UploadSender:
         return self.is_ended or not self.may_send or credit.sent_bytes > credit.confirmed_bytes
 
     def on_receipt(self, receipt: Receipt) -> int | None:
-        """Takes a receipt; the offset to send from if it is the first, else None.
+        """Takes a receipt; returns the offset to send from if it is the first, else None.
 
         Raises:
-            ProtocolError: It takes something back, or confirms what wasn't sent.
+            ProtocolError: It confirms less than before, or what wasn't sent.
         """
         credit = self.credit
         if self._start is None:
@@ -272,7 +260,10 @@ class UploadReceiver:
     Args:
         offset: Bytes that were received before this attempt.
         size: What the request said; None if it didn't.
-        algorithm: The digest that the request promised; None if it didn't.
+        algorithm: That of the digest which the request promised; None if it didn't.
+
+    Attributes:
+        end: What the last item said; None before it.
     """
 
     def __init__(self, offset: int, size: int | None, algorithm: str | None) -> None:
@@ -280,10 +271,9 @@ class UploadReceiver:
         self._size = size
         self._algorithm = algorithm
         self.end: UploadEnd | None = None
-        """What the last item said; None before it."""
 
     def on_bytes(self, nbytes: int) -> None:
-        """Takes an item's bytes; called before they are stored, by whichever engine has them.
+        """Counts an item's bytes; called before they are stored, by the thread that receives them.
 
         Raises:
             IntegrityError: There are more than announced.
@@ -294,10 +284,10 @@ class UploadReceiver:
         self._received = received
 
     def on_end(self, end: UploadEnd) -> None:
-        """Takes what the last item says; its bytes may not have come here yet.
+        """Takes what the last item says; its bytes may still be on their way.
 
         Raises:
-            InvalidRequest: There was one already, or the digest isn't the one that the request promised.
+            InvalidRequest: It isn't the first, or its digest has another algorithm than the request promised.
         """
         if self.end is not None:
             raise InvalidRequest("an item follows the last one of the upload")
@@ -306,7 +296,7 @@ class UploadReceiver:
         self.end = end
 
     def complete(self) -> UploadEnd:
-        """All that the client has sent is here.
+        """Verifies the length when the client's side has completed; returns what the last item said.
 
         Raises:
             IntegrityError: There are fewer bytes than announced, or there was no last item.

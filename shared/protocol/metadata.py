@@ -29,7 +29,7 @@ __all__ = [
 ROUTING_MIMETYPE = b"message/x.rsocket.routing.v0"
 AUTHENTICATION_MIMETYPE = b"message/x.rsocket.authentication.v0"
 
-# Only those that we build or look for; the mimetype of every other well-known id is parsed as `#id`.
+# Those that are built or looked for; the mimetype of every other well-known id is parsed as `#id`.
 _WELL_KNOWN_NAMES = {0x7C: AUTHENTICATION_MIMETYPE, 0x7E: ROUTING_MIMETYPE}
 _WELL_KNOWN_IDS = {name: number for number, name in _WELL_KNOWN_NAMES.items()}
 _WELL_KNOWN_BIT = 0x80

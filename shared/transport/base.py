@@ -1,13 +1,12 @@
 """The interface of a transport: what a connection needs of the bytes below it, and no more.
 
-The connection hands in what judges and joins its peer's payloads when the transport is connected; see
-`shared.frames.reassembly`. One implementation, for TCP and TLS, is in `shared.transport.tcp`. Another one is another
-file: it passes each message to `Reassembler.take`.
+When a transport is connected, it gets its connection's `shared.frames.reassembly.Reassembler`. There is one for TCP and
+TLS, in `shared.transport.tcp`. Another transport is another file, which gives each message to `Reassembler.take`.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
 
 from rsocket.error_codes import ErrorCode
 from rsocket.frame import Frame
@@ -24,75 +23,77 @@ class State(Enum):
     CONNECTING = auto()
     OPEN = auto()
     FAILED = auto()
-    """This side has ended the connection: what arrives is dropped, and the peer is being told why."""
+    """This side has ended the connection: what arrives is dropped, and the reason is sent to the peer."""
     LOST = auto()
     """The connection has ended."""
 
 
-class Flow(Protocol):
-    """How bytes move; for watches that tell a slow peer from a dead one. Times are the event loop's."""
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """How bytes have moved until now; for watches that tell a slow peer from a dead one. Times are the event loop's.
 
-    @property
-    def received_at(self) -> float:
-        """When bytes last arrived, or the connection was made."""
-        ...
+    Attributes:
+        received_at: When bytes last arrived, or the connection was made.
+        handed_bytes: Bytes of all the frames that were sent so far, whether or not the peer has taken them.
+        waiting_bytes: Of those, what the peer isn't known to have taken, a few bytes more or less with TLS; on Linux
+            that is what its system hasn't acknowledged.
+        blocked_since: Since when the peer has taken nothing of what the socket has no room for; None if it has. A peer
+            that takes something between two looks isn't blocked, so look at intervals shorter than it is allowed.
+    """
 
-    @property
-    def handed_bytes(self) -> int:
-        """Bytes of all the frames that were sent so far, whether or not the peer has taken them."""
-        ...
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Of those, what the peer isn't known to have taken; on Linux that is what its system hasn't acknowledged."""
-        ...
+    received_at: float
+    handed_bytes: int
+    waiting_bytes: int
+    blocked_since: float | None
 
     @property
     def taken_bytes(self) -> int:
-        """How many of `handed_bytes`, from the first on, the peer has taken; a few bytes more or less with TLS."""
-        ...
-
-    @property
-    def blocked_since(self) -> float | None:
-        """Since when the peer has taken nothing of what the socket has no room for; None if it has.
-
-        A peer that takes something between two looks at this isn't blocked, so look at intervals shorter than the
-        time that it is allowed.
-        """
-        ...
-
-    def arrived_of(self, stream_id: int) -> int:
-        """Bytes that have arrived of a frame of this stream whose end hasn't."""
-        ...
+        """How many of `handed_bytes`, from the first on, the peer has taken."""
+        return self.handed_bytes - self.waiting_bytes
 
 
 class Transport(ABC):
-    """One connection that carries whole frames."""
+    """One connection that carries whole frames.
+
+    Attributes:
+        state: Where it is between its connection and its end.
+        failure: Why this side ended the connection; None if it didn't.
+        peer: The other end's address, for logs.
+    """
+
+    def __init__(self, peer: str = "unknown") -> None:
+        self.state = State.CONNECTING
+        self.failure: str | None = None
+        self.peer = peer
 
     @property
-    @abstractmethod
-    def state(self) -> State:
-        """Where it is between its connection and its end."""
+    def is_open(self) -> bool:
+        """Whether frames come and go."""
+        return self.state is State.OPEN
 
     @property
-    @abstractmethod
-    def failure(self) -> str | None:
-        """Why this side ended the connection; None if it didn't."""
+    def is_lost(self) -> bool:
+        """Whether the connection has ended."""
+        return self.state is State.LOST
 
     @property
-    @abstractmethod
-    def peer(self) -> str:
-        """The other end's address, for logs."""
+    def address(self) -> str:
+        """The other end's address without its port."""
+        return self.peer.rpartition(":")[0]
+
+    @property
+    def lane(self) -> FileLane | None:
+        """Moves files' bytes in threads; None where that can't be. Once it is there, it stays until the end."""
+        return None
 
     @property
     @abstractmethod
     def flow(self) -> Flow:
-        """How bytes move."""
+        """How bytes have moved until now."""
 
-    @property
-    @abstractmethod
-    def lane(self) -> FileLane | None:
-        """Moves files' bytes in threads; None where that can't be. Once it is there, it stays until the end."""
+    def arrived_of(self, stream_id: int) -> int:
+        """Bytes that have arrived of a frame of this stream whose end hasn't; 0 where frames come as a whole."""
+        return 0
 
     @abstractmethod
     async def next_frame(self) -> Frame | SplitPayload | None:
@@ -120,7 +121,7 @@ class Transport(ABC):
 
     @abstractmethod
     def fail(self, error_code: ErrorCode, reason: str) -> None:
-        """Ends the connection, and tells the peer why: nothing that arrives any more is looked at."""
+        """Ends the connection, and sends the reason to the peer; drops what still arrives."""
 
     @abstractmethod
     def forget_rest(self) -> None:
@@ -132,19 +133,4 @@ class Transport(ABC):
 
     @abstractmethod
     def abort(self) -> None:
-        """Ends the connection at once; the peer isn't told why."""
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether the connection has ended."""
-        return self.state is State.LOST
-
-    @property
-    def is_open(self) -> bool:
-        """Whether frames come and go."""
-        return self.state is State.OPEN
-
-    @property
-    def address(self) -> str:
-        """The other end's address without its port."""
-        return self.peer.rpartition(":")[0]
+        """Ends the connection at once, without a reason for the peer."""

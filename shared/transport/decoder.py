@@ -1,14 +1,13 @@
 """A byte stream in, whole frames out: the receive buffer of one TCP connection, without I/O.
 
-On a byte stream each frame stands behind its length, of three bytes. Frames are taken out one at a time, when the
-connection asks for one; bytes that wait for that stay as they came. A frame that
-is larger than the buffer gets a buffer of its size, once its header was admitted, and a payload is copied once, from
-there to the `bytes` that are its own. (Receiving into a buffer that is then handed on, instead, saves 8 µs per 256 KiB,
-of which zeroing a new buffer takes back 6; and its users would have to know that it isn't `bytes`.) The file lane's
-thread takes items of its streams out of the same buffer, while the event loop leaves it alone.
+On a byte stream each frame has its length before it, in three bytes. Frames are parsed one at a time, when the
+connection asks for one; until then their bytes stay as they came. A frame that is larger than the buffer gets a buffer
+of its size, once its header was admitted, and its payload is copied once, to `bytes` of its own. (Handing on the buffer
+instead would save 8 µs per 256 KiB, of which zeroing a new buffer takes 6, and consumers couldn't rely on `bytes`.) The
+file lane's thread takes items of its streams out of the same buffer, while the event loop doesn't use it.
 
-A whole payload in one frame of more than a MiB is received into what becomes its `bytes`: to copy 16 MB takes 25 ms
-where its memory is new, and the event loop would be held for that.
+A whole payload in one frame of more than a MiB is received into the memory that becomes its `bytes`: a copy of 16 MB to
+new memory would block the event loop for 25 ms.
 """
 
 from collections.abc import Callable, Container
@@ -29,11 +28,11 @@ LENGTH_BYTES: Final = 3
 """The length that stands before each frame."""
 
 _BUFFER_BYTES: Final = 64 * 1024
-# What is read beyond the end of a large frame, so that the next header comes with the same system call; it is copied.
+# What is read beyond the end of a large frame, so that one system call brings the next header, too; it is copied.
 _TAIL_BYTES: Final = 4 * 1024
-# The most that one read may bring: it is copied in the kernel, and holds the loop meanwhile.
+# The most that one read may bring: the kernel copies it, and blocks the event loop meanwhile.
 _READ_BYTES: Final = 1024 * 1024
-# The same where the memory is new: to touch it takes longer than to copy.
+# The same for new memory: touching it takes longer than copying.
 _NEW_READ_BYTES: Final = 256 * 1024
 # From here on a whole payload's data is received into its own memory.
 _OWN_BYTES: Final = 1024 * 1024
@@ -45,7 +44,7 @@ _NEXT: Final = 0x20
 
 
 class FrameDecoder:
-    """The bytes of one connection that wait to be frames.
+    """The received bytes of one connection, and the frames in them.
 
     Args:
         reassembler: Decides which frames are taken in, and joins fragments.
@@ -57,15 +56,13 @@ class FrameDecoder:
         self._view = self._small
         self._start = 0
         self._end = 0
-        # How many bytes from the start on are needed before anything can be done with them.
+        # How many bytes from the start on are needed for the next step.
         self._needed = LENGTH_BYTES
         self._header: FrameHeader | None = None
         self._to_skip = 0
-        # Of the payload whose data is received into its own memory: that, and what stood before it.
+        # Of a payload whose data is received into its own memory: that, and the frame's bytes before the data.
         self._own: ReservedBuffer | None = None
         self._head = b""
-        # The large buffer whose item is being written, and which comes back by itself.
-        self._lent: memoryview | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -74,7 +71,7 @@ class FrameDecoder:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room to receive into; not while `is_ready` is False."""
+        """Whether there is no room to receive into; only possible while `is_ready`."""
         return self._end == self._limit()
 
     def received_of(self, stream_id: int) -> int:
@@ -86,19 +83,19 @@ class FrameDecoder:
         return self._end - self._start if is_its else 0
 
     def get_buffer(self) -> memoryview:
-        """Where the next bytes are to be received into; empty if `is_full`."""
+        """The part of the buffer for the next bytes; empty if `is_full`."""
         most = _READ_BYTES if self._own is None else _NEW_READ_BYTES
         return self._view[self._end : min(self._limit(), self._end + most)]
 
     def received(self, nbytes: int) -> None:
-        """Notes that `nbytes` were put where `get_buffer` said."""
+        """Notes that `nbytes` were received into `get_buffer()`."""
         self._end += nbytes
 
     def take(self) -> Frame | SplitPayload | None:
-        """Goes one step on with what was received; only while `is_ready`.
+        """Does the next step with what was received; only while `is_ready`.
 
         Returns:
-            The next frame or split payload; None if this step gave none.
+            The next frame or split payload; None if this step completed none.
 
         Raises:
             FrameError: The connection can't go on.
@@ -116,7 +113,7 @@ class FrameDecoder:
                 self._need(LENGTH_BYTES + HEADER_BYTES)
                 return None
             header = FrameHeader.parse(view, begin, length)
-            # Refused until shown otherwise: if this raises, the frame is skipped.
+            # Skipped unless it is admitted, also if this raises.
             self._to_skip, self._needed = LENGTH_BYTES + length, 1
             if not self._reassembler.admit(header, self):
                 return None
@@ -134,7 +131,7 @@ class FrameDecoder:
         try:
             return self._reassembler.feed(frame) if frame is not None else None
         finally:
-            self._advance(total)  # only now: what was borrowed is copied, or refused
+            self._advance(total)  # not before `feed` has copied or refused what was borrowed
 
     @property
     def arrived_bytes(self) -> int:
@@ -142,7 +139,7 @@ class FrameDecoder:
         return len(self._head) + self._end - self._start if self._header is not None else 0
 
     def skip(self) -> None:
-        """Gives up that frame and its buffer; what still arrives of it is dropped."""
+        """Drops that frame, with what still arrives of it, and frees its buffer."""
         header = self._header
         if header is not None:
             self._to_skip = LENGTH_BYTES + header.length - len(self._head)
@@ -163,7 +160,7 @@ class FrameDecoder:
         stream_id = int.from_bytes(view[begin : begin + 4], "big")
         if stream_id not in streams or not HEADER_BYTES < length <= _MAX_ITEM_BYTES:
             return None
-        # Else it is the last fragment of an item, or follows something that was refused.
+        # If not, it is the last fragment of an item, or its stream was refused.
         is_whole = self._reassembler.expects_whole(stream_id)
         return FrameHeader(stream_id, FrameType.PAYLOAD, flags, length) if is_whole else None
 
@@ -175,25 +172,25 @@ class FrameDecoder:
     def take_data(self, item: FrameHeader) -> tuple[memoryview, Callable[[], None]] | None:
         """The data of the plain item that `next_item` found, and what to call when it isn't used any more.
 
-        It stays good whatever this buffer is used for meanwhile. None while some of it has to be received.
+        The data stays valid until then. None while some of it is still to be received.
         """
         total = LENGTH_BYTES + item.length
         if self._end - self._start < total:
             self._need(total)
             return None
         begin = self._start + LENGTH_BYTES + HEADER_BYTES
-        if self._view is self._small:
-            data = memoryview(bytes(self._view[begin : self._start + total]))
+        large, end = self._view, self._start + total
+        if large is self._small:
+            data = memoryview(bytes(large[begin:end]))
             self._advance(total)
             return data, _nothing
-        large = self._view
-        data = large[begin : self._start + total]
-        self._lent = large
-        self._advance(total)
-        return data, partial(_give_back, large)
+        rest = large[end : self._end]
+        self._small[: len(rest)] = rest
+        self._view, self._start, self._end, self._needed = self._small, 0, len(rest), LENGTH_BYTES
+        return large[begin:end], partial(_give_back, large)
 
     def take_frame(self, item: FrameHeader) -> PayloadFrame | None:
-        """The whole frame of the item that `next_item` found; None while some of it has to be received.
+        """The whole frame of the item that `next_item` found; None while some of it is still to be received.
 
         Raises:
             FrameError: It contradicts itself.
@@ -208,12 +205,12 @@ class FrameDecoder:
         return frame
 
     def take_begin(self, item: FrameHeader) -> memoryview:
-        """What is here of a plain item's data, where the rest is received elsewhere; `skip_begin` is to follow."""
+        """What is here of a plain item's data, if the rest is received elsewhere; `skip_begin` is to follow."""
         begin = self._start + LENGTH_BYTES + HEADER_BYTES
         return self._view[begin : min(self._end, begin + item.payload_bytes)]
 
     def skip_begin(self, nbytes: int) -> None:
-        """Goes beyond the header, and `nbytes` of data, of such an item."""
+        """Drops the header, and `nbytes` of data, of such an item."""
         self._advance(LENGTH_BYTES + HEADER_BYTES + nbytes)
 
     @property
@@ -227,31 +224,31 @@ class FrameDecoder:
         self._to_skip, self._needed = nbytes, 1
 
     def discard(self) -> None:
-        """Forgets what was received."""
+        """Drops what was received."""
         self._give_up()
         self._header, self._head = None, b""
         self._start = self._end = self._to_skip = 0
         self._needed = LENGTH_BYTES
 
     def close(self) -> None:
-        """Forgets what was received, and gives up all buffers: nothing may be received any more."""
+        """Drops what was received, and frees all buffers: nothing may be received any more."""
         self.discard()
         self._view = self._small = memoryview(b"")
 
     def _limit(self) -> int:
-        """Where receiving ends: a large buffer may be larger than its frame."""
+        """Where receiving ends: a large buffer may have more room than its frame needs."""
         if self._own is not None:
             return len(self._view)
         return len(self._small) if self._view is self._small else self._needed + _TAIL_BYTES
 
     def _begin_own(self, header: FrameHeader) -> bool:
-        """Goes on to receive the frame's data into its own memory; False if it isn't worth it, or can't be."""
+        """Receives the rest of the frame's data into its own memory; False if it isn't worth it, or impossible."""
         if header.payload_bytes <= _OWN_BYTES or not header.is_fragmentable or self._reassembler.copies(header):
             return False
         head = self._view[self._start : self._end]
         data_at = data_offset(header, head[LENGTH_BYTES:]) + LENGTH_BYTES
         if not data_at < min(LENGTH_BYTES + header.length, len(self._small)):
-            return False  # it contradicts itself, or says more than it carries
+            return False  # it contradicts itself, or has more metadata than fits the buffer
         if len(head) < data_at:
             self._need(data_at)
             return True
@@ -282,17 +279,14 @@ class FrameDecoder:
             self._needed = 1
 
     def _advance(self, nbytes: int) -> None:
-        """Goes beyond what was dealt with."""
+        """Drops what was handled."""
         self._start += nbytes
         self._needed = LENGTH_BYTES
         if self._start == self._end:
             self._start = self._end = 0
             self._give_up()
-        elif self._view is not self._small:
-            # The tail of a large frame: never more than fits.
-            self._move(self._small)
-        elif len(self._view) - self._start < LENGTH_BYTES:
-            self._move(self._small)
+        elif self._view is not self._small or len(self._view) - self._start < LENGTH_BYTES:
+            self._move(self._small)  # the tail of a large frame always fits
 
     def _need(self, nbytes: int) -> None:
         """Makes room for `nbytes` from the start on."""
@@ -304,19 +298,18 @@ class FrameDecoder:
             self._move(self._small)
 
     def _move(self, target: memoryview) -> None:
-        """Moves what is there to the front of `target`."""
+        """Moves the received bytes to the front of `target`."""
         rest = self._end - self._start
         target[:rest] = self._view[self._start : self._end]
         self._give_up()
         self._view, self._start, self._end = target, 0, rest
 
     def _give_up(self) -> None:
-        """Goes back to the small buffer."""
+        """Returns to the small buffer."""
         if self._view is not self._small:
-            given_up, is_lent = self._view, self._view is self._lent
-            self._view, self._lent = self._small, None
-            if self._own is None and not is_lent:
-                _give_back(given_up)
+            large, self._view = self._view, self._small
+            if self._own is None:
+                _give_back(large)
             self._own = None
 
 
@@ -328,4 +321,4 @@ def _give_back(view: memoryview) -> None:
 
 
 def _nothing() -> None:
-    """A copy needn't be given back."""
+    """In place of `_give_back`, for a copy."""

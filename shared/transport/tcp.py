@@ -1,8 +1,8 @@
 """TCP and TLS: whole frames out of an asyncio connection and into it, never more than asked for.
 
-Receiving is pulled: bytes become frames one at a time, when the connection asks for the next, and reading stops while
-the receive buffer is full. Sending waits for the socket. Bytes that are no frame are answered with an ERROR and the end
-of the connection.
+Frames are pulled: they are parsed one at a time, when the connection asks for the next, and reading stops while the
+receive buffer is full. Sending waits for the socket. Bytes that are no frame are answered with an ERROR and the end of
+the connection.
 
 What is in memory for one connection: a receive buffer of 64 KiB, the large frame that is arriving, the payloads under
 reassembly, and of what is sent one frame or 16 KiB of small ones (with TLS, 64 KiB more).
@@ -40,13 +40,15 @@ _CLOSE_SECONDS: Final = 1.0
 
 
 class TcpTransport(Transport, asyncio.BufferedProtocol):
-    """One connection; hand it to asyncio as the protocol, and to the connection as the transport.
+    """One connection: asyncio's protocol, and rsocket's transport.
 
     Args:
-        on_connected: Called once, with this transport, when the connection is made; gives what judges and joins the
+        on_connected: Called once, with this transport, when the connection is made; returns what checks and joins the
             peer's payloads.
         on_lost: Called once, with the reason or None, when the connection has ended.
     """
+
+    _writer: SocketWriter  # since the connection was made
 
     def __init__(
         self,
@@ -57,16 +59,12 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         self._on_connected: Callable[[TcpTransport], Reassembler] | None = on_connected
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._state = State.CONNECTING
-        self._failure: str | None = None
         self._farewell: bytes | None = None
-        self._peer = "unknown"
         self._transport: asyncio.Transport | None = None
         self._ended = self._loop.create_future()
         self._cut: asyncio.TimerHandle | None = None
         self._reassembler: Reassembler | None = None
         self._decoder: FrameDecoder | None = None
-        self._writer: SocketWriter | None = None
         self._pacer = Pacer()
         self._is_reading_paused = False
         self._waiter: asyncio.Future[None] | None = None
@@ -75,38 +73,34 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         self._lane: FileLane | None = None
 
     @property
-    def state(self) -> State:
-        return self._state
-
-    @property
-    def failure(self) -> str | None:
-        return self._failure
-
-    @property
-    def peer(self) -> str:
-        return self._peer
+    def lane(self) -> FileLane | None:
+        fd = self._writer.fd
+        if self._lane is None and MOVES_FILES and fd is not None and not self.is_lost:
+            with suppress(OSError):  # the process has no more descriptors; then items take the frame path
+                # A descriptor of its own, which asyncio doesn't close while a thread uses it.
+                self._lane = FileLane(socket.socket(fileno=os.dup(fd)), self)
+        return self._lane if not self.is_lost else None
 
     @property
     def flow(self) -> Flow:
-        return _TcpFlow(self._received_at, self._writer, self._decoder, self._lane)
+        writer, lane = self._writer, self._lane
+        handed, in_lane = (0, 0) if lane is None else (lane.handed_bytes, lane.waiting_bytes)
+        handed, waiting = writer.handed_bytes + handed, writer.waiting_bytes + in_lane
+        blocked_since = writer.blocked_since(handed - waiting, writer.buffered_bytes + in_lane)
+        return Flow(self._received_at, handed, waiting, blocked_since)
 
-    @property
-    def lane(self) -> FileLane | None:
-        writer = self._writer
-        if self._lane is None and MOVES_FILES and writer is not None and writer.fd is not None and not self.is_lost:
-            with suppress(OSError):  # the process has no more descriptors; then items take the frame path
-                # A descriptor of its own, which asyncio doesn't close while a thread uses it.
-                self._lane = FileLane(socket.socket(fileno=os.dup(writer.fd)), self)
-        return self._lane if not self.is_lost else None
+    def arrived_of(self, stream_id: int) -> int:
+        return 0 if self._decoder is None else self._decoder.received_of(stream_id)
 
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        name = transport.get_extra_info("peername")  # kept, since TLS forgets it when the connection is lost
-        self._peer = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unknown"
+        name = transport.get_extra_info("peername")  # TLS forgets it when the connection is lost
+        if isinstance(name, tuple):
+            self.peer = f"{name[0]}:{name[1]}"
         self._writer = SocketWriter(transport)
-        self._state = State.OPEN
+        self.state = State.OPEN
         on_connected, self._on_connected = self._on_connected, None
         assert on_connected is not None, "asyncio connects a protocol once"
         self._reassembler = on_connected(self)
@@ -116,8 +110,8 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         return self.reader.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._state is not State.OPEN:
-            return  # read so that closing the socket doesn't reset it, and the peer gets to see the ERROR
+        if self.state is not State.OPEN:
+            return  # see `_say_farewell`
         self.on_received()
         decoder = self.reader
         decoder.received(nbytes)
@@ -131,15 +125,16 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._state = State.LOST
+        error = exc
+        if self.state is not State.CONNECTING:  # else a TLS handshake has failed
+            self._writer.close()
+            error = exc or self._writer.error
+        self.state = State.LOST
         if self._lane is not None:
             self._lane.close()
         if self._cut is not None:
             self._cut.cancel()
         wake(self._ended)
-        error = None if self._writer is None else self._writer.error
-        if self._writer is not None:
-            self._writer.close()
         if self._reassembler is not None:
             self._reassembler.close()
         wake(self._waiter)
@@ -148,15 +143,14 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         self._transport = self._reassembler = None
         on_lost, self._on_lost, self._on_connected = self._on_lost, None, None
         if on_lost is not None:
-            on_lost(exc if exc is not None else error)
+            on_lost(error)
 
     def pause_writing(self) -> None:
-        if self._writer is not None:
+        if self.state is not State.CONNECTING:  # TLS pauses while the writer sets its limits
             self._writer.pause()
 
     def resume_writing(self) -> None:
-        if self._writer is not None:
-            self._writer.resume()
+        self._writer.resume()
 
     # Receiving
 
@@ -178,7 +172,7 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
                     return frame
                 if not decoder.is_in_item:
                     continue
-                # The rest of an item is slow to come: it counts, and may stall, as any other frame.
+                # The rest of an item is slow to arrive: it counts in the limits, and may stall, as any other frame.
             elif not decoder.is_ready:
                 await self._wait_for_bytes()
                 continue
@@ -198,7 +192,7 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
 
     def _is_exhausted(self) -> bool:
         is_over = not self._is_rest_wanted or self._decoder is None or not self._decoder.is_ready
-        return self._failure is not None or (self.is_lost and is_over)
+        return self.failure is not None or (self.is_lost and is_over)
 
     async def _wait_for_bytes(self) -> None:
         if self._is_reading_paused and self._transport is not None and not self._transport.is_closing():
@@ -235,39 +229,34 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
 
     async def drained(self) -> None:
         self._check_open()
-        writer = self._writer
-        if writer is not None:
-            writer.write_gathered()
-            await writer.drained()
+        self._writer.write_gathered()
+        await self._writer.drained()
         self._check_open()
 
     def on_received(self) -> None:
         self._received_at = self._loop.time()
 
     def on_lane_idle(self) -> None:
-        if self._failure is not None:
+        if self.failure is not None:
             self._say_farewell()
         self._free_buffer()
 
     def on_lane_failed(self, error: OSError) -> None:
-        if self._writer is not None and self._writer.error is None:
-            self._writer.error = error.with_traceback(None)  # which leads back here
+        if self._writer.error is None:
+            self._writer.error = error.with_traceback(None)  # which refers to this: a reference cycle
         self.abort()
 
     # Sending
 
     async def send(self, frame: Frame) -> None:
         self._check_open()
-        writer = self._writer
-        assert writer is not None, "an open transport has one"
         parts = self._serialize(frame)
-        if writer.add(parts, LENGTH_BYTES + frame.length):
-            await writer.flush()
+        if self._writer.add(parts, LENGTH_BYTES + frame.length):
+            await self._writer.flush()
             self._check_open()
 
     async def flush(self) -> None:
-        if self._writer is not None:
-            await self._writer.flush()
+        await self._writer.flush()
 
     def _serialize(self, frame: Frame) -> list[Bytes]:
         head = serialize_head(frame)
@@ -276,21 +265,21 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         return parts
 
     def _check_open(self) -> None:
-        if self._state is not State.OPEN or self._transport is None or self._transport.is_closing():
+        if self.state is not State.OPEN or self._transport is None or self._transport.is_closing():
             raise RSocketTransportError("the connection has ended")
 
     # The end
 
     def fail(self, error_code: ErrorCode, reason: str) -> None:
-        if self._state is not State.OPEN and not (self.is_lost and self._failure is None):
+        if self.state is not State.OPEN and not (self.is_lost and self.failure is None):
             return
         _log.info("closing the connection from %s: %s", self.peer, reason)
         farewell = ErrorFrame()
         farewell.error_code, farewell.data = error_code, reason.encode()
         self._farewell = b"".join(self._serialize(farewell))
-        self._failure = reason
+        self.failure = reason
         if not self.is_lost:
-            self._state = State.FAILED
+            self.state = State.FAILED
         if self._reassembler is not None:
             self._reassembler.close()
         if self._lane is not None:
@@ -300,9 +289,9 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         self._say_farewell()
 
     def _say_farewell(self) -> None:
-        """The rest of `fail`, once no thread uses the socket or the receive buffer."""
+        """Completes `fail`, once no thread uses the socket or the receive buffer."""
         transport, lane = self._transport, self._lane
-        if transport is None or self._writer is None or self._farewell is None:
+        if transport is None or self._farewell is None:
             return
         if lane is not None and (lane.is_sending or lane.is_receiving):
             return
@@ -313,8 +302,8 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
             self._writer.write_gathered(farewell)
         if transport.is_closing():
             return
-        # To close a socket with something unread in it resets the connection, and the peer might not see the ERROR: so
-        # the sending side is shut down, and what the peer still sends is read and dropped until it closes, too.
+        # Closing a socket with unread bytes resets the connection, and the peer might not see the ERROR: so the sending
+        # side is shut down, and what the peer still sends is read and dropped until it closes, too.
         if self._is_reading_paused:
             transport.resume_reading()
         if not transport.can_write_eof():
@@ -326,14 +315,14 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
             transport.abort()  # reset by the peer
 
     def abort(self) -> None:
-        if self._transport is not None and not self.is_lost:  # which asyncio can't take twice
+        if self._transport is not None and not self.is_lost:  # asyncio can't do it twice
             self._transport.abort()
 
     async def close(self) -> None:
         transport = self._transport
         if transport is None or self.is_lost:
             return
-        if self._failure is None and not transport.is_closing() and self._writer is not None:
+        if self.failure is None and not transport.is_closing():
             with suppress(RSocketTransportError):  # it is lost already
                 self._writer.write_gathered()
             transport.close()
@@ -343,42 +332,3 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
     def _cut_later(self) -> None:
         if self._cut is None and self._transport is not None and not self.is_lost:
             self._cut = self._loop.call_later(_CLOSE_SECONDS, self._transport.abort)
-
-
-class _TcpFlow:
-    """See `shared.transport.base.Flow`; as it is at one moment."""
-
-    def __init__(
-        self, received_at: float, writer: SocketWriter | None, decoder: FrameDecoder | None, lane: FileLane | None
-    ) -> None:
-        self.received_at = received_at
-        self._writer = writer
-        self._decoder = decoder
-        self._lane = lane
-
-    @property
-    def handed_bytes(self) -> int:
-        lane_bytes = 0 if self._lane is None else self._lane.handed_bytes
-        return lane_bytes + (0 if self._writer is None else self._writer.handed_bytes)
-
-    @property
-    def waiting_bytes(self) -> int:
-        return 0 if self._writer is None else self._writer.waiting_bytes + self._lane_bytes
-
-    @property
-    def taken_bytes(self) -> int:
-        return self.handed_bytes - self.waiting_bytes
-
-    @property
-    def blocked_since(self) -> float | None:
-        writer = self._writer
-        if writer is None:
-            return None
-        return writer.blocked_since(self.taken_bytes, writer.buffered_bytes + self._lane_bytes)
-
-    def arrived_of(self, stream_id: int) -> int:
-        return 0 if self._decoder is None else self._decoder.received_of(stream_id)
-
-    @property
-    def _lane_bytes(self) -> int:
-        return 0 if self._lane is None else self._lane.waiting_bytes

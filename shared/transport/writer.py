@@ -1,7 +1,7 @@
-"""Writes frames to a socket: gathered where they are small, never joined where they are large.
+"""Writes frames to a socket: small ones are gathered, large ones are never joined.
 
-On POSIX a frame goes to the socket with one vectored system call that asyncio knows nothing of; what the socket doesn't
-take goes through asyncio's own buffer. TLS, and systems without `os.writev`, use asyncio's buffer for all of it.
+On POSIX, frames go to the socket with one vectored system call, without asyncio; what the socket doesn't take goes
+through asyncio's buffer. With TLS, and on systems without `os.writev`, all of it does.
 """
 
 import asyncio
@@ -15,17 +15,17 @@ from rsocket.exceptions import RSocketTransportError
 
 from ..aio import wake
 
-__all__ = ["GATHER_BYTES", "Bytes", "SocketWriter"]
+__all__ = ["Bytes", "SocketWriter"]
 
 if sys.platform == "linux":
     import fcntl
     import termios
 
 _HAS_WRITEV: Final = hasattr(os, "writev")
-# Small frames wait for each other, until nothing is left to send or this much is waiting.
-GATHER_BYTES: Final = 16 * 1024
-# What the kernel may hold that isn't on its way yet. A small frame can't overtake it; what is on its way isn't limited,
-# so that long lines stay full. Over loopback less of it also means that more stays in the processor's cache.
+# Small frames are gathered until nothing is left to send, or there is this much.
+_GATHER_BYTES: Final = 16 * 1024
+# What the kernel may hold that isn't in flight yet. A small frame can't overtake it; what is in flight isn't limited,
+# so that long lines stay full. Over loopback a lower limit also means that more stays in the processor's cache.
 _UNSENT_BYTES: Final = 128 * 1024
 # After so many frames or bytes other callbacks of the event loop run. Writing 256 KiB takes 100 µs.
 _FRAMES_PER_SLICE: Final = 16
@@ -42,7 +42,7 @@ class SocketWriter:
 
     Attributes:
         error: What ended the connection while something was written; None if nothing did.
-        fd: The socket's descriptor, where frames may be written past asyncio; None where they mayn't.
+        fd: The socket's descriptor if frames may be written to it without asyncio, else None.
         handed_bytes: Bytes of all the frames that were written so far.
     """
 
@@ -59,7 +59,7 @@ class SocketWriter:
         self._slice_bytes = 0
         self._blocked_taken: int | None = None
         self._blocked_since = 0.0
-        # `pause_writing` says that something waits, `resume_writing` that all of it is in the socket. Not `high=0`:
+        # `pause_writing` means that something waits, `resume_writing` that all of it is in the socket. Not `high=0`:
         # with it asyncio's TLS pauses when nothing waits, and never resumes.
         self._transport.set_write_buffer_limits(high=1, low=0)
         self._socket: socket.socket | None = self._transport.get_extra_info("socket")
@@ -73,17 +73,22 @@ class SocketWriter:
 
     @property
     def buffered_bytes(self) -> int:
-        """What is in asyncio's buffers; uvloop doesn't tell what is encrypted already."""
+        """What is in asyncio's buffers; uvloop doesn't report what is encrypted already."""
         buffers = (self._transport, self._encrypted)
         return sum(buffer.get_write_buffer_size() for buffer in buffers if buffer is not None)
 
     @property
     def waiting_bytes(self) -> int:
-        """What was written and isn't known to have been taken by the peer's system."""
+        """What was written, and isn't known to have reached the peer's system."""
         return self._gathered_bytes + self.buffered_bytes + _unacknowledged_bytes(self._socket)
 
     def blocked_since(self, taken_bytes: int, buffered_bytes: int) -> float | None:
-        """See `Flow.blocked_since`; for so many bytes that the peer has taken, and that wait in this process."""
+        """See `Flow.blocked_since`.
+
+        Args:
+            taken_bytes: What the peer has taken so far.
+            buffered_bytes: What waits in this process.
+        """
         if not buffered_bytes:
             self._blocked_taken = None
             return None
@@ -93,12 +98,12 @@ class SocketWriter:
         return self._blocked_since
 
     def add(self, parts: list[Bytes], nbytes: int) -> bool:
-        """Takes a frame, whose parts have so many bytes together; whether `flush` is due."""
+        """Gathers a frame, whose parts have so many bytes together; whether `flush` is due."""
         self._gathered += parts
         self._gathered_bytes += nbytes
         self.handed_bytes += nbytes
         self._frames += 1
-        return self._gathered_bytes >= GATHER_BYTES or self._frames >= _FRAMES_PER_SLICE
+        return self._gathered_bytes >= _GATHER_BYTES or self._frames >= _FRAMES_PER_SLICE
 
     async def flush(self) -> None:
         """Writes what was gathered, and returns when it is in the socket.
@@ -134,12 +139,12 @@ class SocketWriter:
             self._write(parts)
 
     def pause(self) -> None:
-        """Something waits in asyncio's buffers."""
+        """Notes that something waits in asyncio's buffers."""
         if self._waiter is None:
             self._waiter = self._loop.create_future()
 
     def resume(self) -> None:
-        """Nothing waits there any more."""
+        """Notes that nothing waits there any more."""
         waiter, self._waiter = self._waiter, None
         wake(waiter)
 
@@ -156,7 +161,7 @@ class SocketWriter:
         if transport is None or transport.is_closing():
             raise RSocketTransportError("the connection has ended")
         if self.fd is None or transport.get_write_buffer_size():
-            if sum(map(len, parts)) <= GATHER_BYTES:
+            if sum(map(len, parts)) <= _GATHER_BYTES:
                 transport.write(b"".join(parts))
             else:
                 # Not `writelines`: it joins before Python 3.12, and doesn't pause in 3.12.0 to 3.12.7 and 3.13.0.
@@ -168,7 +173,7 @@ class SocketWriter:
         except (BlockingIOError, InterruptedError):
             taken = 0
         except OSError as error:
-            self.error = error.with_traceback(None)  # which leads back here
+            self.error = error.with_traceback(None)  # which refers to this: a reference cycle
             transport.abort()
             raise RSocketTransportError(f"the connection has ended: {error}") from error
         for part in parts:

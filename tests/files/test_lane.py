@@ -175,7 +175,7 @@ async def test_an_item_that_drips_does_not_keep_a_thread() -> None:
         async with _dripping(client, frame(1, PAYLOAD, NEXT, bytes(200_000))):
             await eventually(lambda: lane.is_receiving)
             await eventually(lambda: not lane.is_receiving)
-            assert server.flow.arrived_of(1) > 70_000
+            assert server.arrived_of(1) > 70_000
         got = await receiving
         assert isinstance(got, Frame)
         assert len(got.data or b"") == 200_000
@@ -206,7 +206,6 @@ async def test_an_item_that_drips_into_a_pipe_does_not_keep_a_thread() -> None:
 async def _dripping(client: TcpTransport, wire: bytes, seconds: float = 0.001) -> AsyncGenerator[None, None]:
     """Sends a byte now and then, and all the rest at the end."""
     writer = client._writer
-    assert writer is not None
     assert writer.fd is not None
     own = socket.socket(fileno=os.dup(writer.fd))
     own.send(wire[:70_000])
@@ -265,7 +264,7 @@ async def test_a_job_that_ends_in_the_middle_of_an_item(make_target: type[Target
         receiver = _Receiver(server)
         item = frame(1, PAYLOAD, NEXT, bytes(200_000))
         async with _dripping(client, item, seconds=0.02):
-            await eventually(lambda: transfer.job.nbytes or server.flow.arrived_of(1))
+            await eventually(lambda: transfer.job.nbytes or server.arrived_of(1))
             await transfer.stop()
         await client.send(request_n(7, 3))
         await client.flush()

@@ -95,7 +95,7 @@ async def test_what_arrives_before_the_job_is_open_waits() -> None:
     await transfer.job.stop()
 
 
-async def test_items_that_nobody_requested() -> None:
+async def test_items_that_were_not_requested() -> None:
     transfer = _Transfer(Target(), window=2)
     transfer.job.take(b"1")
     await transfer.in_thread(b"2")

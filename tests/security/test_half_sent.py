@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rsocket.handlers.request_cahnnel_responder import RequestChannelResponder
 
 from rx_client import FileClient
 from server import ChatData, DirectoryStore, FileServer, Limits, serve
+from server.routes.upload import UploadChannel
 from tests.security.support import MIB, channel, download, receive, refused, stat, upload, warnings
 from tests.support import (
     APPLICATION_ERROR,
@@ -419,6 +421,8 @@ async def test_what_came_with_a_channels_request_is_not_kept_once_it_is_stored(t
         await eventually(
             lambda: any(part.stat().st_size == 2 * MIB for part in (tmp_path / ".rxfiles/parts").iterdir())
         )
-        (kept,) = server.data.uploads._newest.values()
-        await eventually(lambda: not kept._first)
+        (connection,) = server._connections.values()
+        handler = connection.stream(1)
+        assert isinstance(handler, RequestChannelResponder)
+        await eventually(lambda: isinstance(kept := handler.remote_subscriber, UploadChannel) and not kept._first)
         assert len(parts()) == 1

@@ -243,7 +243,9 @@ async def test_a_window_is_no_more_than_is_on_the_wire(server: FileServer, store
 # Dispose
 
 
-async def test_a_dispose_in_the_same_tick_sends_nothing(server: FileServer, files: FileClient, tmp_path: Path) -> None:
+async def test_a_dispose_in_the_same_iteration_sends_nothing(
+    server: FileServer, files: FileClient, tmp_path: Path
+) -> None:
     files.download_to("n", tmp_path / "got").subscribe().dispose()
     files.download_chunks("n").subscribe().dispose()
     await files.settle()
@@ -575,9 +577,9 @@ async def test_parts_of_other_files_are_left_alone(files: FileClient, tmp_path: 
     names = (".got.notes.rxpart", ".got.0123456789abcdef.rxpart.bak", ".other.0123456789abcdef.rxpart")
     mine = [tmp_path / name for name in names]
     for path in mine:
-        path.write_bytes(b"somebody's")
+        path.write_bytes(b"another's")
     await files.download_to("n", tmp_path / "got")
-    assert all(path.read_bytes() == b"somebody's" for path in mine)
+    assert all(path.read_bytes() == b"another's" for path in mine)
 
 
 async def test_two_downloads_to_one_path_both_come_through(

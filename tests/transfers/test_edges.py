@@ -180,7 +180,7 @@ async def test_a_hot_observable_that_is_retried_is_not_cut_in_silence(server: Fi
 async def test_a_dispose_is_heard_while_the_source_blocks_its_thread(
     server: FileServer, store: WatchedStore, files: FileClient
 ) -> None:
-    """A pipe that nobody writes to: the CANCEL must not wait for it."""
+    """A pipe without a writer: the CANCEL must not wait for it."""
     reading, writing = os.pipe()
     with open(reading, "rb") as pipe, open(writing, "wb", buffering=0) as feed:
         subscription = files.upload_from("n", pipe, chunk_size=SMALL).subscribe()
@@ -312,7 +312,7 @@ async def test_a_download_that_is_disposed_and_subscribed_to_at_once(files: File
 
 
 async def test_a_writer_that_is_stopped_in_a_write_gets_nothing_twice(server: FileServer, files: FileClient) -> None:
-    """Nobody knows whether such a write took its bytes: the right bytes, or a typed error."""
+    """It is unknown whether such a write took its bytes: the right bytes, or a typed error."""
     data = content(8 * CHUNK)
     await files.upload_from("n", data)
     got = bytearray()
@@ -334,7 +334,7 @@ async def test_a_writer_that_is_stopped_in_a_write_gets_nothing_twice(server: Fi
         assert isinstance(heard.error, TransferError)
 
 
-# Parts and messages that somebody else made
+# Parts and messages that another process made
 
 
 async def test_a_part_that_is_longer_than_the_file_is_no_reason_to_fail_for_ever(
@@ -380,7 +380,7 @@ async def test_a_stream_reader_is_an_asynchronous_iterable(files: FileClient) ->
     assert await files.download("n") == b"one\ntwo"
 
 
-async def test_a_peer_that_breaks_the_rules_is_told_so(server: FileServer, store: WatchedStore) -> None:
+async def test_a_peer_that_breaks_the_rules_gets_a_typed_error(server: FileServer, store: WatchedStore) -> None:
     """Not `internal`, which is retryable, and says that the server's log has more."""
     async with raw_peer(server.uri) as peer:
         store.before_append.close()
@@ -393,7 +393,7 @@ async def test_a_peer_that_breaks_the_rules_is_told_so(server: FileServer, store
 
 
 async def test_a_file_that_changes_all_the_time_is_given_up(tmp_path: Path, files: FileClient) -> None:
-    """A log that somebody appends to: starting over must have an end, or a pause."""
+    """A log that another process appends to: starting over must have an end, or a pause."""
     path = tmp_path / "store" / "log"
     path.write_bytes(content(20 * CHUNK))
     attempts = 0

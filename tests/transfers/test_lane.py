@@ -523,12 +523,12 @@ async def test_no_more_than_16_chunks_of_a_download_wait_in_memory_for_a_slow_di
         demand, job = stream._demand, stream._job
         await eventually(lambda: not demand.outstanding)
         # The first chunk, which is written, is replenished with others; one is being written, and isn't in the job.
-        assert demand.held >= DEFAULT_WINDOW - 1
+        assert demand.arrived - demand.consumed >= DEFAULT_WINDOW - 1
         # That nothing arrives is this side's doing: the download doesn't stall for it.
-        assert not stream.is_owed()
+        assert not stream.awaits_server()
         await asyncio.sleep(0.2)
         assert not requested, "no more is requested meanwhile"
-        assert demand.held <= DEFAULT_WINDOW
+        assert demand.arrived - demand.consumed <= DEFAULT_WINDOW
         assert (DEFAULT_WINDOW - 2) * nbytes <= job.held_bytes <= DEFAULT_WINDOW * nbytes
         if end == "disposed":
             subscription.dispose()
@@ -566,7 +566,7 @@ async def test_no_more_than_16_chunks_of_an_upload_wait_in_memory_for_a_slow_dis
 
 
 class SlowFile:
-    """While it is blocked, the first file that is written to is stuck, and no other."""
+    """While it is blocked, the first file that is written to, or read by the lane, is stuck, and no other."""
 
     def __init__(self) -> None:
         self.waiting = 0
@@ -575,6 +575,7 @@ class SlowFile:
         self._file: tuple[int, int] | None = None
 
     def block(self) -> None:
+        self._file = None
         self._free.clear()
 
     def free(self) -> None:
@@ -597,7 +598,7 @@ class SlowFile:
 def slow_file(monkeypatch: pytest.MonkeyPatch) -> Generator[SlowFile, None, None]:
     """Not blocked at first, nor at the end."""
     slow = SlowFile()
-    pwritev, splice = os.pwritev, os.splice
+    pwritev, splice, preadv = os.pwritev, os.splice, os.preadv
 
     def slow_pwritev(fd: int, views: Any, offset: int) -> int:
         slow.pass_through(fd)
@@ -608,8 +609,13 @@ def slow_file(monkeypatch: pytest.MonkeyPatch) -> Generator[SlowFile, None, None
             slow.pass_through(target)
         return splice(source, target, nbytes, **how)
 
+    def slow_preadv(fd: int, views: Any, offset: int) -> int:
+        slow.pass_through(fd)
+        return preadv(fd, views, offset)
+
     monkeypatch.setattr(os, "pwritev", slow_pwritev)
     monkeypatch.setattr(os, "splice", slow_splice)
+    monkeypatch.setattr(os, "preadv", slow_preadv)
     yield slow
     slow.free()
 
@@ -664,12 +670,70 @@ async def test_a_slow_disk_of_the_client_holds_up_one_download_alone(
         (stream,) = streams_of(files)
         await the_others_go_on(files, tmp_path, algorithm)
         assert slow_file.waiting == 1
-        assert stream._demand.held <= DEFAULT_WINDOW
+        assert stream._demand.arrived - stream._demand.consumed <= DEFAULT_WINDOW
         assert stream._job.held_bytes <= DEFAULT_WINDOW * FILE_CHUNK_BYTES
         slow_file.free()
         await heard.ended()
     assert heard.is_completed
     assert (tmp_path / "slow got").read_bytes() == data
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+@pytest.mark.parametrize("end", ["goes on", "disposed"])
+async def test_a_slow_disk_of_the_sender_holds_up_one_transfer_alone(
+    server: FileServer, store: DirectoryStore, tmp_path: Path, way: str, end: str, slow_file: SlowFile
+) -> None:
+    data = content(60 * CHUNK + 1)
+    await store.put("slow", data)
+    (tmp_path / "source").write_bytes(data)
+    heard = Recorder()
+    async with connected(server.uri) as files:
+        slow_file.block()
+        if way == "up":
+            subscription = files.upload_from("slow up", tmp_path / "source").subscribe(heard)
+        else:
+            subscription = files.download_to("slow", tmp_path / "slow got", digest="sha-256").subscribe(heard)
+        await eventually(lambda: slow_file.waiting)
+        await the_others_go_on(files, tmp_path, "xxh3-128")
+        assert slow_file.waiting == 1
+        if end == "disposed":
+            subscription.dispose()
+            await the_others_go_on(files, tmp_path, None)
+        slow_file.free()
+        if end == "goes on":
+            await heard.ended()
+    assert heard.is_completed == (end == "goes on")
+    if end == "goes on":
+        got = tmp_path / "store" / "slow up" if way == "up" else tmp_path / "slow got"
+        assert got.read_bytes() == data
+
+
+async def test_a_slow_disk_holds_up_one_transfer_alone_on_the_frame_path(
+    store: DirectoryStore, tmp_path: Path, slow_file: SlowFile
+) -> None:
+    server_context, client_context = tls_contexts()
+    data = content(30 * CHUNK + 1)
+    (tmp_path / "source").write_bytes(data)
+    async with serve(data=ChatData(store), tls=server_context) as server:
+        await store.put("slow", data)
+        uri = server.uri.replace("127.0.0.1", "localhost")
+        for transfer in ("up", "down"):
+            heard = Recorder()
+            async with FileClient.connect(uri, tls=client_context) as files:
+                slow_file.block()
+                if transfer == "up":
+                    files.upload_from("slow up", tmp_path / "source").subscribe(heard)
+                else:
+                    files.download_to("slow", tmp_path / "slow got").subscribe(heard)
+                await eventually(lambda: slow_file.waiting)
+                await the_others_go_on(files, tmp_path, "xxh3-128")
+                assert slow_file.waiting == 1
+                assert server.work.unstored_bytes <= DEFAULT_WINDOW * CHUNK
+                slow_file.free()
+                await heard.ended()
+            assert heard.is_completed
+        await at_rest(server, store)
+    assert (tmp_path / "store" / "slow up").read_bytes() == (tmp_path / "slow got").read_bytes() == data
 
 
 async def test_a_slow_disk_holds_up_one_upload_alone_also_with_the_last_piece_of_a_zero_copy_item(

@@ -152,7 +152,7 @@ async def test_digests(store: WatchedStore, files: FileClient, digest: str | Non
     data = content(600_000)
     completed = await files.upload_from("n", data, digest=digest)
     assert isinstance(completed, Completed)
-    # With a disk, bytes that nobody wants a digest of may never come into the process.
+    # With a disk, bytes without a digest may never come into the process.
     is_unknown = digest is None and isinstance(store.inner, DirectoryStore)
     assert completed.info.digest == (None if is_unknown else digest_of(data, digest or "xxh3-128"))
     assert await store.content("n") == data
@@ -231,7 +231,7 @@ class AsyncCloseable(Closeable):
 
 
 @pytest.mark.parametrize("kind", [Closeable, AsyncCloseable])
-async def test_a_source_that_raises_is_told_closed_once_and_publishes_nothing(
+async def test_a_source_that_raises_is_reported_closed_once_and_publishes_nothing(
     server: FileServer, store: WatchedStore, files: FileClient, kind: type[Closeable]
 ) -> None:
     class SourceFault(Exception):
@@ -246,7 +246,7 @@ async def test_a_source_that_raises_is_told_closed_once_and_publishes_nothing(
     assert not client_stream_ids(files)
 
 
-async def test_an_observable_that_fails_is_told(files: FileClient, store: WatchedStore) -> None:
+async def test_an_observable_that_fails_is_reported(files: FileClient, store: WatchedStore) -> None:
     source = reactivex.concat(reactivex.of(b"a", b"b"), reactivex.throw(KeyError("mine")))
     with pytest.raises(KeyError, match="mine"):
         await files.upload_from("n", source)
@@ -341,10 +341,10 @@ async def test_options_out_of_range_are_value_errors_at_the_call(files: FileClie
         files.upload_from("n", b"", **options)
 
 
-async def test_nothing_is_read_before_somebody_subscribes(server: FileServer, files: FileClient) -> None:
+async def test_nothing_is_read_before_a_subscription(server: FileServer, files: FileClient) -> None:
     source = Closeable([b"x"])
     upload = files.upload_from("n", source)
-    upload.subscribe().dispose()  # in the same tick
+    upload.subscribe().dispose()  # in the same event-loop iteration
     await files.settle()
     assert next(source) == b"x"
     assert not server.work.started
@@ -375,7 +375,7 @@ async def test_names_that_differ_in_case_or_normalisation_only(store: WatchedSto
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "a\n", "x" * 1025, "\ud800"])
-async def test_what_is_no_name_is_told(server: FileServer, files: FileClient, name: str) -> None:
+async def test_what_is_no_name_is_refused(server: FileServer, files: FileClient, name: str) -> None:
     with pytest.raises(InvalidName) as caught:
         await files.upload_from(name, b"")
     assert caught.value.name == name
@@ -393,7 +393,7 @@ async def test_overwrite_false_keeps_what_is_there(store: WatchedStore, files: F
     assert await store.content("n") == b"old"
 
 
-async def test_overwrite_false_loses_to_one_who_was_faster(store: WatchedStore, files: FileClient) -> None:
+async def test_overwrite_false_loses_to_a_faster_upload(store: WatchedStore, files: FileClient) -> None:
     store.before_commit.close()
     heard = Recorder()
     files.upload_from("n", b"late", overwrite=False).subscribe(heard)
@@ -405,7 +405,7 @@ async def test_overwrite_false_loses_to_one_who_was_faster(store: WatchedStore, 
     assert await store.content("n") == b"early"
 
 
-async def test_what_is_unfinished_is_seen_by_nobody(store: WatchedStore, files: FileClient) -> None:
+async def test_what_is_unfinished_is_not_visible(store: WatchedStore, files: FileClient) -> None:
     await files.upload("n", b"old")
     store.before_commit.close()
     heard = Recorder()
@@ -447,7 +447,7 @@ async def test_the_uploader_is_never_more_than_a_window_ahead_of_the_disk(
         await eventually(lambda: store.before_append.waiting and pulled == 5 + 1)
         await files.stat("x").pipe(ops.catch(lambda _, __: reactivex.of(None)))  # all that was sent has arrived
         before = proxy.up.nbytes
-        # 5 in all are on the wire, and one more waits to be sent. The source is read a chunk a hop.
+        # 5 in all are on the wire, and one more waits to be sent. The source is read a chunk in a thread handoff.
         assert pulled <= 5 + 1
         await files.stat("x").pipe(ops.catch(lambda _, __: reactivex.of(None)))
         assert pulled <= 5 + 1

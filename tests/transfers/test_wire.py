@@ -86,7 +86,7 @@ def last(stream_id: int, data: bytes = b"", *, flags: int = COMPLETE, **said: ob
     return frame(stream_id, PAYLOAD, NEXT | flag | flags, body)
 
 
-def told(got: RawFrame | None) -> dict[str, Any]:
+def said_in(got: RawFrame | None) -> dict[str, Any]:
     """What a frame's one metadata item says."""
     assert got is not None
     kind, rest = got.metadata[1 : got.metadata[0] + 2], got.metadata[got.metadata[0] + 2 :]
@@ -130,7 +130,7 @@ async def test_a_downloads_first_and_last_item_say_what_it_is(store: WatchedStor
         await peer.send(down(2 * stream_id + 1, "n", **digest))
         items = await all_items(peer, 2 * stream_id + 1)
         assert b"".join(got.data for got in items) == data
-        head, tail = told(items[0]), told(items[-1])
+        head, tail = said_in(items[0]), said_in(items[-1])
         assert (head["name"], head["size"], head["offset"], head["length"]) == ("n", size, 0, size)
         assert {"etag", "modified", "digest"} <= head.keys()
         assert tail["range_digest"] == digest_of(data, algorithm)
@@ -203,7 +203,7 @@ async def test_a_range_with_its_digest_from_the_start(store: WatchedStore, peer:
     await store.put("n", data)
     await peer.send(down(1, "n", offset=2 * CHUNK, length=100, digest_from=7))
     (got,) = await all_items(peer, 1)
-    assert told(got)["range_digest"] == digest_of(data[7 : 2 * CHUNK + 100])
+    assert said_in(got)["range_digest"] == digest_of(data[7 : 2 * CHUNK + 100])
     assert got.data == data[2 * CHUNK :][:100]
 
 
@@ -211,7 +211,7 @@ async def test_without_a_digest_none_is_sent(store: WatchedStore, peer: RawPeer)
     await store.put("n", bytes(10))
     await peer.send(down(1, "n", digest=None, offset=1))
     (got,) = await all_items(peer, 1)
-    assert "range_digest" not in told(got)
+    assert "range_digest" not in said_in(got)
 
 
 # The upload's channel, of a server of ours
@@ -226,7 +226,7 @@ async def begun(peer: RawPeer, stream_id: int, committed: int, asked: int = SERV
         assert got.stream_id == stream_id
         seen.add(got.kind)
         if got.kind == PAYLOAD:
-            assert told(got) == {"committed": committed}
+            assert said_in(got) == {"committed": committed}
         else:
             assert got.kind == REQUEST_N, got
             assert int.from_bytes(got.body, "big") == asked
@@ -240,7 +240,7 @@ async def final(peer: RawPeer, stream_id: int) -> dict[str, Any]:
         assert got is not None
         assert got.kind in (PAYLOAD, REQUEST_N, CANCEL), got
         if got.kind == PAYLOAD and got.flags & NEXT:
-            said = told(got)
+            said = said_in(got)
             assert said["committed"] >= committed
             committed = said["committed"]
             if "name" in said:
@@ -269,7 +269,7 @@ async def test_the_end_may_come_in_a_frame_of_its_own(store: WatchedStore, peer:
 
 
 async def test_a_client_that_takes_one_receipt_at_a_time(store: WatchedStore, peer: RawPeer) -> None:
-    """Receipts that nobody asked for are left out, but the last isn't."""
+    """Receipts that weren't requested are left out, but the last isn't."""
     await peer.send(up(1, "n", n=1))
     await begun(peer, 1, 0)
     for _ in range(10):
@@ -285,7 +285,7 @@ async def test_a_client_that_takes_one_receipt_at_a_time(store: WatchedStore, pe
         assert got.kind != PAYLOAD
     await peer.send(request_n(1, 1))
     got = await peer.receive()
-    assert told(got)["size"] == 100
+    assert said_in(got)["size"] == 100
 
 
 async def test_the_first_bytes_may_come_with_the_request(store: WatchedStore, peer: RawPeer) -> None:
@@ -298,7 +298,7 @@ async def test_the_first_bytes_may_come_with_the_request(store: WatchedStore, pe
         if got.kind == REQUEST_N:
             assert int.from_bytes(got.body, "big") <= SERVER_WINDOW
             break
-        seen.append(told(got)["committed"])
+        seen.append(said_in(got)["committed"])
     assert seen == sorted(seen)
     await peer.send(chunk(1, data[20_000:]), last(1, size=len(data), digest=digest_of(data)))
     assert (await final(peer, 1))["digest"] == digest_of(data)
@@ -344,8 +344,8 @@ async def test_a_second_items_end_and_what_follows_it(store: WatchedStore, peer:
         if got.kind == ERROR:
             assert got.error[1].startswith("invalid_request: ")
             break
-        if got.kind == PAYLOAD and "name" in told(got):
-            assert told(got)["size"] == 3
+        if got.kind == PAYLOAD and "name" in said_in(got):
+            assert said_in(got)["size"] == 3
             break
 
 
@@ -381,6 +381,17 @@ async def test_an_upload_that_ends_wrongly_publishes_nothing(
     await peer.send(up(3, "other", b"x", upload_id="other"))  # and the connection goes on
     while (got := await peer.receive()) is not None and got.stream_id != 3:
         pass
+
+
+@pytest.mark.parametrize("metadata", [None, item(b"some/thing", b"")])
+async def test_an_item_without_bytes_is_refused_unless_it_is_the_last(
+    store: WatchedStore, peer: RawPeer, metadata: bytes | None
+) -> None:
+    flag, body = payload(metadata)
+    await peer.send(up(1, "n"))
+    await begun(peer, 1, 0)
+    await peer.send(chunk(1, b"abc"), frame(1, PAYLOAD, NEXT | flag, body))
+    assert (await until_error(peer, 1))[1].startswith("invalid_request: ")
 
 
 async def test_more_bytes_than_the_request_announced(store: WatchedStore, peer: RawPeer) -> None:
@@ -442,7 +453,7 @@ async def test_an_upload_that_is_given_up_keeps_its_durable_part(
     async with raw_peer(server.uri) as other:
         metadata = route_item("file.upload.status") + name_item(b"n") + transfer_item(upload_id="one")
         await other.send(request(1, REQUEST_RESPONSE, metadata))
-        assert told(await other.receive()) == {"committed": 3}
+        assert said_in(await other.receive()) == {"committed": 3}
         await other.send(up(3, "n"))
         await begun(other, 3, 3)
         await other.send(last(3, b"def", size=6, digest=digest_of(b"abcdef")))
@@ -466,7 +477,7 @@ async def test_a_channel_of_a_newer_connection_takes_over(server: FileServer, st
         await new.send(up(1, "n"))
         await begun(new, 1, 3)
         assert (await until_error(old, 1))[1].startswith("superseded: ")
-        await old.send(chunk(1, b"late"))  # nobody's any more
+        await old.send(chunk(1, b"late"))  # of an upload that was taken over
         await new.send(last(1, b"def", size=6, digest=digest_of(b"abcdef")))
         assert (await final(new, 1))["size"] == 6
     assert await store.content("n") == b"abcdef"
@@ -637,7 +648,7 @@ async def test_a_client_sends_no_more_than_the_server_asks_for() -> None:
             data += sent.data
             asked.append(len(sent.data))
             if sent.metadata:
-                assert told(sent) == {"size": 6, "digest": WHOLE}
+                assert said_in(sent) == {"size": 6, "digest": WHOLE}
                 break
         assert data == b"abcdef"
         await peer.send(receipt(one, **PUBLISHED), frame(one, PAYLOAD, COMPLETE))

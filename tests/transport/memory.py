@@ -17,7 +17,6 @@ from rsocket.frame import ErrorFrame, Frame
 from rx_client.connection.dial import Dial
 from server import FileServer
 from shared.aio import wake
-from shared.files.lane import FileLane
 from shared.frames.codec import FrameError, serialize_head
 from shared.frames.fragments import SplitPayload
 from shared.frames.reassembly import Reassembler
@@ -39,10 +38,8 @@ class MemoryTransport(Transport):
     """
 
     def __init__(self, name: str) -> None:
+        super().__init__(name)
         self._loop = asyncio.get_running_loop()
-        self._state = State.CONNECTING
-        self._failure: str | None = None
-        self._name = name
         self._reassembler: Reassembler | None = None
         self._on_lost: Callable[[], None] | None = None
         self._other: MemoryTransport | None = None
@@ -64,28 +61,13 @@ class MemoryTransport(Transport):
         on_lost: Callable[[], None],
     ) -> None:
         """Connects this end with the other one."""
-        self._other, self._on_lost, self._state = other, on_lost, State.OPEN
+        self._other, self._on_lost, self.state = other, on_lost, State.OPEN
         self._reassembler = on_connected(self)
 
     @property
-    def state(self) -> State:
-        return self._state
-
-    @property
-    def failure(self) -> str | None:
-        return self._failure
-
-    @property
-    def peer(self) -> str:
-        return self._name
-
-    @property
     def flow(self) -> Flow:
-        return self._flow
-
-    @property
-    def lane(self) -> FileLane | None:
-        return None
+        flow = self._flow
+        return Flow(flow.received_at, flow.handed_bytes, flow.waiting_bytes, flow.blocked_since)
 
     # Receiving
 
@@ -93,7 +75,7 @@ class MemoryTransport(Transport):
         while True:
             if self._pacer.is_due():
                 await self._pacer.pause()
-            if self._failure is not None or (self.is_lost and not (self._is_rest_wanted and self._inbox)):
+            if self.failure is not None or (self.is_lost and not (self._is_rest_wanted and self._inbox)):
                 return None
             if not self._inbox:
                 self._pacer.restart()
@@ -126,7 +108,7 @@ class MemoryTransport(Transport):
 
     def _arrive(self, message: bytes) -> None:
         """The other end has sent a message."""
-        if self._state is not State.OPEN:
+        if self.state is not State.OPEN:
             if self._other is not None:
                 self._other._flow.on_taken(len(message))  # dropped
             return
@@ -160,23 +142,23 @@ class MemoryTransport(Transport):
         other._arrive(message)
 
     def _check_open(self) -> "MemoryTransport":
-        if self._state is not State.OPEN or self._other is None:
+        if self.state is not State.OPEN or self._other is None:
             raise RSocketTransportError("the connection has ended")
         return self._other
 
     # The end
 
     def fail(self, error_code: ErrorCode, reason: str) -> None:
-        if self._state is not State.OPEN:
+        if self.state is not State.OPEN:
             return
-        self._failure = reason
+        self.failure = reason
         farewell = ErrorFrame()
         farewell.error_code, farewell.data = error_code, reason.encode()
         parts = [bytes(serialize_head(farewell))]
         farewell.write_data_metadata(parts.append)
         if self._other is not None:
             self._hand_over(self._other, b"".join(parts))
-        self._state = State.FAILED
+        self.state = State.FAILED
         if self._reassembler is not None:
             self._reassembler.close()
         self._inbox.clear()
@@ -187,7 +169,7 @@ class MemoryTransport(Transport):
             self._other._on_other_ends()
 
     async def close(self) -> None:
-        if self._state is State.CONNECTING:
+        if self.state is State.CONNECTING:
             return
         other = self._other
         if other is not None and not self.is_lost:
@@ -209,9 +191,9 @@ class MemoryTransport(Transport):
         self._loop.call_soon(self.abort)
 
     def _lose(self) -> None:
-        if self._state in (State.CONNECTING, State.LOST):
+        if self.state in (State.CONNECTING, State.LOST):
             return
-        self._state = State.LOST
+        self.state = State.LOST
         if self._cut is not None:
             self._cut.cancel()
         if self._reassembler is not None:
@@ -227,7 +209,7 @@ class MemoryTransport(Transport):
 
 
 class _MemoryFlow:
-    """See `shared.transport.base.Flow`."""
+    """What `shared.transport.base.Flow` is made of."""
 
     def __init__(self, received_at: float) -> None:
         self.received_at = received_at
@@ -235,13 +217,6 @@ class _MemoryFlow:
         self.waiting_bytes = 0
         self.blocked_since: float | None = None
         self._slice = 0
-
-    @property
-    def taken_bytes(self) -> int:
-        return self.handed_bytes - self.waiting_bytes
-
-    def arrived_of(self, stream_id: int) -> int:
-        return 0  # a message comes as a whole
 
     def on_sent(self, nbytes: int) -> None:
         self.handed_bytes += nbytes

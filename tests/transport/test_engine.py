@@ -94,7 +94,7 @@ async def test_a_payload_over_the_limit_is_refused_and_the_connection_lives(capl
 
 
 async def test_the_budget_of_all_connections_is_shared_and_given_back() -> None:
-    budget = ReassemblyBudget(100_000, clock=lambda: 0.0)  # nobody is slow
+    budget = ReassemblyBudget(100_000, clock=lambda: 0.0)  # no peer is slow
     engines = Engines(budget=budget)
     async with raw_pair(engines) as (_, first_peer), raw_pair(engines) as (_, second_peer):
         await first_peer.send(request(1, REQUEST_RESPONSE, None, bytes(90_000), flags=FOLLOWS))

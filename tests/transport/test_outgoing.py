@@ -66,10 +66,10 @@ def test_nothing_is_copied(kind: type[bytes]) -> None:
 
 
 def test_what_is_withdrawn_is_replaced_once() -> None:
-    told: list[str] = []
+    heard: list[str] = []
     replacement = SkippedFrame()
     outgoing = OutgoingFrame(
-        to_request_response_frame(1, Payload(bytes(1000)), 100), replacement, lambda: told.append("sent")
+        to_request_response_frame(1, Payload(bytes(1000)), 100), replacement, lambda: heard.append("sent")
     )
     first = outgoing.get_next_fragment()
     assert isinstance(first, RequestResponseFrame)
@@ -77,4 +77,4 @@ def test_what_is_withdrawn_is_replaced_once() -> None:
     assert outgoing.withdraw()
     assert outgoing.get_next_fragment() is replacement
     assert outgoing.get_next_fragment() is None
-    assert told == []
+    assert heard == []

@@ -66,7 +66,7 @@ async def test_a_few_busy_connections_go_on_in_an_iteration() -> None:
     assert 1 <= most <= pacing._BUSY_PER_ITERATION
 
 
-async def test_a_connection_that_is_given_up_while_it_pauses_holds_up_nobody() -> None:
+async def test_a_connection_that_is_given_up_while_it_pauses_delays_no_other() -> None:
     pauses = [asyncio.create_task(Pacer().pause()) for _ in range(9)]
     await asyncio.sleep(0)
     for each in pauses[:5]:

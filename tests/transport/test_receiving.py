@@ -2,6 +2,8 @@
 
 import struct
 from collections.abc import Iterator, Sequence
+from math import inf
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +22,7 @@ from shared.errors import ServerFull, TooLarge, TransferError
 from shared.frames.budget import ReassemblyBudget, ReassemblyLimits
 from shared.frames.codec import FrameError, FrameHeader
 from shared.frames.fragments import SplitPayload, Spool
-from shared.frames.reassembly import PayloadRules, Reassembler, Refusal
+from shared.frames.reassembly import PayloadRules, Reassembler
 from shared.transport import decoder as receiving
 from shared.transport.decoder import FrameDecoder
 from tests.support import (
@@ -52,6 +54,14 @@ def own_bytes(request: pytest.FixtureRequest) -> Iterator[int]:
         yield request.param
 
 
+class Refusal(NamedTuple):
+    """What a connection hears of a refused payload."""
+
+    stream_id: int
+    kind: int
+    error: TransferError
+
+
 class Receiving(PayloadRules):
     """A decoder, with the loop that a transport runs on it, and what its connection hears."""
 
@@ -63,8 +73,8 @@ class Receiving(PayloadRules):
         self.refused_frames: list[TransferError] = []
         self.largest_buffer = 0
 
-    def on_refused(self, refusal: Refusal) -> None:
-        self.refused.append(refusal)
+    def on_refused(self, stream_id: int, kind: int, error: TransferError) -> None:
+        self.refused.append(Refusal(stream_id, kind, error))
 
     def on_frame_refused(self, error: TransferError) -> None:
         self.refused_frames.append(error)
@@ -183,8 +193,8 @@ _streams = st.lists(
 def test_reassembly_is_what_a_simple_model_says(
     data: st.DataObject, streams: list[tuple[int, list[bytes], bool]]
 ) -> None:
-    limits = ReassemblyLimits(max_payload_bytes=60, max_connection_bytes=data.draw(st.sampled_from([None, 2500])))
-    budget = ReassemblyBudget(data.draw(st.sampled_from([None, 3600])))
+    limits = ReassemblyLimits(max_payload_bytes=60, max_connection_bytes=data.draw(st.sampled_from([inf, 2500])))
+    budget = ReassemblyBudget(data.draw(st.sampled_from([inf, 3600])))
     receiving = Receiving(limits, budget)
     queues: dict[int, list[bytes]] = {}
     contents: dict[int, bytes] = {}
@@ -224,14 +234,15 @@ def test_reassembly_is_what_a_simple_model_says(
 @given(st.lists(st.tuples(st.integers(1, 6), st.booleans(), st.binary(max_size=50)), max_size=30), st.integers(0, 60))
 def test_a_lost_connection_gives_its_budget_back(fragments: list[tuple[int, bool, bytes]], cut: int) -> None:
     budget = ReassemblyBudget(10_000)
-    assert budget.take(1000)  # another connection's
+    assert Receiving(None, budget).feed(half(1, 1000)).reassembler.held_bytes == budget.used_bytes
+    others = budget.used_bytes
     receiving = Receiving(ReassemblyLimits(max_payload_bytes=100), budget)
     wire = b"".join(frame(stream, PAYLOAD, NEXT | (FOLLOWS if more else 0), data) for stream, more, data in fragments)
     receiving.feed(wire[: len(wire) - cut])
     receiving.reassembler.close()
-    assert budget.used_bytes == 1000
+    assert budget.used_bytes == others
     receiving.feed(wire[len(wire) - cut :])
-    assert budget.used_bytes == 1000
+    assert budget.used_bytes == others
 
 
 def test_one_unfragmented_payload_is_refused_by_its_length_alone() -> None:
@@ -301,7 +312,7 @@ def test_a_large_payload_is_received_into_its_own_memory(kind: int, cut: int) ->
         own[0] = 1
 
 
-def test_a_view_that_somebody_kept_does_not_change_a_payload() -> None:
+def test_a_kept_view_does_not_change_a_payload() -> None:
     content = bytes(3_000_000)
     wire = frame(1, PAYLOAD, NEXT, content)
     receiving = Receiving().feed(wire[:-1])
@@ -377,7 +388,7 @@ class Peers:
         self.budget = ReassemblyBudget(max_bytes, clock=lambda: self.now)
         self.all = [Receiving(limits, self.budget) for _ in range(count)]
 
-    def tick(self, seconds: float = 0.5) -> None:
+    def advance(self, seconds: float = 0.5) -> None:
         """What a server does twice a second."""
         self.now += seconds
         for one in self.all:
@@ -389,13 +400,13 @@ class Peers:
         return [one.reassembler.held_bytes for one in self.all]
 
     def refused(self) -> list[list[tuple[int, str]]]:
-        """What each was told since the last call."""
-        told: list[list[tuple[int, str]]] = []
+        """What each was refused since the last call."""
+        refused: list[list[tuple[int, str]]] = []
         for one in self.all:
             one.take()
-            told.append([(refusal.stream_id, refusal.error.code) for refusal in one.refused])
+            refused.append([(refusal.stream_id, refusal.error.code) for refusal in one.refused])
             one.refused.clear()
-        return told
+        return refused
 
     def check(self) -> None:
         """What is true after every step."""
@@ -408,14 +419,12 @@ class Peers:
         for one, nbytes in zip(self.all, held, strict=True):
             partials = one.reassembler._partials.values()
             # What is joined or stored is neither; these connections do that at once.
-            assert (
-                one.reassembler.evictable_bytes
-                == nbytes
-                == one.reassembler._incoming_cost + sum(partial.cost for partial in partials)
-            )
+            incoming = 0 if one.reassembler._incoming is None else one.reassembler._incoming.cost
+            counted = incoming + sum(partial.cost for partial in partials)
+            assert one.reassembler.evictable_bytes == nbytes == counted
             assert one.reassembler.pending_requests == sum(partial.is_request for partial in partials)
             large = one.decoder._view is not one.decoder._small
-            assert not large or one.reassembler._incoming_cost, "a large buffer counts"
+            assert not large or incoming, "a large buffer counts"
 
 
 def half(stream_id: int, nbytes: int) -> bytes:
@@ -433,7 +442,7 @@ def test_the_largest_of_the_slow_ones_makes_room() -> None:
     large.feed(half(1, 100_000) + half(3, 150_000))
     fast.feed(half(1, 10_000))
     for _ in range(3):
-        peers.tick()
+        peers.advance()
         fast.feed(more(1, 100_000))
     newcomer.feed(half(1, 300_000))
     assert peers.held()[1] == 0
@@ -443,13 +452,13 @@ def test_the_largest_of_the_slow_ones_makes_room() -> None:
     assert peers.held()[1] == 1024 + 10
 
 
-def test_who_holds_far_more_makes_room_where_nobody_is_slow() -> None:
+def test_the_holder_of_far_more_makes_room_where_no_peer_is_slow() -> None:
     peers = Peers(1_000_000, 3)
     large, small, newcomer = peers.all
     large.feed(half(1, 700_000))
     small.feed(half(1, 250_000))
     newcomer.feed(half(1, 400_000))
-    assert peers.refused() == [[], [], [(1, "server_full")]], "nobody holds twice as much"
+    assert peers.refused() == [[], [], [(1, "server_full")]], "no peer holds twice as much"
     newcomer.feed(half(3, 300_000))
     assert peers.refused() == [[(1, "server_full")], [], []]
     assert peers.held() == [0, 251_024, 301_024]
@@ -462,7 +471,7 @@ def test_no_more_is_taken_from_the_slow_than_helps() -> None:
     for one in fast:
         one.feed(half(1, 400_000))
     for _ in range(3):
-        peers.tick()
+        peers.advance()
         for one in fast:
             one.feed(more(1, 20_000))
         for one in fast:
@@ -490,7 +499,7 @@ def test_a_flood_of_refused_frames_looks_at_everybody_now_and_then() -> None:
     assert peers.refused()[2] == [(stream_id, "server_full") for stream_id in range(1, 2001, 2)]
     assert looks <= 1 + 1.0 / 0.1
     peers.all[2].feed(half(2001, 100_000))
-    assert peers.held()[2] == 101_024, "who asks for less is heard all the same"
+    assert peers.held()[2] == 101_024, "a peer that asks for less is read all the same"
 
 
 def test_a_frame_that_is_arriving_makes_room_and_its_rest_is_skipped() -> None:
@@ -580,7 +589,7 @@ _steps = st.lists(
         st.tuples(st.just("half a frame"), st.integers(0, 3), st.integers(1, 6), st.sampled_from([70_000, 300_000])),
         st.tuples(st.just("keepalive"), st.integers(0, 3), st.just(0), st.sampled_from([10, 100_000])),
         st.tuples(st.sampled_from(["cancel", "sent", "close"]), st.integers(0, 3), st.integers(1, 6), st.just(0)),
-        st.tuples(st.just("tick"), st.just(0), st.just(0), st.sampled_from([0, 1, 30])),
+        st.tuples(st.just("advance"), st.just(0), st.just(0), st.sampled_from([0, 1, 30])),
     ),
     max_size=60,
 )
@@ -595,39 +604,39 @@ def test_the_accounts_are_right_after_every_step(
     rests = [b""] * 4
     closed: set[int] = set()
     ended: set[int] = set()
-    for kind, who, stream_id, nbytes in (step for step in steps if step[1] not in ended):
-        one, rest = peers.all[who], rests[who]
+    for kind, at, stream_id, nbytes in (step for step in steps if step[1] not in ended):
+        one, rest = peers.all[at], rests[at]
         is_begun = stream_id in one.reassembler._partials
-        rests[who] = b""
+        rests[at] = b""
         if rest:
             one.feed(rest)  # a frame can't be left half-sent for another
-        elif kind == "tick":
-            peers.tick(nbytes + 0.5)
-            rests[who] = rest
+        elif kind == "advance":
+            peers.advance(nbytes + 0.5)
+            rests[at] = rest
         elif kind == "close":
             one.reassembler.close()
-            closed.add(who)
+            closed.add(at)
         elif kind == "sent":
             one.reassembler.on_sent(cancel(stream_id))
         elif kind == "cancel":
             one.feed(frame(stream_id, CANCEL))
-        elif kind == "keepalive" and who not in closed:
+        elif kind == "keepalive" and at not in closed:
             try:
                 one.feed(frame(0, KEEPALIVE, 0, bytes(nbytes)))
             except FrameError:
                 one.reassembler.close()
-                ended.add(who)  # in the middle of a frame
+                ended.add(at)  # in the middle of a frame
         elif kind == "half a frame":
             wire = more(stream_id, nbytes) if is_begun else half(stream_id, nbytes)
             one.feed(wire[: nbytes // 2])
-            rests[who] = wire[nbytes // 2 :]
+            rests[at] = wire[nbytes // 2 :]
         elif kind in ("send", "end"):
             is_first = not is_begun and kind == "send"
             flags = FOLLOWS if kind == "send" else 0
             one.feed(half(stream_id, nbytes) if is_first else frame(stream_id, PAYLOAD, NEXT | flags, bytes(nbytes)))
         peers.check()
-        for told in peers.refused():
-            assert len({stream for stream, _ in told}) == len(told), "a payload is refused once"
+        for refused in peers.refused():
+            assert len({stream for stream, _ in refused}) == len(refused), "a payload is refused once"
     for one in peers.all:
         one.reassembler.close()
     peers.check()

@@ -35,7 +35,7 @@ Scenario = Callable[[bool], Coroutine[Any, Any, None]]
 def run(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Scenario], Coroutine[Any, Any, None]]:
-    """Runs a scenario, which is told whether to use TLS, on one kind of loop and socket."""
+    """Runs a scenario, with TLS or without, on one kind of loop and socket."""
     kind: str = request.param
     if "uvloop" in kind and not HAS_UVLOOP:
         pytest.skip("uvloop isn't installed")
@@ -100,7 +100,7 @@ async def test_a_peer_that_does_not_read_stops_the_sender(run: Run) -> None:
             waiting = client._transport.get_write_buffer_size()
             # With TLS asyncio encrypts up to 512 KiB ahead.
             assert waiting <= len(chunk) + (1024 * 1024 if tls else 1024)
-            assert server._decoder.is_full, "nothing is read that nobody awaits"
+            assert server._decoder.is_full, "nothing is read before it is awaited"
             assert len(server._decoder._view) == 64 * 1024
             await take(server, stopped_at + 1)
             await eventually(lambda: sent > stopped_at)
@@ -139,12 +139,12 @@ async def test_what_has_arrived_of_a_frame_is_known_before_its_end(run: Run) -> 
             assert client._transport is not None
             whole = frame(3, PAYLOAD, NEXT, bytes(500_000))
             for end in (1000, 60_000, 400_000):
-                client._transport.write(whole[server.flow.arrived_of(3) : end])
-                await eventually(lambda end=end: server.flow.arrived_of(3) == end)
-                assert server.flow.arrived_of(1) == 0
+                client._transport.write(whole[server.arrived_of(3) : end])
+                await eventually(lambda end=end: server.arrived_of(3) == end)
+                assert server.arrived_of(1) == 0
             client._transport.write(whole[400_000:])
             await receiving
-            assert server.flow.arrived_of(3) == 0
+            assert server.arrived_of(3) == 0
 
     await run(scenario)
 
@@ -357,7 +357,7 @@ async def test_a_sender_that_never_waits_leaves_the_loop_to_others() -> None:
         assert 1 < most <= 16
 
 
-async def test_connection_loss_is_told_once_with_its_reason() -> None:
+async def test_connection_loss_is_reported_once_with_its_reason() -> None:
     loop = asyncio.get_running_loop()
     reasons: list[Exception | None] = []
     accepted: asyncio.Future[asyncio.StreamWriter] = loop.create_future()
