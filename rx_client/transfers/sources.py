@@ -12,6 +12,7 @@ from reactivex import Observable
 
 from shared.aio import run_blocking
 from shared.errors import SourceExhausted
+from shared.files.sending import FileChanged
 
 from ..operators import to_async_iter
 
@@ -97,21 +98,31 @@ class _BytesSource(Source):
 
 
 class OpenPath:
-    """A path's file, open: it stays the same file, with the `size` that it had then, even when the path is replaced."""
+    """A path's file, open: it stays the same file, of which `size` bytes are read, even when the path is replaced."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self.fileno = file.fileno
-        self.size = os.fstat(file.fileno()).st_size
+        self.size = size
 
     def close(self) -> None:
         """Closes it."""
         self._file.close()
 
     def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-        """As `Source.read`."""
+        """As `Source.read`; raises FileChanged if the file became shorter.
+
+        What the system itself makes, in /proc for example, seems to be empty, and is read to its end.
+        """
         self._file.seek(offset)  # sets a number; nothing is read
-        return _file_chunks(lambda nbytes: _read_exactly(self._file, nbytes), chunk_bytes)
+
+        def read(nbytes: int) -> bytes:
+            wanted = min(nbytes, self.size - self._file.tell()) if self.size else nbytes
+            if len(data := _read_exactly(self._file, wanted)) < wanted and self.size:
+                raise FileChanged
+            return data
+
+        return _file_chunks(read, chunk_bytes)
 
 
 class PathSource:
@@ -128,12 +139,12 @@ class PathSource:
         return status.st_size, (status.st_size, status.st_mtime_ns, status.st_ino)
 
     @asynccontextmanager
-    async def open(self, offset: int) -> AsyncGenerator[OpenPath, None]:
-        """The file, open; fails as `Source.read` does."""
+    async def open(self, offset: int, size: int) -> AsyncGenerator[OpenPath, None]:
+        """The file, open, to be read as it was when it had `size` bytes; fails as `Source.read` does."""
         opened: list[OpenPath] = []  # a list, for a cancel while a thread opens the file
         try:
-            await run_blocking(None, lambda: opened.append(OpenPath(self._path.open("rb", 0))))
-            _check_reachable(offset, opened[0].size)
+            await run_blocking(None, lambda: opened.append(OpenPath(self._path.open("rb", 0), size)))
+            _check_reachable(offset, size)
             yield opened[0]
         finally:
             for each in opened:

@@ -70,7 +70,7 @@ class UploadTransfer:
         try:
             start = await channel.start()
             if channel.info is None:
-                await channel.while_open(self._send(channel, start), tasks)
+                await channel.while_open(self._send(channel, start, size), tasks)
             info = await channel.finish()
         except BaseException as error:
             channel.cancel()
@@ -81,19 +81,22 @@ class UploadTransfer:
         self._has_sent_all = False
         emit(Completed(info))
 
-    async def _send(self, channel: UploadChannel, start: int) -> None:
+    async def _send(self, channel: UploadChannel, start: int, size: int | None) -> None:
         """Sends what the server doesn't have, by the file lane or by the frame path, and last of all the digest."""
         digest, source = self._digest_before(start), self.source
-        if isinstance(source, PathSource):
-            async with source.open(start) as file:
+        if not isinstance(source, PathSource):
+            await self._send_chunks(channel, source, start if digest is None else digest.length, start, digest)
+            return
+        try:
+            async with source.open(start, size or 0) as file:
                 if digest is not None and digest.length < start:
                     await self._catch_up(digest, file, start)
                 if channel.lane is not None and file.size > start:
                     await self._send_file(channel, file, start, digest)
                 else:
                     await self._send_chunks(channel, file, start, start, digest)
-        else:
-            await self._send_chunks(channel, source, start if digest is None else digest.length, start, digest)
+        except FileChanged:
+            raise IntegrityError("the source became shorter while it was read", name=self.name) from None
 
     async def _send_file(self, channel: UploadChannel, file: OpenPath, start: int, digest: Digest | None) -> None:
         """Sends the file as it was when it was opened, in a thread."""
@@ -102,15 +105,12 @@ class UploadTransfer:
             if digest is not None:
                 self._digests.append(digest.copy())
 
-        try:
-            await channel.send_file(
-                FileRange(file.fileno(), start, file.size),
-                last=lambda: transfer_metadata(self._end(file.size, digest)),
-                digest=digest,
-                on_item=remember,
-            )
-        except FileChanged:
-            raise IntegrityError("the source became shorter while it was read", name=self.name) from None
+        await channel.send_file(
+            FileRange(file.fileno(), start, file.size),
+            last=lambda: transfer_metadata(self._end(file.size, digest)),
+            digest=digest,
+            on_item=remember,
+        )
 
     async def _send_chunks(
         self, channel: UploadChannel, source: Source | OpenPath, offset: int, start: int, digest: Digest | None

@@ -7,7 +7,7 @@ connection's other streams go on without it. The connection waits for a disk in 
 - The system moves the bytes by itself (without a digest), and the disk holds the thread up in the middle of an item:
   half of it is in the socket, and no other thread can continue it.
 - The disk holds up every thread of the job's executor, and another job of that executor is next. Its wait for a thread
-  isn't told from a busy moment, in which leaving the socket to others would never let it move anything.
+  can't be distinguished from a busy moment, in which leaving the socket to others would never let it move anything.
 
 Only for plain sockets of a POSIX system; elsewhere a transport has no lane, and every item takes the frame path.
 """

@@ -5,6 +5,7 @@ Those that look at bytes on the wire, or break a TCP connection, stay with TCP.
 
 import asyncio
 import inspect
+import os
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
@@ -15,10 +16,10 @@ import pytest
 from reactivex import Observable
 from reactivex import operators as ops
 
-from rx_client import Chunk, Completed, FileClient
+from rx_client import Chunk, Completed, FileClient, Started
 from rx_client.transfers.sources import OpenPath
 from server import ChatData, FileServer, serve
-from shared import ConnectionLost
+from shared import ConnectionLost, IntegrityError
 from tests.support import eventually
 from tests.transfers import test_download, test_edges, test_upload
 from tests.transfers.helpers import DIALS, WatchedStore, connected, content, make_store, serving
@@ -70,6 +71,32 @@ async def test_a_source_that_is_slow_to_close_does_not_fail_an_upload_that_is_co
     path.write_bytes(b"content")
     assert isinstance(await files.upload_from("name", path), Completed)
     assert await store.content("name") == b"content"
+
+
+async def test_a_file_that_grows_while_it_is_uploaded_is_sent_as_it_was(
+    store: WatchedStore, files: FileClient, tmp_path: Path
+) -> None:
+    """As the file lane does it."""
+    path, data = tmp_path / "source", content(100_000)
+    path.write_bytes(data)
+    upload = files.upload_from("name", path, chunk_size=1000, window=1)
+    grown = ops.do_action(lambda event: path.write_bytes(data + b"more") if isinstance(event, Started) else None)
+    completed = await upload.pipe(grown)
+    assert isinstance(completed, Completed)
+    assert completed.info.size == len(data)
+    assert await store.content("name") == data
+
+
+async def test_a_file_that_becomes_shorter_while_it_is_uploaded_publishes_nothing(
+    store: WatchedStore, files: FileClient, tmp_path: Path
+) -> None:
+    path = tmp_path / "source"
+    path.write_bytes(content(100_000))
+    upload = files.upload_from("name", path, chunk_size=1000, window=1)
+    cut = ops.do_action(lambda event: os.truncate(path, 10_000) if isinstance(event, Started) else None)
+    with pytest.raises(IntegrityError, match="became shorter"):
+        await upload.pipe(cut)
+    assert await store.names() == []
 
 
 async def test_a_closed_server_has_closed_connections_that_another_listener_accepted(store: WatchedStore) -> None:
