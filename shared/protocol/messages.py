@@ -40,7 +40,7 @@ chat_transfer_mimetype: Final = b"chat/file-transfer"
 CHUNK_BYTES: Final = 256 * 1024
 """The data of a stream's item by default. 64 KiB costs 30 to 40% of the speed, 1 MiB gains nothing."""
 
-FILE_CHUNK_BYTES: Final = 3 * CHUNK_BYTES
+FILE_CHUNK_BYTES: Final = 2 * CHUNK_BYTES
 """The same between two files, where the file lane moves it: there system calls and reports cost, not copies."""
 
 MAX_CHUNK_BYTES: Final = 960_000
