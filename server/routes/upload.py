@@ -49,11 +49,14 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         self._inbound: Subscription | None = None
         self._stream_id: int | None = None
         self._task: asyncio.Task[None] | None = None
-        self._first = bytes(request.payload.data or b"")
         self._receiver: UploadReceiver | None = None
         self._demand = Demand(DEFAULT_WINDOW)
         self._wake = asyncio.Event()
         self._job = ReceiveJob(self._demand, self._wake.set, connection.on_held)
+        first = bytes(request.payload.data or b"")
+        self._has_first = bool(first)
+        if first:
+            self._job.take(first)  # it counts from now on, however long the store takes to begin
         self._is_complete = False
         self._is_given_up = False
         self._failure: Exception | None = None
@@ -159,7 +162,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
     async def _receive(self, upload: Upload) -> None:
         inbound, job, demand = self._inbound, self._job, self._demand
         assert inbound is not None, "rsocket subscribes both halves before the task starts"
-        if self._first and upload.received:
+        if self._has_first and upload.received:
             raise InvalidRequest(f"the upload goes on at {upload.received}; its request can't carry the first bytes")
         receiver = self._receiver = UploadReceiver(upload.received, self._message.size, self._message.digest)
         self._put_receipt(Receipt(upload.durable, window=upload.window_bytes))
@@ -169,12 +172,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
             self._lane = self._engine.transport.lane
             if self._lane is not None:
                 self._lane.receive(self._stream_id, job)
-        requested = demand.requested
-        if self._first:
-            requested -= 1  # it came unrequested
-            job.take(self._first)
-            self._first = b""  # it may be large, and the channel may live for long
-        inbound.request(requested)
+        inbound.request(demand.outstanding)  # the first bytes came unrequested
         items = nbytes = 0
         while True:
             await self._wake.wait()
@@ -207,7 +205,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._task = None
-        self._first = b""
+        self._job.forget()
         outcome = asyncio.CancelledError() if task.cancelled() else task.exception()
         error = self._failure or outcome
         if error is not None:

@@ -122,21 +122,19 @@ class ReceiveJob:
             self._store_waiting()
 
     def forget(self) -> None:
-        """Drops what leads back to the transfer, in reference cycles; nothing is notified any more."""
+        """Drops what waits, and what leads back to the transfer, in reference cycles; nothing is notified any more."""
+        self._drop_waiting()
         self._on_progress = self._on_held = self._append = self._file = None
         self._accept = _accept_all
 
     async def stop(self) -> None:
         """Writes nothing more; nothing is being written when this returns. A cancellation waits for that, too."""
+        self._drop_waiting()
         with self._lock:
-            self._is_stopped = True
-            self._waiting.clear()
-            self.held_bytes = 0
             if self._is_writing:
                 self._idle = self._loop.create_future()
         if self._storing is not None:
             self._storing.cancel()
-        self._report_held()
         try:
             if self._idle is not None:
                 await wait_uncancelled(self._idle)
@@ -266,6 +264,13 @@ class ReceiveJob:
         self._report_held()
         if self._on_progress is not None:
             self._on_progress()
+
+    def _drop_waiting(self) -> None:
+        with self._lock:
+            self._is_stopped = True
+            self._waiting.clear()
+            self.held_bytes = 0
+        self._report_held()
 
     def _report_held(self) -> None:
         change, self._reported_held = self.held_bytes - self._reported_held, self.held_bytes

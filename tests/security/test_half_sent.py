@@ -424,5 +424,10 @@ async def test_what_came_with_a_channels_request_is_not_kept_once_it_is_stored(t
         (connection,) = server._connections.values()
         handler = connection.stream(1)
         assert isinstance(handler, RequestChannelResponder)
-        await eventually(lambda: isinstance(kept := handler.remote_subscriber, UploadChannel) and not kept._first)
+        await eventually(
+            lambda: (
+                isinstance(kept := handler.remote_subscriber, UploadChannel)
+                and not (kept._job._waiting or kept._job.held_bytes)
+            )
+        )
         assert len(parts()) == 1

@@ -11,7 +11,7 @@ import pytest
 from reactivex import operators as ops
 
 from rx_client import FileClient
-from server import ChatData, DirectoryStore, Limits, MemoryStore, serve
+from server import ChatData, DirectoryStore, Limits, MemoryStore, Upload, serve
 from shared.errors import StorageFull, TooLarge
 from tests.security.support import (
     INVALID_SETUP,
@@ -59,6 +59,7 @@ from tests.support import (
     route_item,
     server_stream_ids,
     setup,
+    transfer_item,
 )
 
 RESUMPTION = frame(0, 0x0D, 0, struct.pack(">HHH", 1, 0, 16) + b"t" * 16 + bytes(16))
@@ -755,3 +756,30 @@ async def test_digests_from_an_earlier_offset_delay_no_other() -> None:
             assert (await receive(peer)).kind == PAYLOAD
             async with asyncio.timeout(PATIENCE):  # all of it takes the server much longer
                 await serves(server.uri)
+
+
+async def test_first_bytes_of_uploads_count_before_the_store_begins() -> None:
+    gate = asyncio.Event()
+
+    class Waiting(MemoryStore):
+        async def begin(self, *args: Any, **kwargs: Any) -> Upload:
+            await gate.wait()
+            return await super().begin(*args, **kwargs)
+
+    limits = Limits(max_unstored_bytes=8 * 200_000)
+    async with serve(data=ChatData(Waiting({})), limits=limits) as server, raw_peer(server.uri) as peer:
+        for count in range(10):
+            metadata = route_item("file.upload") + name_item(b"%d" % count) + transfer_item(upload_id=f"{count}")
+            await peer.send(request(2 * count + 1, REQUEST_CHANNEL, metadata, bytes(100_000), n=5))
+        await eventually(lambda: server.work.unstored_bytes >= 200_000)
+        await peer.silence()
+        assert server.work.unstored_bytes <= 300_000
+        assert server.work.active <= 3
+        gate.set()
+        await eventually(lambda: server.work.active == 10 and not server.work.unstored_bytes)
+        gate.clear()
+        await peer.send(request(101, REQUEST_CHANNEL, metadata, bytes(100_000), n=5))
+        await eventually(lambda: server.work.unstored_bytes == 100_000)
+        await peer.close()
+        await eventually(lambda: not server.work.active)
+        assert not server.work.unstored_bytes
