@@ -113,7 +113,8 @@ class Operation:
         else:
             work.failed += 1
             result = f"failed: {_code(outcome)}"
-            if not isinstance(outcome, TransferError | RSocketProtocolError):
+            is_said = isinstance(outcome, RSocketProtocolError) or (isinstance(outcome, TransferError) and outcome.code)
+            if not is_said:
                 _log.error("a request failed: %s", self.what, exc_info=outcome)
         _log.info("%s: %d bytes in %.3f s, %s", self.what, self.nbytes, time.monotonic() - self._started_at, result)
         if not work.active:

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from reactivestreams.publisher import Publisher
@@ -12,7 +13,8 @@ from reactivestreams.subscriber import DefaultSubscriber, Subscriber
 from rsocket.payload import Payload
 
 from server import ChatData, Limits, Model, Request, Right, Route, serve
-from shared.errors import AlreadyExists, InvalidRequest
+from shared.errors import AlreadyExists, ConnectionLost, InvalidRequest
+from shared.protocol.messages import Json
 from shared.protocol.metadata import build_simple
 from tests.security.support import setup_frame, user_line, users
 from tests.support import (
@@ -20,6 +22,7 @@ from tests.support import (
     CANCEL,
     COMPLETE,
     ERROR,
+    FOLLOWS,
     NEXT,
     PAYLOAD,
     REQUEST_CHANNEL,
@@ -237,6 +240,53 @@ async def test_an_item_fits_one_frame_and_is_not_empty(nbytes: int, is_sent: boo
         assert server.work.failed == (not is_sent)
 
 
+async def text(_: Request[None]) -> AsyncGenerator[Payload, None]:
+    yield Payload("text")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "handle"),
+    [(Model.REQUEST_STREAM, text), (Model.REQUEST_STREAM, says_nothing), (Model.REQUEST_CHANNEL, says_nothing)],
+)
+async def test_a_wrong_answer_of_a_stream_ends_that_stream_alone(model: Model, handle: Any) -> None:
+    async with serve(routes=[Route("wrong", model, handle, right=None)]) as server, raw_peer(server.uri) as peer:
+        await peer.send(request(1, int(model), route_item("wrong"), n=5))
+        assert (await expect(peer)).error == INTERNAL
+        await eventually(lambda: server.work.failed == 1 and not server_stream_ids(server))
+        await peer.send(response("file.stat", 3, name_item(b"a")))
+        while (answer := await expect(peer)).stream_id != 3:
+            assert answer.kind == CANCEL
+        assert answer.error[1].startswith("not_found: ")
+
+
+@pytest.mark.parametrize("is_parsed", [True, False])
+async def test_what_a_route_raises_for_a_split_request_does_not_end_its_connection(is_parsed: bool) -> None:
+    class Unparsed:
+        @staticmethod
+        def from_json(said: Json) -> "Unparsed":
+            if not is_parsed:
+                raise ValueError("internal text")
+            return Unparsed()
+
+    async def count(request: Request[Unparsed]) -> Payload:
+        return Payload(b"%d" % len(request.payload.data or b""))
+
+    def spool(_: Request[Unparsed]) -> None:
+        raise ValueError("internal text")
+
+    row = Route("count", Model.REQUEST_RESPONSE, count, right=None, message=Unparsed, spool=spool)
+    async with serve(routes=[row]) as server, raw_peer(server.uri) as peer:
+        await peer.send(
+            request(1, REQUEST_RESPONSE, route_item("count"), b"one", flags=FOLLOWS),
+            frame(1, PAYLOAD, NEXT | COMPLETE, b"two"),
+        )
+        answer = await expect(peer)
+        if is_parsed:
+            assert answer.data == b"6"
+        else:
+            assert answer.error == INTERNAL
+
+
 # Channels, and requests that want no answer
 
 
@@ -321,3 +371,16 @@ async def test_an_error_of_a_stream_is_typed() -> None:
         assert (await expect(peer)).data == b"one"
         error = await expect(peer)
         assert (error.kind, error.error) == (ERROR, (APPLICATION_ERROR, "already_exists: twice"))
+
+
+async def test_what_the_log_is_to_say_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def asks_another_server(_: Request[None]) -> Payload:
+        raise ConnectionLost("of another server")
+
+    row = Route("asks", Model.REQUEST_RESPONSE, asks_another_server, right=None)
+    async with serve(routes=[row]) as server, raw_peer(server.uri) as peer:
+        await peer.send(response("asks"))
+        assert (await expect(peer)).error == INTERNAL
+        await eventually(lambda: server.work.failed == 1)
+    [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.exc_info

@@ -41,7 +41,7 @@ from shared.transport.base import Transport
 from ..data import ChatData
 from ..limits import Limits
 from ..routes.context import ConnectionContext
-from ..routes.dispatch import Dispatcher
+from ..routes.dispatch import Dispatcher, is_part
 from ..routes.session import ChatUserSession, SessionFactory
 from ..routes.table import Model
 from ..routes.whole import UploadSpool
@@ -300,6 +300,8 @@ class ServerConnection(RSocketServer, RSocketEngine):
         nbytes = len(payload.data or b"") + len(payload.metadata or b"")
         if nbytes > _MAX_ITEM_BYTES:
             raise ValueError(f"an item of a stream must fit one frame: {_MAX_ITEM_BYTES} bytes, not {nbytes}")
+        if not (is_part(payload.data) and is_part(payload.metadata)):
+            raise TypeError("an item of a stream is bytes")  # anything else would end the sender of all streams
         frame = to_payload_frame(stream_id, payload, complete, is_next, FRAGMENT_SIZE_BYTES)
         self._window.add(nbytes)
         self.send_frame(OutgoingFrame(frame, SKIPPED, lambda: self._window.remove(nbytes)))

@@ -28,7 +28,7 @@ from .pull import Items, PullStream
 from .table import Model, Request, Route
 from .whole import UploadSpool
 
-__all__ = ["Dispatcher", "TableRouter", "call"]
+__all__ = ["Dispatcher", "TableRouter", "call", "is_part"]
 
 
 class TableRouter(RequestRouter):
@@ -113,9 +113,9 @@ class Dispatcher(BaseRequestHandler):
                 return None
             request = Request(self._session, route, items, Payload())
             request.check()
-        except TransferError:
-            return None
-        return route.spool(request)
+            return route.spool(request)
+        except Exception:  # whatever an app's function raises: nothing else is received while this is asked
+            return None  # what is wrong with the request is said when it is whole
 
     async def request_stream(self, payload: Payload) -> Publisher:
         try:
@@ -157,18 +157,29 @@ async def _publish(request: Request[Any]) -> Any:
     try:
         given = request.route.handle(request)
         if isawaitable(given):
-            publisher = await given
+            publisher = _checked(request.route.model, await given)
             operation.end(None)
             return publisher
         if request.route.model == Model.REQUEST_CHANNEL:
-            publisher, subscriber = cast(tuple[Publisher, Subscriber], given)
-            return publisher, subscriber
+            return _checked(request.route.model, given)
         items = cast(Items | Callable[[PullStream], Items], given)
         make: Callable[[PullStream], Items] = items if callable(items) else lambda _: items
         return PullStream(make, request.session.connection, operation)
     except Exception as error:
         operation.end(error)
         raise
+
+
+def _checked(model: Model, given: Any) -> Any:
+    """What a handler gave, if rsocket can subscribe to it; else the stream would stay open after its error."""
+    if model == Model.REQUEST_CHANNEL:
+        publisher, subscriber = given
+    else:
+        publisher, subscriber = given, None
+    is_publisher = hasattr(publisher, "subscribe") or (model == Model.REQUEST_CHANNEL and publisher is None)
+    if not is_publisher or not (subscriber is None or hasattr(subscriber, "on_subscribe")):
+        raise TypeError(f"a handler for {model} gave {type(given).__name__}, not what its model asks for")
+    return given
 
 
 async def call(request: Request[Any]) -> Any:
@@ -179,7 +190,7 @@ async def call(request: Request[Any]) -> Any:
         if _is_cancelled():
             raise
         raise RuntimeError("a handler was cancelled from within") from error
-    is_answer = isinstance(given, Payload) and _is_part(given.data) and _is_part(given.metadata)
+    is_answer = isinstance(given, Payload) and is_part(given.data) and is_part(given.metadata)
     if request.route.model == Model.REQUEST_RESPONSE and not is_answer:
         raise TypeError(f"a handler answered with {type(given).__name__}, not with a Payload of bytes")
     return given
@@ -210,7 +221,7 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _is_part(value: object) -> bool:
+def is_part(value: object) -> bool:
     """Whether rsocket can send this; a handler may have put anything there."""
     return value is None or isinstance(value, bytes | bytearray)
 
