@@ -12,7 +12,7 @@ from rsocket.disposable import Disposable
 from rsocket.payload import Payload
 
 from shared.aio import wait_uncancelled, wake
-from shared.errors import ConnectionLost, InvalidRequest, to_protocol_error
+from shared.errors import InvalidRequest, to_protocol_error
 from shared.files.sending import FileRange, SendJob
 from shared.protocol.digest import Digest
 from shared.protocol.flow import Credit
@@ -72,7 +72,7 @@ class PullStream(Publisher, Subscription, Disposable):
         Raises:
             FileChanged: The file was changed or cut short by another program.
             OSError: It couldn't be read.
-            ConnectionLost: The connection ended before.
+            CancelledError: The connection ended before.
         """
         engine, stream_id = self._engine, self._stream_id
         if engine is None or stream_id is None:
@@ -91,7 +91,7 @@ class PullStream(Publisher, Subscription, Disposable):
         if job.failure is not None:
             raise job.failure
         if not job.is_all_sent:
-            raise ConnectionLost("the connection ended before the file was sent")
+            raise asyncio.CancelledError("the connection ended before the file was sent")
         engine.finish_stream(stream_id)  # its last item has completed it
 
     async def demanded(self) -> None:

@@ -71,6 +71,8 @@ class Crew:
 
     async def until_readable(self, waiter: "asyncio.Future[None]") -> None:
         """Returns when the socket has something, the connection has ended, or `waiter` is done."""
+        if self._is_over:
+            return  # between the end of a thread and this
         self._loop.add_reader(self.connection, wake, waiter)
         try:
             await self._until(waiter)
@@ -80,6 +82,8 @@ class Crew:
 
     async def until_writable(self) -> None:
         """Returns when the socket takes something, or the connection has ended."""
+        if self._is_over:
+            return  # as above
         waiter = self._loop.create_future()
         self._loop.add_writer(self.connection, wake, waiter)
         try:

@@ -26,6 +26,7 @@ from rx_client import FileClient, Started, TransferEvent
 from rx_client.connection.options import ConnectOptions
 from rx_client.operators import retry_backoff
 from server import ChatData, DirectoryStore, FileServer, Limits, serve
+from server.routes.whole import UploadSpool
 from shared.errors import ConnectionLost, IntegrityError, NotFound, SourceExhausted, StorageFull, Superseded
 from shared.files.lane import FileLane
 from shared.files.receiving import ReceiveJob
@@ -44,6 +45,7 @@ from tests.support import (
     NEXT,
     PAYLOAD,
     REQUEST_N,
+    REQUEST_RESPONSE,
     REQUEST_STREAM,
     RawFrame,
     RawPeer,
@@ -51,10 +53,13 @@ from tests.support import (
     eventually,
     frame,
     item,
+    name_item,
     on_uvloop,
     payload,
     raw_peer,
     raw_server,
+    request,
+    route_item,
     server_stream_ids,
     transfer_item,
 )
@@ -1135,6 +1140,45 @@ async def test_a_peer_that_takes_nothing_is_cut(store: DirectoryStore) -> None:
             await eventually(lambda: server.connections == 1)
             await eventually(lambda: server.connections == 0)
         await at_rest(server, store)
+
+
+async def test_a_peer_that_vanishes_at_any_moment_of_a_download_is_no_error(
+    server: FileServer, store: DirectoryStore
+) -> None:
+    await store.put("n", content(100 * CHUNK))
+    for _ in range(20):
+        async with raw_peer(server.uri) as peer:
+            await peer.send(*(chunks(stream_id, b"n", n=1000) for stream_id in (1, 3, 5)))
+            await peer.receive()
+            await asyncio.sleep(random.random() / 50)
+            peer.writer.transport.abort()
+    await at_rest(server, store)
+    assert (server.work.cancelled, server.work.failed) == (60, 0)
+
+
+async def test_a_download_of_a_lost_connection_is_cancelled_also_while_the_connection_stores_something(
+    server: FileServer, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    async def write(*_: object) -> None:
+        begun.set()
+        await gate.wait()
+
+    monkeypatch.setattr(UploadSpool, "write", write)
+    await store.put("n", content(100 * CHUNK))
+    async with raw_peer(server.uri) as peer:
+        upload = request(
+            3, REQUEST_RESPONSE, route_item("file.upload") + name_item(b"u"), bytes(900_000), flags=FOLLOWS
+        )
+        await peer.send(chunks(1, b"n", n=1000), upload)
+        await peer.receive()
+        await asyncio.wait_for(begun.wait(), 5)
+        peer.writer.transport.abort()
+        await eventually(lambda: not server.work.active)
+        gate.set()
+    assert (server.work.cancelled, server.work.failed) == (1, 0)
+    await at_rest(server, store)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS[:2])
