@@ -164,10 +164,15 @@ class FileServer:
     def on_connected(self, transport: Transport, on_set_up: Callable[[], None] = lambda: None) -> Reassembler:
         """Serves a connection, also one that another listener has accepted; returns what judges its payloads.
 
+        Outside of the server's block the connection is aborted: the store isn't open, and nothing would close it.
+
         Args:
             transport: The connection's; `on_lost` has to be called when it has ended.
             on_set_up: Called when its SETUP was accepted.
         """
+        if self._listener is None:
+            transport.abort()
+            return Reassembler()
         try:
             connection = ServerConnection(
                 transport, self.data, self.work, self._limits, self._budget, self._users, on_set_up, self._make_session

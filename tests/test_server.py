@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from server import ChatData, FileServer, MemoryStore, serve
+from shared.transport.tcp import TcpTransport
 from tests.support import (
     APPLICATION_ERROR,
     CANCEL,
@@ -554,3 +555,32 @@ async def test_chat_data_is_frozen_and_starts_empty() -> None:
     assert data.files == {}
     with pytest.raises(AttributeError):
         data.files = {}  # type: ignore[misc]
+
+
+async def test_another_listeners_connections_are_served_inside_of_the_block_alone() -> None:
+    server = serve(data=ChatData({"a": b"content"}))
+
+    def transport() -> TcpTransport:
+        made = TcpTransport(server.on_connected, lambda _: server.on_lost(made))
+        return made
+
+    async def is_served() -> bool:
+        peer = await RawPeer.connect(uri)
+        try:
+            await peer.send(setup(), request(1, REQUEST_RESPONSE, route_item("file.download") + name_item(b"a")))
+            got = await peer.receive()
+        except ConnectionError:
+            return False
+        finally:
+            await peer.close()
+        return got is not None and got.data == b"content"
+
+    listener = await asyncio.get_running_loop().create_server(transport, "127.0.0.1", 0)
+    host, port = listener.sockets[0].getsockname()
+    uri = f"tcp://{host}:{port}"
+    assert not await is_served()
+    async with server:
+        assert await is_served()
+    assert not await is_served()
+    await eventually(lambda: not server.connections)
+    listener.close()
