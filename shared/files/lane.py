@@ -63,6 +63,9 @@ class FileLane:
 
         Returns:
             A frame for the frame path, its data taken; None if there is none.
+
+        Raises:
+            FrameError: An item's frame contradicts itself; the connection can't go on.
         """
         return await self._receiver.receive_some()
 

@@ -165,7 +165,11 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
             lane = self._lane
             is_for_lane = lane is not None and not self.is_lost and (lane.is_in_item or decoder.is_ready)
             if lane is not None and is_for_lane and lane.wants_next():
-                frame = await lane.receive_some()
+                try:
+                    frame = await lane.receive_some()
+                except FrameError as error:
+                    self._fail_frame(error)
+                    continue
                 if frame is None and lane.is_holding:
                     return SkippedFrame()  # the connection decides whether more may wait for the disk
                 if frame is not None:
@@ -180,10 +184,13 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
             try:
                 received = decoder.take()
             except FrameError as error:
-                self.fail(ErrorCode.CONNECTION_ERROR, f"invalid_frame: {error}")
+                self._fail_frame(error)
                 continue
             if received is not None:
                 return received
+
+    def _fail_frame(self, error: FrameError) -> None:
+        self.fail(ErrorCode.CONNECTION_ERROR, f"invalid_frame: {error}")
 
     def forget_rest(self) -> None:
         self._is_rest_wanted = False

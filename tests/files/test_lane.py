@@ -24,8 +24,8 @@ from shared.protocol.flow import Demand
 from shared.transport.base import Transport
 from shared.transport.tcp import TcpTransport
 from tests.files.support import Gate, Target, Wakes, ZeroCopyTarget, promptly, send_job
-from tests.support import NEXT, PAYLOAD, eventually, frame
-from tests.transport.pairs import frames_of, pair, payload, request_n
+from tests.support import ERROR, METADATA, NEXT, PAYLOAD, eventually, frame
+from tests.transport.pairs import frames_of, pair, payload, raw_pair, request_n
 
 ITEM_BYTES = 100_000
 Targets = pytest.mark.parametrize("make_target", [Target, ZeroCopyTarget])
@@ -150,6 +150,24 @@ async def test_an_item_that_says_more_takes_the_frame_path_without_its_data(make
         await eventually(lambda: len(receiver.frames) == 2)
         assert receiver.frames[1].data == b"z", "the job has ended"
         server.abort()
+
+
+@Targets
+async def test_an_item_that_contradicts_itself_ends_the_connection(make_target: type[Target]) -> None:
+    async with raw_pair() as (server, peer):
+        transfer = _Transfer(lane_of(server), 1, make_target())
+        receiver = _Receiver(server)
+        await peer.send(frame(1, PAYLOAD, NEXT, b"x" * 1000))
+        await eventually(lambda: transfer.job.items == 1)
+        await peer.send(frame(1, PAYLOAD, NEXT | METADATA, (2000).to_bytes(3, "big") + b"less"))
+        got = await peer.receive()
+        assert got is not None
+        assert got.kind == ERROR
+        assert got.error[1].startswith("invalid_frame: ")
+        await peer.close()
+        await promptly(receiver.task)
+        await transfer.stop()
+        assert transfer.target.data == b"x" * 1000
 
 
 @Targets
