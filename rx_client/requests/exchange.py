@@ -53,6 +53,7 @@ class ExchangeRequest(StreamRequest, Subscriber):
         self._credit = 0  # what the server asked for, and the publisher wasn't asked for yet
         self._pulled = 0  # what the publisher was asked for, and hasn't emitted yet
         self._queued = 0
+        self._held: list[tuple[Payload | None, bool]] = []  # what waits for the request's last fragment
         self._has_emitted_all = False  # the publisher has, or has failed
         self._has_sent_all = False
         self._has_received_all = False
@@ -62,7 +63,7 @@ class ExchangeRequest(StreamRequest, Subscriber):
         return to_request_channel_frame(stream_id, self._payload, fragment_size, window, is_all)
 
     def send(self, connector: Connector, on_sent: Callable[[], None] | None = None) -> None:
-        super().send(connector, on_sent)
+        super().send(connector, on_sent or self._on_request_sent)
         publisher, self._publisher = self._publisher, None
         if publisher is None:
             self._on_sent_all()
@@ -117,7 +118,9 @@ class ExchangeRequest(StreamRequest, Subscriber):
     def _queue(self, payload: Payload | None, *, is_last: bool) -> None:
         self._queued += 1
         self._has_emitted_all = is_last
-        if not self._has_sent_all:
+        if self._outgoing is None or not self._outgoing.is_sent:
+            self._held.append((payload, is_last))
+        elif not self._has_sent_all:
             self._send_item(payload, is_last=is_last, on_sent=self._on_item_sent)
 
     def _pull(self) -> None:
@@ -142,6 +145,13 @@ class ExchangeRequest(StreamRequest, Subscriber):
         self._fail(error)
 
     # What the connection calls
+
+    def _on_request_sent(self) -> None:
+        """The transport has got all of the request: what follows can't be taken for a fragment of it any more."""
+        held, self._held = self._held, []
+        for payload, is_last in held:
+            if not self._has_sent_all:
+                self._send_item(payload, is_last=is_last, on_sent=self._on_item_sent)
 
     def _on_item_sent(self) -> None:
         """The transport has got an item, or the completion."""

@@ -53,6 +53,7 @@ from tests.support import (
     COMPLETE,
     COMPOSITE,
     ERROR,
+    FOLLOWS,
     METADATA_PUSH,
     NEXT,
     PAYLOAD,
@@ -810,3 +811,22 @@ async def test_a_disposed_channel_sends_cancel_and_an_error_for_its_own_half() -
     kinds = [(got.kind, got.flags & (NEXT | COMPLETE)) for got in seen if got.stream_id]
     assert kinds == [(REQUEST_CHANNEL, 0), (PAYLOAD, NEXT), (CANCEL, 0), (ERROR, 0)]
     assert seen[-1].error == (0x203, "cancelled by the client")
+
+
+async def test_a_source_that_ends_at_once_does_not_end_a_request_in_several_frames() -> None:
+    """Its completion would be taken for the request's last fragment, and the request be cut short."""
+    seen: list[RawFrame] = []
+
+    async def serve_one(peer: RawPeer) -> None:
+        while (got := await peer.receive(10)) is not None:
+            seen.append(got)
+            if got.stream_id and not got.flags & FOLLOWS and got.kind == PAYLOAD and got.flags & COMPLETE:
+                await peer.send(frame(1, PAYLOAD, COMPLETE))
+
+    async with raw_server(serve_one) as uri, FileClient.connect(uri) as files:
+        heard = Heard(files.requests.request_channel(Payload(bytes(2_500_000)), 5, reactivex.empty()))
+        await eventually(lambda: heard.is_completed)
+        assert not client_stream_ids(files)
+    flags = [got.flags & (FOLLOWS | NEXT | COMPLETE) for got in seen if got.stream_id]
+    assert flags == [FOLLOWS, FOLLOWS | NEXT, NEXT, COMPLETE]
+    assert sum(len(got.data) for got in seen if got.stream_id) == 2_500_000 + 4  # the first one has its request-n
