@@ -72,7 +72,7 @@ class Crew:
     async def until_readable(self, waiter: "asyncio.Future[None]") -> None:
         """Returns when the socket has something, the connection has ended, or `waiter` is done."""
         if self._is_over:
-            return  # between the end of a thread and this
+            return  # the socket may be closed already; a callback for it would stay with the event loop
         self._loop.add_reader(self.connection, wake, waiter)
         try:
             await self._until(waiter)

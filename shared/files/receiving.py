@@ -216,6 +216,8 @@ class ReceiveJob:
             if self._is_due():
                 self.report_soon()
         has_socket = turn.leave_disk()
+        if not has_socket:
+            self.report_soon()  # the lane's report at the end of the turn came before the write was done
         if is_last:
             yield_cpu()
         return has_socket

@@ -341,6 +341,20 @@ async def test_a_thread_whose_disk_is_held_up_loses_the_socket() -> None:
     await transfer.job.stop()
 
 
+async def test_what_a_thread_has_written_that_lost_the_socket_is_reported() -> None:
+    """Also if the disk answers right after the report at the end of the turn, and nothing else comes."""
+    transfer = _Transfer(Target())
+    transfer.target.gate.close()
+    turn = SocketTurn()
+    writing = asyncio.create_task(asyncio.to_thread(transfer.job.take_here, memoryview(b"last"), turn))
+    await eventually(turn.revoke_if_held_up)
+    transfer.job.report()
+    transfer.target.gate.open()
+    assert not await writing
+    await eventually(lambda: transfer.reported == (1, 4), seconds=1)
+    await transfer.job.stop()
+
+
 async def test_a_store_that_fails_otherwise() -> None:
     transfer = _Transfer(Target())
 

@@ -1,10 +1,14 @@
 """What the file lane's threads share: spare buffers, and the right to a socket."""
 
+import asyncio
+import socket
 import time
 
 import pytest
 
+from shared.files.crew import Crew
 from shared.files.threads import SocketTurn, SpareBuffers
+from tests.files.support import promptly
 from tests.support import eventually
 
 
@@ -46,3 +50,14 @@ async def test_a_turn_is_lost_at_the_disk_alone() -> None:
     await eventually(turn.revoke_if_held_up, seconds=0.5)
     assert turn.is_revoked
     assert not turn.leave_disk()
+
+
+async def test_nothing_waits_for_the_socket_of_a_connection_that_has_ended() -> None:
+    """It may be closed between the end of a thread and the wait that is to follow."""
+    left, right = socket.socketpair()
+    with right:
+        crew = Crew(left)
+        crew.close()
+        assert crew.is_closed
+        await promptly(crew.until_writable())
+        await promptly(crew.until_readable(asyncio.get_running_loop().create_future()))
