@@ -99,9 +99,10 @@ class Reassembler(Holder):
         partial = self._partials.get(stream_id)
         return 0 if partial is None else partial.nbytes
 
-    def expects_whole(self, stream_id: int) -> bool:
+    def expects_whole(self, stream_id: int, metadata_bytes: int) -> bool:
         """Whether a payload of this stream that isn't split is an item by itself, and wanted. From any thread."""
-        return stream_id not in self._partials and stream_id not in self._abandoned
+        is_small = metadata_bytes <= self._limits.max_metadata_bytes
+        return is_small and stream_id not in self._partials and stream_id not in self._abandoned
 
     # Frames
 

@@ -40,6 +40,7 @@ _OWN_BYTES: Final = 1024 * 1024
 _MAX_SPARE_BYTES: Final = 1024 * 1024
 _MAX_ITEM_BYTES: Final = _MAX_SPARE_BYTES - _BUFFER_BYTES
 _buffers: Final = SpareBuffers(4, _MAX_SPARE_BYTES)
+_METADATA: Final = 0x100
 _NEXT: Final = 0x20
 
 
@@ -160,8 +161,11 @@ class FrameDecoder:
         stream_id = int.from_bytes(view[begin : begin + 4], "big")
         if stream_id not in streams or not HEADER_BYTES < length <= _MAX_ITEM_BYTES:
             return None
-        # If not, it is the last fragment of an item, or its stream was refused.
-        is_whole = self._reassembler.expects_whole(stream_id)
+        metadata_begin = begin + HEADER_BYTES + LENGTH_BYTES
+        has_length = bool(flags & _METADATA) and self._end >= metadata_begin
+        metadata_bytes = int.from_bytes(view[begin + HEADER_BYTES : metadata_begin], "big") if has_length else 0
+        # If not, it is the last fragment of an item, its stream was refused, or its metadata is to be refused.
+        is_whole = self._reassembler.expects_whole(stream_id, metadata_bytes)
         return FrameHeader(stream_id, FrameType.PAYLOAD, flags, length) if is_whole else None
 
     @property

@@ -1,5 +1,6 @@
 """The wire of chunked transfers, spoken frame by frame by peers that know nothing of our code, and keep to no rule."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 import pytest
 from reactivex import operators as ops
 
-from rx_client import Chunk, Completed, Started
+from rx_client import Chunk, Completed, Progress, Started
 from server import FileServer
-from shared import Changed, IntegrityError, InvalidRequest, NotFound, ProtocolError, RemoteError, Superseded
+from shared import Changed, IntegrityError, InvalidRequest, NotFound, ProtocolError, RemoteError, Superseded, TooLarge
 from tests.support import (
     APPLICATION_ERROR,
     CANCEL,
@@ -589,6 +590,25 @@ async def test_a_server_whose_download_is_right(tmp_path: Path) -> None:
     async with foreign(answer) as uri, connected(uri) as files:
         await files.download_to("n", tmp_path / "got")
     assert (tmp_path / "got").read_bytes() == b"abcdef"
+
+
+@pytest.mark.parametrize("is_path", [False, True])
+async def test_a_server_whose_items_have_too_much_metadata(tmp_path: Path, is_path: bool) -> None:
+    """It would be parsed in the event loop."""
+
+    async def answer(peer: RawPeer, got: RawFrame) -> None:
+        await peer.send(head(got.stream_id, b"abc"))
+        await started.wait()
+        await peer.send(head(got.stream_id, b"def", flags=COMPLETE, range_digest=WHOLE, junk="x" * 20_000))
+
+    class Writer:
+        async def write(self, data: bytes, /) -> None: ...
+
+    started = asyncio.Event()
+    async with foreign(answer) as uri, connected(uri) as files:
+        download = files.download_to("n", tmp_path / "got" if is_path else Writer())
+        with pytest.raises(TooLarge, match="metadata"):
+            await download.pipe(ops.do_action(lambda event: isinstance(event, Progress) and started.set()))
 
 
 def receipt(stream_id: int, *, flags: int = 0, **said: object) -> bytes:
