@@ -29,7 +29,7 @@ from shared.protocol.messages import (
     parse_info,
     transfer_request,
 )
-from shared.protocol.wire import FileInfo, Route, decode_name, request_metadata
+from shared.protocol.wire import FileInfo, Route, decode_name, encode_name, request_metadata
 
 from .chunks import Chunk
 from .connection.managed import Connection
@@ -433,6 +433,7 @@ class FileClient:
     ) -> Observable[TransferEvent]:
         async def named(emit: Callable[[TransferEvent], None]) -> None:
             try:
+                encode_name(name)  # before a connection is made, whose failure might be retried
                 await attempt(emit)
             except TransferError as error:
                 raise _about(error, name) from error.__cause__

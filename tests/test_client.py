@@ -136,6 +136,20 @@ async def test_errors_are_ours_and_know_the_name(server: FileServer, files: File
     assert server.work.started == 1  # a bad name isn't sent at all
 
 
+async def test_a_bad_name_needs_no_connection(server: FileServer, files: FileClient, tmp_path: Path) -> None:
+    await server.close()
+    await files.connection_state().pipe(ops.first(lambda state: isinstance(state, Disconnected)))
+    for request in (
+        files.upload("", b""),
+        files.stat(""),
+        files.upload_from("", b""),
+        files.download_to("", tmp_path / "got"),
+    ):
+        with pytest.raises(InvalidName):
+            async with asyncio.timeout(1):
+                await request
+
+
 # Cold
 
 
