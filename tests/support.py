@@ -32,14 +32,6 @@ def on_uvloop(scenario: Coroutine[Any, Any, None]) -> None:
     importlib.import_module("uvloop").run(scenario)
 
 
-async def _nothing() -> None:
-    """Runs on uvloop once before any test counts descriptors: uvloop opens a pipe that it never closes."""
-
-
-if HAS_UVLOOP:
-    on_uvloop(_nothing())
-
-
 @dataclass(frozen=True)
 class RawFrame:
     """A frame as it was on the wire."""
