@@ -1,10 +1,14 @@
 """An upload in chunks: one channel an attempt, each going on where the server has it."""
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import count
+from typing import Final
+from uuid import uuid4
 
 from shared.errors import IntegrityError, InvalidRequest, SourceExhausted
 from shared.files.sending import FileChanged, FileRange
@@ -17,6 +21,10 @@ from .channel import UploadChannel
 from .sources import OpenPath, PathSource, Source
 
 __all__ = ["UploadTransfer"]
+
+# One order for the attempts of all clients of this process, since any of them may give the same `upload_id`.
+_process: Final = uuid4().hex
+_attempts: Final = count(1)
 
 
 @dataclass(eq=False)
@@ -46,6 +54,7 @@ class UploadTransfer:
 
         `tasks` holds what still runs when this has failed: a source that blocks a thread can't be stopped.
         """
+        client, attempt = f"{_process}.{os.getpid()}", next(_attempts)  # a forked process counts by itself
         known, version = await self.source.stat()
         if self.size is not None and known is not None and known != self.size:
             raise InvalidRequest(f"the source has {known} bytes, not {self.size}", name=self.name)
@@ -53,7 +62,9 @@ class UploadTransfer:
             self._digests.clear()  # what was sent may not be what the source has now; the server will say
         self._version = version
         size = known if self.size is None else self.size
-        request = UploadRequest(self.upload_id, size, self.algorithm, self.overwrite, self._has_sent_all)
+        request = UploadRequest(
+            self.upload_id, size, self.algorithm, self.overwrite, self._has_sent_all, client, attempt
+        )
 
         channel = await requests.open(
             lambda rsocket: UploadChannel(

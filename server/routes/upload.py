@@ -131,7 +131,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
 
     async def _run(self) -> None:
         message = self._message
-        async with self._owners.claim(self._upload_id, self._name, self._supersede):
+        async with self._owners.claim(self._upload_id, self._name, self._supersede, message):
             if message.sent_all:
                 published = await self._store.published(self._upload_id, self._name)
                 if published is not None:

@@ -49,7 +49,7 @@ MAX_CHUNK_BYTES: Final = 960_000
 _MIN_ITEM_BYTES: Final = 4096
 _MAX_OFFSET: Final = 2**63 - 1
 _ITEM: Final = f"the {chat_transfer_mimetype.decode()} item"
-_UPLOAD_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_ID: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 # `json.dumps` would make an encoder for each message.
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
@@ -143,6 +143,10 @@ class UploadRequest(_Message):
         overwrite: Whether an existing file of that name may be replaced.
         sent_all: Whether an earlier attempt has sent everything, and lost its connection before the final receipt. If
             that attempt was published, the server answers so; otherwise a finished upload's id begins a new upload.
+        client: Says whose `attempt` it is: a random id of the sending process, of the same characters as `upload_id`.
+        attempt: Grows with each attempt of that client. One with a lower number than the server has seen of this upload
+            and client is a late arrival of a lost connection, and ends with Superseded. Without `client` and `attempt`
+            the last one to arrive counts as the newest.
     """
 
     upload_id: str
@@ -150,15 +154,22 @@ class UploadRequest(_Message):
     digest: str | None = DEFAULT_ALGORITHM
     overwrite: bool = True
     sent_all: bool = False
+    client: str | None = None
+    attempt: int | None = None
 
     @classmethod
     def from_json(cls, fields: Json) -> Self:
+        client = _optional_text(fields, "client")
+        if client is not None and not _ID.fullmatch(client):
+            raise _wrong("client", "1 to 128 characters of A-Z a-z 0-9 . _ -")
         return cls(
             upload_id=check_upload_id(_text(fields, "upload_id")),
             size=_optional_number(fields, "size"),
             digest=_algorithm(fields),
             overwrite=_flag(fields, "overwrite", True),
             sent_all=_flag(fields, "sent_all", False),
+            client=client,
+            attempt=_optional_number(fields, "attempt"),
         )
 
 
@@ -280,7 +291,7 @@ def parse_info(metadata: bytes) -> FileInfo:
 
 def check_upload_id(upload_id: str) -> str:
     """Returns `upload_id`; raises InvalidRequest if it is malformed."""
-    if not _UPLOAD_ID.fullmatch(upload_id):
+    if not _ID.fullmatch(upload_id):
         raise InvalidRequest("an upload_id has 1 to 128 characters of A-Z a-z 0-9 . _ - and doesn't start with a dot")
     return upload_id
 

@@ -12,7 +12,7 @@ from reactivex import operators as ops
 from rx_client import Completed, FileClient, Progress, Retrying, Started
 from rx_client.operators import retry_backoff, stall_timeout
 from server import FileServer
-from shared import ConnectionFailed, ConnectionLost, Stalled
+from shared import ConnectionFailed, ConnectionLost, NotFound, Stalled, Superseded
 from tests.faults import FaultProxy, fault_proxy
 from tests.support import PATIENCE, client_stream_ids, eventually
 from tests.transfers.helpers import (
@@ -189,6 +189,34 @@ async def test_a_half_dead_connection_is_superseded_when_it_comes_back(
         proxy.up.flow()  # what was on its way arrives after all
     assert await store.content("n") == data
     assert store.appended == len(data)
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+async def test_a_request_that_was_held_up_on_its_way_supersedes_nothing_newer(
+    server: FileServer, store: WatchedStore, proxy: FaultProxy, is_finished: bool
+) -> None:
+    data, patient = content(200_000), replace(QUICK, keepalive_timeout=PATIENCE)
+    async with connected(proxy.uri, patient) as one, connected(server.uri) as other:
+        proxy.up.stall()
+        old, new = Recorder(), Recorder()
+        one.upload_from("n", data, upload_id="one").subscribe(old)
+        await eventually(lambda: client_stream_ids(one))  # it is sent
+        store.before_commit.close()
+        other.upload_from("n", data, upload_id="one").subscribe(new)
+        await eventually(lambda: store.before_commit.waiting)
+        if is_finished:
+            store.before_commit.open()
+            await new.ended()
+        proxy.up.flow()
+        await old.ended()
+        assert isinstance(old.error, Superseded)
+        store.before_commit.open()
+        await new.ended()
+        assert new.is_completed, new.error
+    assert await store.content("n") == data
+    assert store.appended == len(data)
+    with pytest.raises(NotFound):
+        await store.inner.uploaded("one", "n")
 
 
 async def test_a_black_hole_is_no_connection(proxy: FaultProxy, tmp_path: Path) -> None:

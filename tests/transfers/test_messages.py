@@ -48,7 +48,16 @@ messages = st.one_of(
         DownloadRequest, offsets, st.none() | offsets, st.none() | texts, st.none() | algorithms, st.none() | offsets
     ),
     st.builds(ChunkHead, infos, offsets, offsets, st.none() | digests),
-    st.builds(UploadRequest, upload_ids, st.none() | offsets, st.none() | algorithms, st.booleans(), st.booleans()),
+    st.builds(
+        UploadRequest,
+        upload_ids,
+        st.none() | offsets,
+        st.none() | algorithms,
+        st.booleans(),
+        st.booleans(),
+        st.none() | upload_ids,
+        st.none() | offsets,
+    ),
     st.builds(UploadEnd, offsets, st.none() | digests),
     st.builds(Receipt, offsets, st.none() | infos),
     st.builds(ListRequest, st.booleans(), texts),

@@ -418,6 +418,10 @@ async def test_more_bytes_than_the_request_announced(store: WatchedStore, peer: 
         {"digest": 5},
         {"overwrite": 1},
         {"sent_all": "no"},
+        {"client": 5},
+        {"client": "a" * 129},
+        {"attempt": -1},
+        {"attempt": "1"},
     ],
 )
 async def test_an_upload_request_that_makes_no_sense(peer: RawPeer, said: dict[str, Any]) -> None:
@@ -482,6 +486,57 @@ async def test_a_channel_of_a_newer_connection_takes_over(server: FileServer, st
         await new.send(last(1, b"def", size=6, digest=digest_of(b"abcdef")))
         assert (await final(new, 1))["size"] == 6
     assert await store.content("n") == b"abcdef"
+
+
+async def superseded(peer: RawPeer, stream_id: int) -> None:
+    """The ERROR of an upload, and the CANCEL that ends the client's half."""
+    assert (await until_error(peer, stream_id))[1].startswith("superseded: ")
+    got = await peer.receive()
+    assert got is not None
+    assert (got.stream_id, got.kind) == (stream_id, CANCEL)
+
+
+async def test_an_attempt_that_arrives_after_a_newer_one_of_its_client_is_superseded(
+    server: FileServer, store: WatchedStore
+) -> None:
+    """What a lost connection had sent is read late: while the newer attempt is under way, and when it has finished."""
+    async with raw_peer(server.uri) as old, raw_peer(server.uri) as new:
+        await new.send(up(1, "n", client="me", attempt=2))
+        await begun(new, 1, 0)
+        await new.send(chunk(1, b"abc"))
+        await eventually(lambda: store.appended == 3)
+        await old.send(up(1, "n", b"first", client="me", attempt=1))
+        await superseded(old, 1)
+        await new.send(last(1, b"def", size=6, digest=digest_of(b"abcdef")))
+        assert (await final(new, 1))["size"] == 6
+        for stream_id, sent_all in (3, False), (5, True):
+            await old.send(up(stream_id, "n", b"again", client="me", attempt=1, sent_all=sent_all))
+            await superseded(old, stream_id)
+        metadata = route_item("file.upload.status") + name_item(b"n") + transfer_item(upload_id="one")
+        await old.send(request(7, REQUEST_RESPONSE, metadata))
+        assert (await until_error(old, 7))[1].startswith("not_found: ")
+        assert await store.content("n") == b"abcdef"
+        assert store.appended == 6
+    async with raw_peer(server.uri) as newest:
+        await newest.send(up(1, "n", client="me", attempt=3))  # the same id is a new upload
+        await begun(newest, 1, 0)
+
+
+@pytest.mark.parametrize("said", [{}, {"client": "other", "attempt": 1}, {"client": "me"}, {"attempt": 1}])
+async def test_attempts_of_different_clients_have_no_order_but_that_of_their_arrival(
+    server: FileServer, said: dict[str, Any]
+) -> None:
+    async with raw_peer(server.uri) as first, raw_peer(server.uri) as second:
+        await first.send(up(1, "n", client="me", attempt=2))
+        await begun(first, 1, 0)
+        await second.send(up(1, "n", **said))
+        await begun(second, 1, 0)
+        await superseded(first, 1)
+        await first.send(up(3, "n", client="me", attempt=1))  # older than one of its own
+        await superseded(first, 3)
+        await first.send(up(5, "n", client="me", attempt=3))
+        await begun(first, 5, 0)
+        await superseded(second, 1)
 
 
 # Servers of others, and a client of ours
