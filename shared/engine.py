@@ -192,8 +192,8 @@ class RSocketEngine(RSocketBase, PayloadRules):
         except (RSocketTransportError, asyncio.CancelledError):
             pass  # the connection has ended, or is closed; the receiver notifies the open streams
         except Exception:
-            _log.exception("a connection can't send any more")
-            raise
+            _log.exception("the connection with %s can't send any more, and is closed", transport.peer)
+            transport.abort()  # without a reason for the peer: half a frame may be on its way
         finally:
             outbox.close()
             await self._finally_sender()
@@ -213,7 +213,11 @@ class ClientEngine(RSocketClient, RSocketEngine):
 
 
 class _Feed(RSocketTransport):
-    """Adapts a `Transport` of ours to rsocket's: gives whole frames, their payloads joined or stored."""
+    """Adapts a `Transport` of ours to rsocket's: gives whole frames, their payloads joined or stored.
+
+    rsocket's receiver would end with an exception, and leave open a connection whose frames nothing takes: so whatever
+    is raised here ends the connection.
+    """
 
     def __init__(self, transport: Transport, reassembler: Reassembler) -> None:
         super().__init__()
@@ -228,14 +232,16 @@ class _Feed(RSocketTransport):
         return self
 
     async def __anext__(self) -> Frame:
-        while True:
-            received = await self._transport.next_frame()
-            if received is None:
-                self._is_exhausted = True
-                raise StopAsyncIteration
-            frame = await self._continue(received) if type(received) is SplitPayload else received
-            if isinstance(frame, Frame):
-                return frame
+        try:
+            while (received := await self._transport.next_frame()) is not None:
+                frame = await self._continue(received) if type(received) is SplitPayload else received
+                if isinstance(frame, Frame):
+                    return frame
+        except Exception:
+            _log.exception("the connection with %s can't receive any more, and is closed", self._transport.peer)
+            self._transport.fail(ErrorCode.CONNECTION_ERROR, "internal: the connection can't be received from")
+        self._is_exhausted = True
+        raise StopAsyncIteration
 
     async def send_frame(self, frame: Frame) -> None:
         await self._transport.send(frame)

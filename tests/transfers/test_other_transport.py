@@ -5,6 +5,7 @@ Those that look at bytes on the wire, or break a TCP connection, stay with TCP.
 
 import asyncio
 import inspect
+import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Generator
@@ -146,6 +147,42 @@ async def test_a_message_that_is_no_frame_ends_the_connection(
     await eventually(lambda: transport.is_lost)
     assert (transport.failure or "").startswith("invalid_frame: ")
     assert await files.download("name") == b"content", "over another connection"
+
+
+@pytest.mark.parametrize("broken", ["_take_in", "_hand_over"])
+@pytest.mark.parametrize("side", ["server", "client"])
+async def test_a_connection_that_fails_to_receive_or_send_ends(
+    server: FileServer, store: WatchedStore, files: FileClient, side: str, broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It isn't left open and deaf, or mute."""
+
+    class Fault(Exception):
+        pass
+
+    def fail(*_: object) -> None:
+        raise Fault
+
+    await files.upload("name", b"content")
+    (at_server,) = server._connections
+    assert isinstance(at_server, MemoryTransport)
+    at_client = at_server._other
+    assert at_client is not None
+    store.before_read.close()
+    downloading = asyncio.ensure_future(_last(files.download_chunks("name")))
+    await eventually(lambda: store.before_read.waiting)
+    setattr(at_server if side == "server" else at_client, broken, fail)
+    with pytest.raises(ConnectionLost):
+        await asyncio.gather(downloading, files.stat("name"))  # something arrives and is sent, at either end
+    with pytest.raises(ConnectionLost):
+        await downloading
+    await eventually(lambda: at_server.is_lost and at_client.is_lost)
+    assert at_server not in server._connections
+    store.before_read.open()
+    assert await files.download("name") == b"content", "over another connection"
+    (logged,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert logged.name == "shared.engine"
+    assert logged.exc_info is not None
+    assert logged.exc_info[0] is Fault
 
 
 def _collect(module: ModuleType) -> None:
