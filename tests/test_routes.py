@@ -8,14 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import reactivex
 from reactivestreams.publisher import Publisher
 from reactivestreams.subscriber import DefaultSubscriber, Subscriber
+from reactivex import operators as ops
+from rsocket.helpers import DefaultPublisherSubscription
 from rsocket.payload import Payload
 
+from rx_client import FileClient
 from server import ChatData, Limits, Model, Request, Right, Route, serve
 from shared.errors import AlreadyExists, ConnectionLost, InvalidRequest
 from shared.protocol.messages import Json
 from shared.protocol.metadata import build_simple
+from shared.protocol.wire import request_metadata
 from tests.security.support import setup_frame, user_line, users
 from tests.support import (
     APPLICATION_ERROR,
@@ -24,6 +29,7 @@ from tests.support import (
     ERROR,
     FOLLOWS,
     NEXT,
+    PATIENCE,
     PAYLOAD,
     REQUEST_CHANNEL,
     REQUEST_FNF,
@@ -31,6 +37,7 @@ from tests.support import (
     REQUEST_STREAM,
     RawFrame,
     RawPeer,
+    client_stream_ids,
     eventually,
     frame,
     name_item,
@@ -331,6 +338,54 @@ async def test_a_channel_of_an_app() -> None:
         await peer.send(frame(1, PAYLOAD, NEXT | COMPLETE, b"two"))
         assert (await expect(peer)).data == b"two"
         await eventually(lambda: server.work.completed == 1 and not server_stream_ids(server))
+
+
+class One(DefaultPublisherSubscription):
+    """Publishes one item."""
+
+    def request(self, n: int) -> None:
+        self._subscriber.on_next(Payload(b"one", b""))
+        self._subscriber.on_complete()
+
+
+async def neither_later(_: Request[None]) -> tuple[None, None]:
+    return None, None
+
+
+def neither(_: Request[None]) -> tuple[None, None]:
+    return None, None
+
+
+def publisher_alone(request: Request[None]) -> tuple[Publisher, None]:
+    request.operation.end(None)
+    return One(), None
+
+
+@pytest.mark.parametrize(("handle", "items"), [(neither, []), (neither_later, []), (publisher_alone, [b"one"])])
+@pytest.mark.parametrize("is_sending", [False, True])
+async def test_a_channel_without_a_half_ends(handle: Any, items: list[bytes], is_sending: bool) -> None:
+    row = Route("part", Model.REQUEST_CHANNEL, handle, right=None)
+    sent: reactivex.Observable[Payload] | None = reactivex.never() if is_sending else None
+    async with serve(routes=[row]) as server, FileClient.connect(server.uri) as files:
+        asked = files.requests.request_channel(Payload(None, request_metadata("part")), observable=sent)
+        got: list[Payload] = await asked.pipe(ops.timeout(PATIENCE), ops.to_list())
+        assert [payload.data for payload in got] == items
+        assert (server.work.completed, server.work.active) == (1, 0)
+        await eventually(lambda: not server_stream_ids(server) and not client_stream_ids(files))
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+async def test_a_peer_is_cancelled_if_a_channel_takes_nothing_and_it_has_not_completed(is_complete: bool) -> None:
+    row = Route("part", Model.REQUEST_CHANNEL, neither, right=None)
+    async with serve(routes=[row]) as server, raw_peer(server.uri) as peer:
+        await peer.send(request(1, REQUEST_CHANNEL, route_item("part"), n=3, flags=COMPLETE * is_complete))
+        got = await expect(peer)
+        assert (got.kind, got.flags & COMPLETE) == (PAYLOAD, COMPLETE)
+        if not is_complete:
+            assert (await expect(peer)).kind == CANCEL
+        await peer.send(frame(1, PAYLOAD, NEXT, b"item"))
+        await peer.silence(0.05)
+        assert not server_stream_ids(server)
 
 
 async def test_fire_and_forget_is_counted_and_limited() -> None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from reactivestreams.publisher import Publisher
 from reactivestreams.subscriber import DefaultSubscriber, Subscriber
+from reactivestreams.subscription import Subscription
 from rsocket.exceptions import RSocketProtocolError, RSocketUnknownRoute
 from rsocket.extensions.composite_metadata import CompositeMetadata
 from rsocket.extensions.composite_metadata_item import CompositeMetadataItem
@@ -161,7 +162,10 @@ async def _publish(request: Request[Any]) -> Any:
             operation.end(None)
             return publisher
         if request.route.model == Model.REQUEST_CHANNEL:
-            return _checked(request.route.model, given)
+            halves = _checked(request.route.model, given)
+            if given == (None, None):
+                operation.end(None)
+            return halves
         items = cast(Items | Callable[[PullStream], Items], given)
         make: Callable[[PullStream], Items] = items if callable(items) else lambda _: items
         return PullStream(make, request.session.connection, operation)
@@ -179,7 +183,7 @@ def _checked(model: Model, given: Any) -> Any:
     is_publisher = hasattr(publisher, "subscribe") or (model == Model.REQUEST_CHANNEL and publisher is None)
     if not is_publisher or not (subscriber is None or hasattr(subscriber, "on_subscribe")):
         raise TypeError(f"a handler for {model} gave {type(given).__name__}, not what its model asks for")
-    return given
+    return (publisher, subscriber or _TakesNothing()) if model == Model.REQUEST_CHANNEL else given
 
 
 async def call(request: Request[Any]) -> Any:
@@ -224,6 +228,22 @@ def _is_cancelled() -> bool:
 def is_part(value: object) -> bool:
     """Whether rsocket can send this; a handler may have put anything there."""
     return value is None or isinstance(value, bytes | bytearray)
+
+
+class _TakesNothing(DefaultSubscriber):
+    """In place of a channel's Subscriber where there is none: with that, rsocket lets the peer wait for demand."""
+
+    def on_subscribe(self, subscription: Subscription) -> None:
+        self.subscription = subscription
+        asyncio.get_running_loop().call_soon(self._cancel)  # not if the request itself completes the peer's half
+
+    def on_complete(self) -> None:
+        self.subscription = None
+
+    def _cancel(self) -> None:
+        subscription, self.subscription = self.subscription, None
+        if subscription is not None:
+            subscription.cancel()
 
 
 class _Refusal(DefaultPublisherSubscription, DefaultSubscriber):

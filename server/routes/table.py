@@ -103,7 +103,7 @@ class Message(Protocol[M_co]):
     def from_json(self, said: Json, /) -> M_co: ...
 
 
-Answer = Awaitable[object] | Items | Callable[[PullStream], Items] | tuple[Publisher, Subscriber]
+Answer = Awaitable[object] | Items | Callable[[PullStream], Items] | tuple[Publisher | None, Subscriber | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,7 @@ class Route(Generic[M]):
       room. Each must fit one frame of 1,000,000 bytes, and not be empty. Or an awaitable of a Publisher, which has to
       look to that by itself, and is counted as completed when it is there.
     - `REQUEST_CHANNEL`: a Publisher and a Subscriber, which end the request's `operation`; or an awaitable as above.
+      Without the first nothing is sent, without the second the peer's items are cancelled.
     - `FIRE_AND_FORGET`: an awaitable.
 
     Attributes:
