@@ -287,12 +287,10 @@ class UploadReceiver:
         """Takes what the last item says; its bytes may still be on their way.
 
         Raises:
-            InvalidRequest: It isn't the first, or its digest has another algorithm than the request promised.
+            InvalidRequest: It isn't the first.
         """
         if self.end is not None:
             raise InvalidRequest("an item follows the last one of the upload")
-        if self._algorithm is not None and (end.digest is None or algorithm_of(end.digest) != self._algorithm):
-            raise InvalidRequest(f"the request promised a digest of {self._algorithm}")
         self.end = end
 
     def complete(self) -> UploadEnd:
@@ -300,10 +298,13 @@ class UploadReceiver:
 
         Raises:
             IntegrityError: There are fewer bytes than announced, or there was no last item.
+            InvalidRequest: The bytes may be right, but there is no digest of the algorithm that the request promised.
         """
         end, size = self.end, self._size
         if end is None:
             raise IntegrityError(f"the upload ended after {self._received} bytes, without its last item")
         if end.size != self._received or (size is not None and end.size != size):
             raise IntegrityError(f"the upload ended after {self._received} of {size or end.size} bytes")
+        if self._algorithm is not None and (end.digest is None or algorithm_of(end.digest) != self._algorithm):
+            raise InvalidRequest(f"the request promised a digest of {self._algorithm}")
         return end

@@ -359,6 +359,8 @@ async def test_a_second_items_end_and_what_follows_it(store: WatchedStore, peer:
         ([last(1, b"abc", size=3, digest=digest_of(b"abd"))], "integrity_error"),
         ([last(1, b"abc", size=4, digest=digest_of(b"abc"))], "integrity_error"),
         ([last(1, b"abc", size=2, digest=digest_of(b"abc"))], "integrity_error"),
+        ([last(1, b"abc", size=4)], "integrity_error"),
+        ([last(1, b"abc", size=2, digest="sha-256:00")], "integrity_error"),
         ([last(1, b"abc", size=3)], "invalid_request"),  # no digest, which the request promised
         ([last(1, b"abc", size=3, digest=None)], "invalid_request"),
         ([last(1, b"abc", size=3, digest="sha-256:00")], "invalid_request"),
@@ -379,6 +381,10 @@ async def test_an_upload_that_ends_wrongly_publishes_nothing(
     await peer.send(*frames)
     assert (await until_error(peer, 1))[1].startswith(f"{word}: ")
     assert await store.content("n") == b"what was there"
+    await eventually(lambda: not store.writers)
+    if word == "integrity_error":  # what is wrong isn't resumed
+        with pytest.raises(NotFound):
+            await store.inner.uploaded("one", "n")
     await peer.send(up(3, "other", b"x", upload_id="other"))  # and the connection goes on
     while (got := await peer.receive()) is not None and got.stream_id != 3:
         pass
