@@ -108,6 +108,14 @@ class Request(StreamHandler, Requester):
     def _on_other(self, frame: Frame) -> None:
         """Takes another frame of this stream; a request-response or a request-stream has no use for it."""
 
+    def _sent_hook(self) -> Callable[[], None] | None:
+        """What is called when the transport has got the request's last fragment; None for nothing.
+
+        None by default, since what waits in the outbox leads back to a bound method's request: a reference cycle, if
+        the connection is lost first.
+        """
+        return None
+
     def awaits_server(self) -> bool:
         """Whether the server has to do something; if not, a standstill is this side's own doing."""
         return True
@@ -123,14 +131,14 @@ class Request(StreamHandler, Requester):
         """What moves a file's bytes in a thread; None where that can't be, or the rsocket is an application's own."""
         return self._base.transport.lane if isinstance(self._base, RSocketEngine) else None
 
-    def send(self, connector: Connector, on_sent: Callable[[], None] | None = None) -> None:
-        """Registers the stream and queues the request; calls `on_sent` when the transport has got all of it."""
+    def send(self, connector: Connector) -> None:
+        """Registers the stream and queues the request."""
         self._connector = connector
         base = self._base
         base.register_new_stream(self)
         # Without a fragment size rsocket sends one frame of any length, whose 24-bit length field wraps.
         fragment_size = min(base.get_fragment_size_bytes() or FRAGMENT_SIZE_BYTES, FRAGMENT_SIZE_BYTES)
-        self._outgoing = OutgoingFrame(self._frame(self.id, fragment_size), None, on_sent)
+        self._outgoing = OutgoingFrame(self._frame(self.id, fragment_size), None, self._sent_hook())
         base.send_request(self._outgoing)
         timeout = self.progress_timeout or connector.progress_timeout
         if timeout != math.inf:

@@ -62,8 +62,8 @@ class ExchangeRequest(StreamRequest, Subscriber):
         window, is_all = self._demand.window, self._publisher is None
         return to_request_channel_frame(stream_id, self._payload, fragment_size, window, is_all)
 
-    def send(self, connector: Connector, on_sent: Callable[[], None] | None = None) -> None:
-        super().send(connector, on_sent or self._on_request_sent)
+    def send(self, connector: Connector) -> None:
+        super().send(connector)
         publisher, self._publisher = self._publisher, None
         if publisher is None:
             self._on_sent_all()
@@ -145,6 +145,9 @@ class ExchangeRequest(StreamRequest, Subscriber):
         self._fail(error)
 
     # What the connection calls
+
+    def _sent_hook(self) -> Callable[[], None]:
+        return self._on_request_sent
 
     def _on_request_sent(self) -> None:
         """The transport has got all of the request: what follows can't be taken for a fragment of it any more."""

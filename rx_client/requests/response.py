@@ -103,13 +103,13 @@ class FireAndForgetRequest(Request):
     def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
         return to_fire_and_forget_frame(stream_id, self._payload, fragment_size)
 
-    def send(self, connector: Connector, on_sent: Callable[[], None] | None = None) -> None:
-        super().send(connector, on_sent or self._on_sent)
-
     def _on_payload(self, frame: PayloadFrame) -> None:
         """Ignores it: there is no answer to this request."""
 
-    def _on_sent(self) -> None:
+    def _sent_hook(self) -> Callable[[], None]:
+        return self._on_request_sent
+
+    def _on_request_sent(self) -> None:
         if self._is_done:
             return
         self._end()
@@ -126,12 +126,12 @@ class MetadataPushRequest(FireAndForgetRequest):
     What is queued can't be withdrawn.
     """
 
-    def send(self, connector: Connector, on_sent: Callable[[], None] | None = None) -> None:
+    def send(self, connector: Connector) -> None:
         self._connector = connector
         self._base.register_new_stream(self)
         frame = to_metadata_push_frame(bytes(self._payload.metadata or b""))
         frame.sent_future = asyncio.get_running_loop().create_future()
-        frame.sent_future.add_done_callback(lambda _: self._on_sent())
+        frame.sent_future.add_done_callback(lambda _: self._on_request_sent())
         self._base.send_frame(frame)
 
     def cancel(self) -> None:
