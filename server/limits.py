@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
+from shared.checks import check_positive
 from shared.protocol.wire import MAX_METADATA_BYTES
 
 __all__ = ["Limits"]
@@ -63,7 +64,4 @@ class Limits:
     max_errors_per_minute: int = 1000
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            value: float | None = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be more than 0, not {value!r}")
+        check_positive(self, (name for name in self.__slots__ if getattr(self, name) is not None))

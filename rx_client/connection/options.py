@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+from shared.checks import check_positive
 from shared.protocol.wire import DEFAULT_PORT
 
 __all__ = ["Auth", "ConnectOptions", "parse_uri"]
@@ -43,11 +44,9 @@ class ConnectOptions:
     progress_timeout: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            value: float = getattr(self, name)
-            if not value > 0:
-                raise ValueError(f"{name} must be more than 0 seconds, not {value!r}")
-            if name.startswith("keepalive") and value > _MAX_KEEPALIVE_SECONDS:
+        check_positive(self, self.__slots__)
+        for name in ("keepalive_period", "keepalive_timeout"):
+            if (value := getattr(self, name)) > _MAX_KEEPALIVE_SECONDS:
                 raise ValueError(f"{name} must be {_MAX_KEEPALIVE_SECONDS:.0f} seconds at the most, not {value!r}")
 
 

@@ -98,7 +98,8 @@ class LaneSender:
                 await crew.watch(thread, turn, self.interrupt)
             finally:
                 if turn.is_revoked:
-                    thread.add_done_callback(sending.current.on_held_up_thread_ended)
+                    # It is back from the disk then, and its item waits for its next turn.
+                    thread.add_done_callback(lambda _, held_up=sending.current: held_up.end_turn())
             if turn.is_revoked or thread.result():
                 return
             await crew.until_writable()

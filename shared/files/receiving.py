@@ -123,13 +123,13 @@ class ReceiveJob:
 
     def forget(self) -> None:
         """Drops what waits, and what leads back to the transfer, in reference cycles; nothing is notified any more."""
-        self._drop_waiting()
+        self._stop()
         self._on_progress = self._on_held = self._append = self._file = None
         self._accept = _accept_all
 
     async def stop(self) -> None:
         """Writes nothing more; nothing is being written when this returns. A cancellation waits for that, too."""
-        self._drop_waiting()
+        self._stop()
         with self._lock:
             if self._is_writing:
                 self._idle = self._loop.create_future()
@@ -249,12 +249,18 @@ class ReceiveJob:
         elif is_more:
             self._loop.call_soon_threadsafe(self._store_waiting)
 
-    def _fail(self, error: Exception) -> None:
+    def _end(self, failure: Exception | None) -> None:
+        """Writes nothing more, since the job has failed or (None) is stopped, and drops what waits."""
         with self._lock:
-            if self.failure is None:
-                self.failure = error
+            if failure is None:
+                self._is_stopped = True
+            elif self.failure is None:
+                self.failure = failure
             self._waiting.clear()
             self.held_bytes = 0
+
+    def _fail(self, error: Exception) -> None:
+        self._end(error)
         self._loop.call_soon_threadsafe(self.report)
 
     # In the event loop
@@ -267,11 +273,8 @@ class ReceiveJob:
         if self._on_progress is not None:
             self._on_progress()
 
-    def _drop_waiting(self) -> None:
-        with self._lock:
-            self._is_stopped = True
-            self._waiting.clear()
-            self.held_bytes = 0
+    def _stop(self) -> None:
+        self._end(None)
         self._report_held()
 
     def _report_held(self) -> None:

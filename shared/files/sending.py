@@ -86,6 +86,7 @@ class SendJob(TurnTaker):
         failure: Why the rest can't be sent: what the disk raised, or FileChanged; None if nothing is wrong.
         frame_bytes: Bytes of the frames that were sent, or begun.
         has_last: Whether the last item is on its way, or sent.
+        is_torn: Whether half a frame is in the socket.
         finished: Done when no thread has anything to do with the file any more: all is sent, or it failed, or stopped.
     """
 
@@ -107,6 +108,7 @@ class SendJob(TurnTaker):
         self.failure: Exception | None = None
         self.frame_bytes = 0
         self.has_last = False
+        self.is_torn = False
         self.finished: Final[asyncio.Future[None]] = asyncio.get_running_loop().create_future()
         self._item_bytes = item_bytes
         self._credit = credit
@@ -121,7 +123,6 @@ class SendJob(TurnTaker):
         # The item that is on its way: what the socket hasn't taken of it, in memory and in the file.
         self._parts: list[bytes | memoryview] = []
         self._unread = 0
-        self._is_torn = False  # half a frame is in the socket
         self._is_queued = False
         self._is_running = False
         self._is_stopped = False
@@ -141,11 +142,6 @@ class SendJob(TurnTaker):
         return sum(map(len, self._parts)) + self._unread
 
     @property
-    def is_torn(self) -> bool:
-        """Whether half a frame is in the socket."""
-        return self._is_torn
-
-    @property
     def is_all_sent(self) -> bool:
         """Whether the last item is in the socket."""
         return self._offset == self.file.end and not self._parts and not self._unread
@@ -153,7 +149,7 @@ class SendJob(TurnTaker):
     @property
     def is_ended(self) -> bool:
         """Whether nothing of it will be sent any more."""
-        return self.failure is not None or self.is_all_sent or (self._is_stopped and not self._is_torn)
+        return self.failure is not None or self.is_all_sent or (self._is_stopped and not self.is_torn)
 
     @property
     def is_ready(self) -> bool:
@@ -176,7 +172,7 @@ class SendJob(TurnTaker):
     def stop(self) -> None:
         """Sends no more of it than the frame that is half in the socket."""
         self._is_stopped = True
-        if not self._is_running and not self._is_torn:
+        if not self._is_running and not self.is_torn:
             self._finish()
 
     # For the outbox and the file lane, in the event loop
@@ -199,11 +195,7 @@ class SendJob(TurnTaker):
 
     def abandon(self) -> None:
         """The connection ends with half a frame in the socket: the rest will never be sent."""
-        self._is_stopped, self._is_torn = True, False
-
-    def on_held_up_thread_ended(self, _: object) -> None:
-        """The thread that has lost the socket is back from the disk; its item waits for the job's next turn."""
-        self.end_turn()
+        self._is_stopped, self.is_torn = True, False
 
     # For the file lane's thread
 
@@ -285,8 +277,8 @@ class SendJob(TurnTaker):
 
     def _write(self, connection: socket.socket) -> bool:
         """Puts the item into the socket; False if that takes no more just now."""
-        if not self._is_torn:
-            self._is_torn = True
+        if not self.is_torn:
+            self.is_torn = True
             self.frame_bytes += self.waiting_bytes
         while self._parts or self._unread:
             try:
@@ -305,7 +297,7 @@ class SendJob(TurnTaker):
                 taken -= len(self._parts.pop(0))
             if self._parts and taken:
                 self._parts[0] = memoryview(self._parts[0])[taken:]
-        self._is_torn = False
+        self.is_torn = False
         return True
 
     def _send_file(self, connection: socket.socket) -> None:
