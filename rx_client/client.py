@@ -16,7 +16,15 @@ from reactivex import operators as ops
 from rsocket.payload import Payload
 from rsocket.rsocket_base import RSocketBase
 
-from shared.errors import InvalidName, InvalidRequest, NotFound, ProtocolError, RemoteError, TransferError
+from shared.errors import (
+    AlreadyExists,
+    InvalidName,
+    InvalidRequest,
+    NotFound,
+    ProtocolError,
+    RemoteError,
+    TransferError,
+)
 from shared.protocol.digest import DEFAULT_ALGORITHM, check_algorithm
 from shared.protocol.flow import DEFAULT_WINDOW
 from shared.protocol.messages import (
@@ -25,11 +33,12 @@ from shared.protocol.messages import (
     DownloadRequest,
     FileRequest,
     ListRequest,
+    MoveRequest,
     check_upload_id,
     parse_info,
     transfer_request,
 )
-from shared.protocol.wire import FileInfo, Route, decode_name, encode_name, request_metadata
+from shared.protocol.wire import FileInfo, Route, check_name, decode_name, encode_name, request_metadata
 
 from .chunks import Chunk
 from .connection.managed import Connection
@@ -409,6 +418,44 @@ class FileClient:
         _check_type(name)
         return self._ask_info(Route.DELETE, name, FileRequest(if_match), deadline)
 
+    def move(
+        self,
+        source: str,
+        target: str,
+        *,
+        overwrite: bool = True,
+        if_match: str | None = None,
+        deadline: float | None = None,
+    ) -> Observable[FileInfo]:
+        """Renames a file on the server in one step. To move a file to its own name does nothing.
+
+        If the answer is lost, it isn't known whether the file was moved, and `retry` may fail with NotFound though it
+        was. With `if_match`, `retry` is safe: where there is no `source`, and `target` has that etag, it was moved.
+
+        Args:
+            target: What the file will be called.
+            overwrite: Whether a file of that name may be replaced.
+            if_match: The etag that `source` must have; None if any will do.
+
+        Returns:
+            Emits the FileInfo of `target`, which is that of `source` but for the name, and completes.
+
+        Raises (through `on_error`):
+            NotFound: There is no file `source`.
+            Changed: It isn't the one that `if_match` names.
+            AlreadyExists: `overwrite` is False and there is a file `target`.
+            PermissionDenied: The user may not delete `source`, or not write `target`.
+            UnknownRoute: The server, or its store, can't do this.
+        """
+        _check_type(source)
+        _check_type(target)
+
+        def make() -> Payload:
+            request = MoveRequest(check_name(target), overwrite, if_match)
+            return Payload(b"", transfer_request(Route.MOVE, source, request))
+
+        return self._ask(source, make, answered_info, deadline, target=target)
+
     def _ask_info(self, route: str, name: str, request: FileRequest, deadline: float | None) -> Observable[FileInfo]:
         return self._ask(name, lambda: Payload(b"", transfer_request(route, name, request)), answered_info, deadline)
 
@@ -419,14 +466,19 @@ class FileClient:
         convert: Callable[[Payload], T],
         deadline: float | None,
         max_answer_bytes: float = MAX_SMALL_BYTES,
+        *,
+        target: str | None = None,
     ) -> Observable[T]:
         limit: Callable[[Observable[T]], Observable[T]] = within(deadline, name)
         try:
             request = make()
         except InvalidName as error:
             return _naming(name, reactivex.throw(error))
-        asked = self._requests.ask(request, convert, lambda error: _about(error, name), max_answer_bytes)
-        return asked.pipe(limit)
+
+        def explain(error: Exception) -> Exception:
+            return _about(error, target if target is not None and isinstance(error, AlreadyExists) else name)
+
+        return self._requests.ask(request, convert, explain, max_answer_bytes).pipe(limit)
 
     def _transfer(
         self, name: str, attempt: Callable[[Callable[[TransferEvent], None]], Awaitable[None]], deadline: float | None

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from rsocket.rsocket_client import RSocketClient
 from rsocket.transports.tcp import TransportTCP
 
 from rx_client import ColdReactiveXClient, Connected, Disconnected, FileClient
-from server import FileServer, serve
+from server import ChatData, FileServer, Store, serve
+from server.stores.memory import MemoryStore
 from shared import (
+    AlreadyExists,
+    Changed,
     ConnectionFailed,
     ConnectionLost,
     FileInfo,
@@ -27,6 +31,7 @@ from shared import (
     ProtocolError,
     RemoteError,
     TransferError,
+    UnknownRoute,
 )
 from shared.protocol.wire import Route, request_metadata
 from tests.support import (
@@ -142,12 +147,66 @@ async def test_a_bad_name_needs_no_connection(server: FileServer, files: FileCli
     for request in (
         files.upload("", b""),
         files.stat(""),
+        files.move("", "b"),
+        files.move("a", ""),
         files.upload_from("", b""),
         files.download_to("", tmp_path / "got"),
     ):
         with pytest.raises(InvalidName):
             async with asyncio.timeout(1):
                 await request
+
+
+async def test_a_move_gives_what_is_known_of_the_file_then(server: FileServer, files: FileClient) -> None:
+    info = await files.stat("a")
+    move = files.move("a", "new", if_match=info.etag)
+    assert server.data.files["a"] == b"A", "it is cold"
+    assert await move == await files.stat("new") == replace(info, name="new")
+    assert server.data.files == {"new": b"A", "b": b"B", "empty": b""}
+    assert await files.move("new", "b") == replace(info, name="b")
+    assert await files.move("b", "b", overwrite=False) == replace(info, name="b")
+
+
+async def test_what_is_wrong_with_a_move(server: FileServer, files: FileClient) -> None:
+    before = dict(server.data.files)
+    with pytest.raises(NotFound) as missing:
+        await files.move("nope", "new")
+    assert missing.value.name == "nope"
+    with pytest.raises(AlreadyExists) as existing:
+        await files.move("a", "b", overwrite=False)
+    assert existing.value.name == "b"
+    with pytest.raises(Changed) as changed:
+        await files.move("a", "new", if_match="other")
+    assert changed.value.name == "a"
+    for bad in ("\0", 5, None):
+        with pytest.raises((InvalidName, TypeError)):
+            await files.move("a", bad)  # type: ignore[arg-type]
+    assert server.data.files == before
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+async def test_a_move_can_be_repeated_where_its_etag_is_known(
+    server: FileServer, files: FileClient, overwrite: bool
+) -> None:
+    """As `retry` does when the answer was lost."""
+    info = await files.stat("a")
+    move = files.move("a", "new", overwrite=overwrite, if_match=info.etag)
+    assert await move == await move == replace(info, name="new")
+    with pytest.raises(NotFound):
+        await files.move("a", "new", overwrite=overwrite)  # it may have been another file
+    with pytest.raises(NotFound):
+        await files.move("a", "b", overwrite=overwrite, if_match=info.etag)
+    with pytest.raises(NotFound):
+        await files.move("a", "missing", overwrite=overwrite, if_match=info.etag)
+
+
+async def test_a_store_that_can_not_move_files_says_so() -> None:
+    class Still(MemoryStore):
+        move = Store.move
+
+    async with serve(data=ChatData(Still({"a": b"A"}))) as server, FileClient.connect(server.uri) as files:
+        with pytest.raises(UnknownRoute, match="can't move"):
+            await files.move("a", "b")
 
 
 # Cold
@@ -472,6 +531,7 @@ async def test_a_dead_connection_of_the_callers_is_reported_and_fails_fast(end: 
                 files.download_chunks("a"),
                 files.stat("a"),
                 files.delete("a"),
+                files.move("a", "b"),
             ):
                 async with asyncio.timeout(PATIENCE):
                     with pytest.raises(ConnectionLost):

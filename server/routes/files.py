@@ -1,14 +1,17 @@
-"""Our own routes beside the tutorial's: files in chunks, what is known of one, and its removal."""
+"""Our own routes beside the tutorial's: files in chunks, what is known of one, its removal, and its renaming."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 from rsocket.payload import Payload
 
+from shared.errors import NotFound
 from shared.protocol.messages import (
     DownloadRequest,
     FileRequest,
+    MoveRequest,
     Receipt,
     UploadRequest,
     check_upload_id,
@@ -55,6 +58,23 @@ async def _delete(request: Request[FileRequest]) -> Payload:
     return Payload(b"", transfer_metadata(info))
 
 
+async def _move(request: Request[MoveRequest]) -> Payload:
+    message, store = request.message, request.session.store
+    request.session.user.check(Right.WRITE, message.target)
+    try:
+        info = await store.move(request.name, message.target, overwrite=message.overwrite, if_match=message.if_match)
+    except NotFound:
+        if message.if_match is None:
+            raise
+        # The answer to an earlier request may have been lost.
+        with suppress(NotFound):
+            info = await store.stat(message.target)
+            if info.etag == message.if_match:
+                return Payload(b"", transfer_metadata(info))
+        raise
+    return Payload(b"", transfer_metadata(info))
+
+
 FILES: Final[tuple[Route[Any], ...]] = (
     Route(
         Name.DOWNLOAD, Model.REQUEST_STREAM, _download, right=Right.READ, is_about_file=True, message=DownloadRequest
@@ -65,4 +85,5 @@ FILES: Final[tuple[Route[Any], ...]] = (
     ),
     Route(Name.STAT, Model.REQUEST_RESPONSE, _stat, right=Right.READ, is_about_file=True, at_once=_stat_at_once),
     Route(Name.DELETE, Model.REQUEST_RESPONSE, _delete, right=Right.DELETE, is_about_file=True, message=FileRequest),
+    Route(Name.MOVE, Model.REQUEST_RESPONSE, _move, right=Right.DELETE, is_about_file=True, message=MoveRequest),
 )

@@ -15,6 +15,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
+from shared.errors import UnknownRoute
 from shared.files.part import FileTarget
 from shared.protocol.wire import FileInfo
 
@@ -271,6 +272,21 @@ class Store(ABC):
             NotFound: There is none of that name.
             Changed: Its etag isn't `if_match`.
         """
+
+    async def move(self, source: str, target: str, *, overwrite: bool = True, if_match: str | None = None) -> FileInfo:
+        """Renames a file in one step, and returns what is known of it then: all but its name is as before.
+
+        A process that is killed meanwhile leaves the file under one of the names, or both, whole. To move a file to its
+        own name does nothing. By default no file can be moved: to copy it wouldn't be one step.
+
+        Raises:
+            NotFound: There is no file `source`.
+            Changed: Its etag isn't `if_match`.
+            AlreadyExists: `overwrite` is False and there is a file `target`.
+            StorageFull: There is no room for what is to be kept beside the content.
+            UnknownRoute: The store can't do it.
+        """
+        raise UnknownRoute("this server's store can't move files; upload it anew, and delete it")
 
     @abstractmethod
     async def sweep(self, max_age_seconds: float) -> int:

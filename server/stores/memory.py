@@ -4,6 +4,7 @@ import asyncio
 import io
 import time
 from collections.abc import MutableMapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from shared.errors import Changed, NotFound, TooLarge
@@ -145,6 +146,25 @@ class MemoryStore(Store):
             raise NotFound.for_name(name)
         self._catalog.see(name)
         return known.info
+
+    async def move(self, source: str, target: str, *, overwrite: bool = True, if_match: str | None = None) -> FileInfo:
+        while True:
+            known = await self._look(source)
+            await self._catalog.make_room(cost_of(target, 0) - cost_of(source, 0), target)
+            if self._files.get(source) is known.content:
+                break  # else it was replaced while its digest was computed, or the files were counted
+        if if_match is not None and if_match != known.info.etag:
+            raise Changed(f"{source!r} has changed", name=source)
+        if source == target:
+            return known.info
+        if not overwrite and target in self._files:
+            raise already_exists(target)
+        moved = Known(known.content, replace(known.info, name=target), None)
+        self._files[target] = known.content
+        del self._files[source]
+        self._catalog.add(target, moved)
+        self._catalog.see(source)
+        return moved.info
 
     async def sweep(self, max_age_seconds: float) -> int:
         await self._catalog.free()

@@ -25,6 +25,7 @@ __all__ = [
     "FileRequest",
     "Json",
     "ListRequest",
+    "MoveRequest",
     "Receipt",
     "UploadEnd",
     "UploadRequest",
@@ -225,7 +226,23 @@ class FileRequest(_Message):
     upload_id: str | None = None
 
 
-Message = DownloadRequest | ChunkHead | UploadRequest | UploadEnd | Receipt | ListRequest | FileRequest
+@dataclass(frozen=True, slots=True)
+class MoveRequest(_Message):
+    """The request of `file.move`.
+
+    Attributes:
+        target: What the file will be called.
+        overwrite: Whether an existing file of that name may be replaced.
+        if_match: The etag that the file must have; None for any. With an etag, the request may be repeated: where the
+            source is missing, and the target has that etag, the move counts as done.
+    """
+
+    target: Annotated[str, check_name]
+    overwrite: bool = True
+    if_match: str | None = None
+
+
+Message = DownloadRequest | ChunkHead | UploadRequest | UploadEnd | Receipt | ListRequest | FileRequest | MoveRequest
 
 
 def transfer_metadata(message: Message | FileInfo) -> bytes:

@@ -50,6 +50,7 @@ class Route:
     UPLOAD_STATUS: Final = "file.upload.status"
     STAT: Final = "file.stat"
     DELETE: Final = "file.delete"
+    MOVE: Final = "file.move"
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,7 +288,15 @@ def seeds() -> dict[str, dict[str, bytes]]:
     upload_metadata = route_item("file.upload") + name_item(b"c")
     transfer = {
         route: route_item(route) + name_item(b"a") + item(b"chat/file-transfer", said)
-        for route in ("file.upload", "file.download", "file.stat", "file.delete", "file.upload.status", "files")
+        for route in (
+            "file.upload",
+            "file.download",
+            "file.stat",
+            "file.delete",
+            "file.move",
+            "file.upload.status",
+            "files",
+        )
     }
     ended_flag, ended = payload(item(b"chat/file-transfer", end), b"xyz")
     wires = {

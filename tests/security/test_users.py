@@ -427,6 +427,7 @@ ROUTES = {
     "download in chunks": ("r", lambda name: chunks(1, name)),
     "stat": ("r", lambda name: stat(1, name)),
     "delete": ("d", lambda name: named("file.delete", name)),
+    "move": ("d", lambda name: named("file.move", name, b'{"target": "other/new"}')),
 }
 
 
@@ -448,6 +449,24 @@ async def needs_its_right(route: str, right: str) -> None:
         if right != needed:
             assert server.data.files == files
         await eventually(lambda: not server.work.active)
+
+
+async def test_a_move_needs_the_right_to_write_its_target() -> None:
+    known = users(user_line("u", "p", "d@mine/ w@writable/ rd@other/"))
+    async with serve(users=known, data=ChatData({"mine/1": b"1"})) as server:
+        for target, word in (("other/1", "permission_denied"), ("mine/2", "permission_denied"), ("writable/1", "")):
+            asked = named("file.move", b"mine/1", b'{"target": "%s"}' % target.encode())
+            assert await error_of(server, ("u", "p"), asked) == word
+        assert server.data.files == {"writable/1": b"1"}
+
+
+@pytest.mark.parametrize("said", [b"{}", b'{"target": ""}', b'{"target": 5}', b'{"target": "a", "overwrite": 1}'])
+async def test_a_move_that_makes_no_sense(said: bytes) -> None:
+    async with serve(data=ChatData({"a": b"1"})) as server, raw_peer(server.uri) as peer:
+        await peer.send(named("file.move", b"a", said))
+        got = await receive(peer)
+        assert got.error[1].split(":")[0] in ("invalid_request", "invalid_name")
+        assert server.data.files == {"a": b"1"}
 
 
 async def test_a_listing_shows_only_what_may_be_read(server: FileServer) -> None:

@@ -5,6 +5,7 @@ A test may not assume that every byte received is durable: `support.flushed` say
 
 import asyncio
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -408,6 +409,87 @@ async def test_delete_if_match_never_hits_a_replacement(store: Store) -> None:
         except Changed:
             pass
         assert await get(store, "a") == b"new"
+
+
+async def test_move(store: Store) -> None:
+    info = await put(store, "a", b"content")
+    moved = await store.move("a", "b", if_match=info.etag)
+
+    assert moved == replace(info, name="b")
+    assert await store.stat("b") == moved
+    assert await get(store, "b") == b"content"
+    assert list(await store.list()) == [moved]
+    for name, target in (("a", "c"), ("a", "a"), ("a", "b")):
+        with pytest.raises(NotFound):
+            await store.move(name, target)
+    assert await store.published("put", "b") is None, "the upload published another name"
+    assert await get(store, "b") == b"content"
+
+
+async def test_a_move_over_a_file(store: Store) -> None:
+    info, old = await put(store, "a", b"content"), await put(store, "b", b"old")
+    reader = await store.open("b")
+    with pytest.raises(Changed):
+        await store.move("a", "b", if_match=old.etag)
+    with pytest.raises(AlreadyExists) as caught:
+        await store.move("a", "b", overwrite=False)
+    assert caught.value.name == "b"
+    assert (await get(store, "a"), await get(store, "b")) == (b"content", b"old")
+
+    assert await store.move("a", "b") == replace(info, name="b")
+    assert list(await store.list()) == [replace(info, name="b")]
+    assert await reader.read(0, 10) == b"old"
+    await reader.close()
+
+
+async def test_a_move_to_the_same_name_does_nothing(store: Store) -> None:
+    info = await put(store, "a", b"content")
+
+    for overwrite in (True, False):
+        assert await store.move("a", "a", overwrite=overwrite, if_match=info.etag) == info
+        with pytest.raises(Changed):
+            await store.move("a", "a", overwrite=overwrite, if_match="other")
+    assert await store.stat("a") == info
+    assert await store.published("put", "a") == info
+
+
+async def test_a_file_can_be_moved_to_any_name(store: Store) -> None:
+    info = await put(store, NAMES[-1], b"content")
+    for before, name in zip(NAMES[-1:] + NAMES, NAMES, strict=False):
+        info = replace(info, name=name)
+        assert await store.move(before, name, overwrite=False, if_match=info.etag) == info
+        assert list(await store.list()) == [info]
+    assert await get(store, NAMES[-1]) == b"content"
+
+
+async def test_moves_and_uploads_at_once_lose_nothing(store: Store) -> None:
+    """Two files change places through a third name, again and again, while one is read, and another is replaced."""
+    for name in ("a", "b", "c"):
+        await put(store, name, name.encode())
+
+    async def turn(names: str) -> None:
+        for _ in range(10):
+            for source, target in zip(names, names[1:] + names[0], strict=True):
+                await store.move(source, target, overwrite=False)
+
+    turns = asyncio.gather(turn("a123"), turn("b456"))
+    while not turns.done():
+        await put(store, "c", b"c")
+        assert {await get(store, info.name) for info in await store.list() if info.name == "c"} == {b"c"}
+    await turns
+    assert await names_in(store) == {"a", "b", "c"}
+    for name in ("a", "b", "c"):
+        assert await get(store, name) == name.encode()
+
+
+async def test_of_two_moves_of_one_file_one_wins(store: Store) -> None:
+    for _ in range(10):
+        await put(store, "a", b"content")
+        results = await asyncio.gather(store.move("a", "b"), store.move("a", "A"), return_exceptions=True)
+        assert sum(isinstance(result, NotFound) for result in results) == 1
+        (left,) = await store.list()
+        assert await get(store, left.name) == b"content"
+        await store.delete(left.name)
 
 
 async def test_list_by_prefix(store: Store) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,56 @@ async def test_files_put_there_by_hand_are_served(directory: DirectoryStore, tmp
         await directory.delete("by hand.txt", if_match=info.etag)
     await directory.delete("by hand.txt")
     assert not file.exists()
+
+
+async def test_a_file_put_there_by_hand_is_moved_as_it_is(directory: DirectoryStore, tmp_path: Path) -> None:
+    file = tmp_path / "files" / "by hand.txt"
+    file.write_bytes(b"content")
+    info = await directory.stat("by hand.txt")
+
+    for name in ("moved.txt", "x" * 1000, "../moved"):
+        moved = await directory.move(info.name, name, if_match=info.etag)
+        assert moved == await directory.stat(name) == replace(info, name=name)
+        info = moved
+    assert list(await directory.list()) == [info]
+    assert not file.exists()
+
+
+async def test_a_moved_file_keeps_what_is_known_of_it(directory: DirectoryStore, tmp_path: Path) -> None:
+    info = await put(directory, "a", b"content")
+    await put(directory, "b", b"old")
+    info = await directory.move("a", "b")
+    store = await _reopened(directory, tmp_path / "files")
+
+    assert list(await store.list()) == [info]
+    assert info.digest == digest_of(b"content")
+    assert os.listdir(tmp_path / "files" / ".rxfiles" / "records") == [f"{fingerprint('b')}.json"]
+    await store.close()
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("target", ["b", "x" * 1000])
+async def test_a_move_that_was_killed_between_two_names_is_done_by_the_next_one(
+    directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, overwrite: bool
+) -> None:
+    """Both names are links of one file then: to rename one of them to the other would do nothing."""
+    info = await put(directory, "a", b"content")
+    unlink = os.unlink
+    monkeypatch.setattr(os, "unlink", _fail)
+    with pytest.raises(OSError, match="no more"):
+        await directory.move("a", target, overwrite=False)
+    monkeypatch.setattr(os, "unlink", unlink)
+    store = await _reopened(directory, tmp_path / "files")
+
+    assert sorted(await store.list(), key=lambda each: len(each.name)) == [info, replace(info, name=target)]
+    assert await store.move("a", target, overwrite=overwrite, if_match=info.etag) == replace(info, name=target)
+    assert list(await store.list()) == [replace(info, name=target)]
+    assert await get(store, target) == b"content"
+    await store.close()
+
+
+def _fail(*_: Any) -> None:
+    raise OSError("no more")
 
 
 async def test_a_content_written_by_hand_has_no_digest(directory: DirectoryStore, tmp_path: Path) -> None:

@@ -144,6 +144,23 @@ class StoreMachine(RuleBasedStateMachine):
             return
         assert self.run(self.store.delete(name, etag)).digest == digest_of(self.files.pop(name))
 
+    @rule(name=_NAMES, new=_NAMES, overwrite=st.booleans(), matches=st.sampled_from([None, True, False]))
+    def move(self, name: str, new: str, overwrite: bool, matches: bool | None) -> None:
+        if name not in self.files:
+            self.fails(self.store.move(name, new, overwrite=overwrite), NotFound)
+            return
+        etag = None if matches is None else self.run(self.store.stat(name)).etag if matches else "other"
+        moving = self.store.move(name, new, overwrite=overwrite, if_match=etag)
+        if matches is False:
+            self.fails(moving, Changed)
+        elif name != new and new in self.files and not overwrite:
+            self.fails(moving, AlreadyExists)
+        else:
+            content = self.files.pop(name)
+            info = self.run(moving)
+            assert (info.name, info.digest) == (new, digest_of(content))
+            self.files[new] = content
+
     @rule(everything=st.booleans())
     def sweep(self, everything: bool) -> None:
         dropped = self.run(self.store.sweep(-1 if everything else 3600))

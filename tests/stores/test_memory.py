@@ -80,6 +80,31 @@ async def test_delete_spares_a_value_that_replaced_the_old_one_during_its_digest
     assert files == {"a": b"new"}
 
 
+async def test_a_move_takes_the_value_that_replaced_the_old_one_during_its_digest() -> None:
+    files = {"a": b"x" * 3_000_000}
+    store = MemoryStore(files)
+    moves = [asyncio.create_task(store.move("a", "b", if_match=etag)) for etag in (digest_of(files["a"]), None)]
+    await asyncio.sleep(0)
+    files["a"] = b"new"
+
+    with pytest.raises(Changed):
+        await moves[0]
+    assert (await moves[1]).digest == digest_of(b"new")
+    assert files == {"b": b"new"}
+
+
+async def test_a_move_counts_what_its_name_takes() -> None:
+    files = {"a": b"x", "b": b"y"}
+    store = MemoryStore(files, max_bytes=2 + 2 * ENTRY + len("a long" + "b"))
+    await store.move("a", "a long")
+    with pytest.raises(StorageFull):
+        await store.move("b", "longer")
+    assert files == {"a long": b"x", "b": b"y"}
+    await store.move("a long", "b")
+    assert files == {"b": b"x"}
+    await store.put("c", b"x")
+
+
 ENTRY = 1024
 """What each file and each unfinished upload counts beside its content and its name."""
 

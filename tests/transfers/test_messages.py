@@ -15,6 +15,7 @@ from shared.protocol.messages import (
     DownloadRequest,
     FileRequest,
     ListRequest,
+    MoveRequest,
     Receipt,
     UploadEnd,
     UploadRequest,
@@ -27,7 +28,16 @@ from shared.protocol.messages import (
 from shared.protocol.metadata import MetadataItem, build_metadata
 from shared.protocol.wire import FRAGMENT_SIZE_BYTES
 
-MESSAGES: list[Any] = [DownloadRequest, ChunkHead, UploadRequest, UploadEnd, Receipt, ListRequest, FileRequest]
+MESSAGES: list[Any] = [
+    DownloadRequest,
+    ChunkHead,
+    UploadRequest,
+    UploadEnd,
+    Receipt,
+    ListRequest,
+    FileRequest,
+    MoveRequest,
+]
 
 offsets = st.integers(0, 2**63 - 1)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -62,6 +72,7 @@ messages = st.one_of(
     st.builds(Receipt, offsets, st.none() | infos),
     st.builds(ListRequest, st.booleans(), texts),
     st.builds(FileRequest, st.none() | texts, st.none() | upload_ids),
+    st.builds(MoveRequest, names, st.booleans(), st.none() | texts),
 )
 # What an adversary would write: the right keys with anything for a value.
 fields = sorted({field.name for kind in [*MESSAGES, FileInfo] for field in dataclasses.fields(kind)})

@@ -21,6 +21,8 @@ killed between any two steps:
 - A file's record is written before the file, and holds the digest of both the new and the old content, each under the
   size, time and inode of its own; so the content that is there finds its digest, and no other content ever does. A file
   that was written by hand has no digest.
+- A file that is moved has its new name's record before it has the name, and loses the old name's record last. Where
+  nothing may be overwritten it may be left with both names; to move it again ends that.
 - A part with two names was published by a link, and its own name is what is left of that.
 
 What a killed process leaves behind is removed by the next `open`.
@@ -29,6 +31,7 @@ What a killed process leaves behind is removed by the next `open`.
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from shared.errors import Changed, NotFound
 from shared.files import disk
@@ -124,10 +127,7 @@ class Folder:
 
     def delete(self, name: str, if_match: str | None) -> FileInfo:
         """Removes a file; NotFound if there is none, Changed if its etag isn't `if_match`."""
-        path, status = self._places.find(name)
-        info = self._info(name, status)
-        if if_match is not None and if_match != info.etag:
-            raise Changed(f"{name!r} has changed", name=name)
+        path, info = self._matching(name, if_match)
         try:
             os.unlink(path)
         except FileNotFoundError:
@@ -136,31 +136,25 @@ class Folder:
         disk.sync_folder(os.path.dirname(path))
         return info
 
+    def move(self, source: str, target: str, *, overwrite: bool, if_match: str | None) -> FileInfo:
+        """Renames a file; see `Store.move`."""
+        path, info = self._matching(source, if_match)
+        if source == target:
+            return info
+        try:
+            self._place(path, target, info.digest, None, overwrite=overwrite)
+        except FileNotFoundError:
+            raise NotFound.for_name(source) from None
+        disk.sync_folder(os.path.dirname(path))
+        self._records.remove(names.fingerprint(source))
+        return replace(info, name=target)
+
     def publish(self, upload: UploadFile, *, overwrite: bool) -> FileInfo:
         """Makes the sealed upload a file; AlreadyExists if there is one, and `overwrite` is False."""
-        name, path = upload.spec.name, upload.content.path
-        with disk.full_disk_is_typed(FULL, name):
-            if not overwrite and self.exists(name):
-                raise already_exists(name)
-            status = os.lstat(path)
-            try:
-                old_signature = _signature(self._places.find(name)[1])
-            except NotFound:
-                old_signature = None
-            digest = upload.content.digest.value
-            self._records.write(name, _signature(status), digest, upload.spec.upload_id, old_signature)
-            target = self._places.target(name)
-            if overwrite:
-                os.replace(path, target)
-            else:
-                try:
-                    disk.create_from(path, target)
-                except FileExistsError:
-                    raise already_exists(name) from None
-            disk.sync_folder(os.path.dirname(target))
-            info = self._info(name, status)
-            upload.forget()
-        return info
+        name, content = upload.spec.name, upload.content
+        status = self._place(content.path, name, content.digest.value, upload.spec.upload_id, overwrite=overwrite)
+        upload.forget()
+        return self._info(name, status)
 
     def published(self, upload_id: str, name: str) -> FileInfo | None:
         """The file, if it is the one that this upload published."""
@@ -180,6 +174,42 @@ class Folder:
         """Removes the record of a name that has no file."""
         if not self.exists(name):
             self._records.remove(names.fingerprint(name))
+
+    def _matching(self, name: str, if_match: str | None) -> tuple[str, FileInfo]:
+        """Where a file is and what is known of it; NotFound if there is none, Changed if its etag isn't `if_match`."""
+        path, status = self._places.find(name)
+        info = self._info(name, status)
+        if if_match is not None and if_match != info.etag:
+            raise Changed(f"{name!r} has changed", name=name)
+        return path, info
+
+    def _place(
+        self, path: str, name: str, digest: str | None, upload_id: str | None, *, overwrite: bool
+    ) -> os.stat_result:
+        """Makes what is at `path` the file of that name, its record first; AlreadyExists as for `publish`."""
+        with disk.full_disk_is_typed(FULL, name):
+            status = os.lstat(path)
+            try:
+                old = self._places.find(name)[1]
+            except NotFound:
+                old = None
+            # Two links of one file are left by a process that was killed in `create_from`; to rename one does nothing.
+            is_begun = old is not None and os.path.samestat(old, status)
+            if old is not None and not overwrite and not is_begun:
+                raise already_exists(name)
+            self._records.write(name, _signature(status), digest, upload_id, None if old is None else _signature(old))
+            target = self._places.target(name)
+            if is_begun:
+                os.unlink(path)
+            elif overwrite:
+                os.replace(path, target)
+            else:
+                try:
+                    disk.create_from(path, target)
+                except FileExistsError:
+                    raise already_exists(name) from None
+            disk.sync_folder(os.path.dirname(target))
+        return status
 
     def _info(self, name: str, status: os.stat_result) -> FileInfo:
         signature = _signature(status)

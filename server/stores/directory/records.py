@@ -43,12 +43,14 @@ class Records:
         """The id of the upload that published the content; None if it isn't known."""
         return self._of(name, "published").get(signature)
 
-    def write(self, name: str, signature: str, digest: str | None, upload_id: str, old_signature: str | None) -> None:
-        """Records a content that is about to be published, and keeps the digest of the one that it replaces."""
+    def write(
+        self, name: str, signature: str, digest: str | None, upload_id: str | None, old_signature: str | None
+    ) -> None:
+        """Records a content that is about to get the name, and keeps the digest of the one that it replaces."""
         digests = {} if digest is None else {signature: digest}
         if old_signature is not None and (old_digest := self.digest(name, old_signature)) is not None:
             digests[old_signature] = old_digest
-        record = {"name": name, "digests": digests, "published": {signature: upload_id}}
+        record = {"name": name, "digests": digests, "published": {} if upload_id is None else {signature: upload_id}}
         write_json(self._path(names.fingerprint(name)), record, scratch=self._scratch, durable=True)
 
     def name_of(self, key: str) -> str | None:

@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from os import PathLike, close, fspath, fstat
 from typing import Final, ParamSpec, TypeVar, cast
 from uuid import uuid4
@@ -156,6 +157,12 @@ class DirectoryStore(Store):
     async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
         async with self.lock_of_file(name):
             return await self.run(self._folder.delete, name, if_match)
+
+    async def move(self, source: str, target: str, *, overwrite: bool = True, if_match: str | None = None) -> FileInfo:
+        async with AsyncExitStack() as locks:
+            for name in sorted({source.casefold(), target.casefold()}):  # in the same order in every call
+                await locks.enter_async_context(self.lock_of_file(name))
+            return await self.run(self._folder.move, source, target, overwrite=overwrite, if_match=if_match)
 
     async def sweep(self, max_age_seconds: float) -> int:
         oldest = time.time() - max_age_seconds
