@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from server.stores.directory.store import DirectoryStore
-from shared.errors import NotFound
+from shared.errors import AlreadyExists, NotFound
 
 from .support import begin, digest_of, get
 
@@ -43,7 +43,7 @@ def names_of(worker: int) -> list[str]:
 
 
 async def work(path: Path, round_number: int) -> None:
-    """Stores and deletes files until it is killed."""
+    """Stores, moves and deletes files until it is killed."""
     store = DirectoryStore(path)
     await store.start()
     await asyncio.gather(*(_work(store, worker, round_number) for worker in range(_WORKERS)))
@@ -53,6 +53,15 @@ async def _work(store: DirectoryStore, worker: int, round_number: int) -> None:
     choose = random.Random(f"{round_number}/{worker}")
     for number in range(1_000_000):
         name = choose.choice(names_of(worker))
+        if choose.random() < 0.4:
+            target = choose.choice(names_of(worker)) + choose.choice(["", "-moved"])
+            _say(worker, "move", name, target)
+            try:
+                await store.move(name, target, overwrite=choose.random() < 0.5)
+            except (NotFound, AlreadyExists):
+                target = name
+            _say(worker, "moved", name, target)
+            continue
         if choose.random() < 0.2:
             _say(worker, "delete", name)
             try:
@@ -104,30 +113,12 @@ class Survey:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._files: dict[str, str] = {}  # upload ids by name
-        self.published = self.resumed = 0
+        self.published = self.resumed = self.moved = 0
 
     async def look(self, lines: Sequence[bytes]) -> None:
         """Checks the folder against what the process said; finishes its uploads."""
         files = self._files
-        uploads: dict[int, _Upload] = {}
-        deletes: dict[int, str] = {}
-        for line in lines:
-            match json.loads(line):
-                case [worker, "put", name, upload_id]:
-                    uploads[worker] = _Upload(name, upload_id)
-                case [worker, "at", offset]:
-                    uploads[worker].offset = offset
-                case [worker, "stored", name, upload_id]:
-                    files[name] = upload_id
-                    del uploads[worker]
-                case [worker, "delete", name]:
-                    deletes[worker] = name
-                case [worker, "deleted", name]:
-                    files.pop(name, None)
-                    del deletes[worker]
-                case other:
-                    raise AssertionError(other)
-
+        uploads, deletes, moves = self._read(lines)
         store = DirectoryStore(self._path)
         await store.start()
         try:
@@ -135,6 +126,9 @@ class Survey:
             for name in deletes.values():
                 if name not in infos:
                     files.pop(name, None)
+            for name, target in moves.values():
+                if name in files and name != target:
+                    self._take_move(name, target, infos)
             for upload in uploads.values():
                 await self._finish(store, upload, infos)
             infos = {info.name: info for info in await store.list()}
@@ -149,6 +143,47 @@ class Survey:
         assert not list((self._path / ".rxfiles" / "parts").iterdir())
         assert not list((self._path / ".rxfiles" / "tmp").iterdir())
         assert len(list((self._path / ".rxfiles" / "records").iterdir())) == len(files)
+
+    def _read(self, lines: Sequence[bytes]) -> tuple[dict[int, _Upload], dict[int, str], dict[int, tuple[str, str]]]:
+        """Notes what the process had done; returns what each worker was doing: an upload, a delete or a move."""
+        files = self._files
+        uploads: dict[int, _Upload] = {}
+        deletes: dict[int, str] = {}
+        moves: dict[int, tuple[str, str]] = {}
+        for line in lines:
+            match json.loads(line):
+                case [worker, "put", name, upload_id]:
+                    uploads[worker] = _Upload(name, upload_id)
+                case [worker, "at", offset]:
+                    uploads[worker].offset = offset
+                case [worker, "stored", name, upload_id]:
+                    files[name] = upload_id
+                    del uploads[worker]
+                case [worker, "delete", name]:
+                    deletes[worker] = name
+                case [worker, "deleted", name]:
+                    files.pop(name, None)
+                    del deletes[worker]
+                case [worker, "move", name, target]:
+                    moves[worker] = name, target
+                case [worker, "moved", name, target]:
+                    if name in files:
+                        files[target] = files.pop(name)
+                    del moves[worker]
+                case other:
+                    raise AssertionError(other)
+        return uploads, deletes, moves
+
+    def _take_move(self, name: str, target: str, infos: dict[str, Any]) -> None:
+        """The file is under its old name, or its new one, or both."""
+        files, digest = self._files, digest_of(content_of(self._files[name]))
+        is_moved = target in infos and infos[target].digest == digest
+        if name not in infos:
+            assert is_moved, "a file that was being moved is lost"
+            self.moved += 1
+            files[target] = files.pop(name)
+        elif is_moved:
+            files[target] = files[name]
 
     async def _finish(self, store: DirectoryStore, upload: _Upload, infos: dict[str, Any]) -> None:
         content = content_of(upload.upload_id)
@@ -211,7 +246,7 @@ def main() -> None:
         survey = asyncio.run(crash(Path(folder) / "files", options.rounds, options.seed))
     print(
         f"{options.rounds} processes killed; of the uploads under way {survey.resumed} were resumed and "
-        f"{survey.published} had been published; nothing was lost or doubled"
+        f"{survey.published} had been published, {survey.moved} moves were done; nothing was lost or doubled"
     )
 
 
