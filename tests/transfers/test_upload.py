@@ -20,6 +20,7 @@ from rx_client.operators import retry_backoff
 from rx_client.transfers.sources import OpenPath
 from server import FileServer
 from server.stores.directory.store import DirectoryStore
+from server.stores.owners import UploadOwners
 from shared import (
     AlreadyExists,
     BackpressureOverflow,
@@ -32,6 +33,7 @@ from shared import (
     Superseded,
     TooLarge,
 )
+from shared.protocol.messages import UploadRequest
 from tests.faults import fault_proxy
 from tests.support import client_stream_ids, eventually
 from tests.transfers.helpers import (
@@ -612,6 +614,25 @@ async def test_the_newer_of_two_takes_over(server: FileServer, store: WatchedSto
     received.set()
     await older_heard.ended()
     assert isinstance(older_heard.error, Superseded)
+
+
+async def test_few_attempts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.stores.owners._MAX_REMEMBERED", 3)
+    owners = UploadOwners()
+
+    async def attempt(upload_id: str, number: int) -> None:
+        request = UploadRequest(upload_id, client="me", attempt=number)
+        async with owners.claim(upload_id, "n", lambda: None, request):
+            pass
+
+    for number in range(10):
+        await attempt(f"{number}", 2)
+        await attempt("often", number)
+    assert len(owners._attempts) == 3
+    for late in ("9", "8", "often"):
+        with pytest.raises(Superseded):
+            await attempt(late, 1)
+    await attempt("0", 1)
 
 
 async def test_a_takeover_waits_for_the_write_under_way(server: FileServer, store: WatchedStore) -> None:
