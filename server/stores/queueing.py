@@ -66,4 +66,5 @@ class QueuedStore(Store):
     published = _queued(Store.published)
     uploaded = _queued(Store.uploaded)
     delete = _queued(Store.delete)
+    move = _queued(Store.move)
     sweep = _queued(Store.sweep)

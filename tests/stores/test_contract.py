@@ -4,6 +4,7 @@ A test may not assume that every byte received is durable: `support.flushed` say
 """
 
 import asyncio
+import inspect
 import os
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from server.stores.base import Store
+from server.stores.queueing import QueuedStore
 from shared.errors import AlreadyExists, Changed, IntegrityError, InvalidRequest, NotFound, Superseded, TooLarge
 
 from .conftest import OpenStore
@@ -602,6 +604,11 @@ async def test_a_store_that_answers_at_once(store: Store) -> None:
         await store.put("a", b"content")
     assert at_once.content("a") == await get(store, "a") == b"content"
     assert at_once.known("a") == await store.stat("a")
+
+
+def test_a_queued_store_passes_every_call_on() -> None:
+    calls = {name for name, method in vars(Store).items() if inspect.iscoroutinefunction(method)}
+    assert calls <= vars(QueuedStore).keys()
 
 
 async def test_the_limit_for_one_file(open_store: OpenStore) -> None:

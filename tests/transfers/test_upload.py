@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -589,6 +590,15 @@ async def test_an_observer_that_raises_hears_it_and_ends_the_upload(
     await at_rest(server, store)
     assert source.closed == 1
     assert await store.names() == []
+
+
+async def test_what_was_uploaded_is_moved(store: WatchedStore, files: FileClient) -> None:
+    completed = await files.upload_from("n", b"content")
+    assert isinstance(completed, Completed)
+    moved = await files.move("n", "m", if_match=completed.info.etag)
+    assert moved == await files.stat("m") == replace(completed.info, name="m")
+    assert await store.content("m") == b"content"
+    assert await store.names() == ["m"]
 
 
 # Resume and takeover

@@ -144,6 +144,8 @@ class Folder:
         try:
             self._place(path, target, info.digest, None, overwrite=overwrite)
         except FileNotFoundError:
+            if os.path.lexists(path):
+                raise  # something else is missing
             raise NotFound.for_name(source) from None
         disk.sync_folder(os.path.dirname(path))
         self._records.remove(names.fingerprint(source))
