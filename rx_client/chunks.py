@@ -1,7 +1,10 @@
 """A piece of a file in a transfer, and the credit that it holds."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from shared.aio import running_loop
 
 __all__ = ["Chunk", "release"]
 
@@ -10,7 +13,7 @@ class Chunk:
     """Some bytes of a file, and the credit that the server spent to send them.
 
     The credit goes back, so that the server may send another chunk, when the subscriber's `on_next` returns; or, if
-    `retain` was called inside it, when `release` was called as often as `retain`.
+    `retain` was called inside it, when `release` was called as often as `retain`, in any thread.
 
     Attributes:
         offset: The bytes' position in the file.
@@ -19,10 +22,16 @@ class Chunk:
 
     __slots__ = ("_credit", "data", "offset")
 
-    def __init__(self, offset: int, data: bytes, on_released: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        offset: int,
+        data: bytes,
+        on_released: Callable[[], None] | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self.offset = offset
         self.data = data
-        self._credit = _Credit(on_released)
+        self._credit = _Credit(on_released, loop)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -44,14 +53,13 @@ class Chunk:
         """Undoes one `retain`; the last release gives the credit back.
 
         Raises:
-            RuntimeError: It was released more often than retained.
+            RuntimeError: It was released more often than retained (in another thread: the event loop reports it).
         """
         credit = self._credit
-        if not credit.holders:
-            raise RuntimeError("the chunk was released more often than retained")
-        credit.holders -= 1
-        if not credit.holders and credit.on_released is not None:
-            credit.on_released()
+        if credit.loop is None or running_loop() is credit.loop:
+            credit.release()
+        elif not credit.loop.is_closed():
+            credit.loop.call_soon_threadsafe(credit.release)
 
     def replace(self, data: bytes) -> "Chunk":
         """A chunk of other bytes (compressed, say) with the same credit, for the next stage of a pipeline."""
@@ -71,4 +79,12 @@ class _Credit:
     """Counts a chunk's holders; the first is the `on_next` that delivers it."""
 
     on_released: Callable[[], None] | None
+    loop: asyncio.AbstractEventLoop | None
     holders: int = 1
+
+    def release(self) -> None:
+        if not self.holders:
+            raise RuntimeError("the chunk was released more often than retained")
+        self.holders -= 1
+        if not self.holders and self.on_released is not None:
+            self.on_released()

@@ -48,6 +48,7 @@ from .events import TransferEvent
 from .requests.base import MAX_REQUEST_N, MAX_SMALL_BYTES
 from .requests.cold import ColdReactiveXClient
 from .rx.deadlines import within
+from .rx.loops import LoopScheduler, required_loop
 from .rx.observables import on_loop
 from .rx.tasks import from_coroutine
 from .transfers.download import ChunkRequest, answered_info, download_into
@@ -71,8 +72,13 @@ class FileClient:
     """Uploads, downloads and lists files over one RSocket connection.
 
     What its methods return is cold: nothing is sent before it is subscribed to, each subscription is one request, and
-    disposing a subscription cancels that request alone. Awaiting an observable gives its last value. Everything runs on
-    the event loop that the connection belongs to; operators that need time use it, too.
+    disposing a subscription cancels that request alone. Awaiting an observable gives its last value. Requests run
+    on the event loop that the connection belongs to; operators that need time use it, too.
+
+    Subscribe, await, `run` and dispose in any thread and any event loop: the request is handed to the client's loop. A
+    subscriber in another loop is called in its own loop, one in a thread without a loop in the client's; end the pipe
+    with `ops.observe_on(...)` for another place. If the client's loop can't take the request, since it doesn't run, is
+    closed, or is what `run` would block, the subscription fails at once with WrongLoop.
 
     In all methods `name` is 1 to 1,024 bytes of UTF-8 without control characters, `deadline` is how many seconds a
     subscription may take, None for no limit, and `digest` is `xxh3-128`, `sha-256`, or None to do without verification.
@@ -130,6 +136,17 @@ class FileClient:
         It is rsocket's `ReactiveXClient`, made cold: with demand, reconnects, and typed errors.
         """
         return self._requests
+
+    @property
+    def scheduler(self) -> LoopScheduler:
+        """Schedules on this client's event loop, from any thread: for pipes that begin with an observable of RxPY's.
+
+        For example `reactivex.merge(a, b).pipe(ops.timeout(5)).subscribe(..., scheduler=files.scheduler)`.
+
+        Raises:
+            WrongLoop: The rsocket was given outside of its loop, and no loop runs in this thread.
+        """
+        return LoopScheduler(self._connector.loop or required_loop())
 
     def connection_state(self) -> Observable[ConnectionState]:
         """Emits Connecting, Connected or Disconnected(cause), as it is now and whenever it changes.
@@ -473,7 +490,7 @@ class FileClient:
         try:
             request = make()
         except InvalidName as error:
-            return _naming(name, reactivex.throw(error))
+            return on_loop(reactivex.throw(_about(error, name)), self._connector.loop)
 
         def explain(error: Exception) -> Exception:
             return _about(error, target if target is not None and isinstance(error, AlreadyExists) else name)
@@ -490,7 +507,7 @@ class FileClient:
             except TransferError as error:
                 raise _about(error, name) from error.__cause__
 
-        return from_coroutine(named, self._tasks).pipe(within(deadline, name))
+        return from_coroutine(named, self._tasks, self._connector.loop).pipe(within(deadline, name))
 
 
 def _check_type(name: str) -> None:
@@ -515,7 +532,7 @@ def _check_word(check: Callable[[str], object], word: str | None) -> None:
 
 def _naming(name: str, source: Observable[T]) -> Observable[T]:
     """`source`, its errors knowing which file they are about."""
-    return on_loop(source.pipe(ops.catch(lambda error, _: reactivex.throw(_about(error, name)))))
+    return source.pipe(ops.catch(lambda error, _: reactivex.throw(_about(error, name))))
 
 
 def _about(error: Exception, name: str) -> Exception:

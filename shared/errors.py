@@ -25,6 +25,7 @@ The tree; the errors with `*` are retryable, that is, the same request may succe
     ├── DeadlineExceeded          (also a TimeoutError; the operation took longer than its `deadline`)
     ├── SourceExhausted           (a source can't be read again from where the upload has to go on)
     ├── BackpressureOverflow      (a source that can't be slowed down outran its buffer)
+    ├── WrongLoop                 (also a RuntimeError; used where its event loop can't be reached)
     └── ConnectionFailed *        (also a ConnectionError; no connection could be made)
         └── ConnectionLost *      (the connection ended while the operation was under way)
             └── ClientClosed      (the application closed the client)
@@ -65,6 +66,7 @@ __all__ = [
     "TransferError",
     "Unauthenticated",
     "UnknownRoute",
+    "WrongLoop",
     "from_error_frame",
     "is_retryable",
     "to_protocol_error",
@@ -186,6 +188,10 @@ class SourceExhausted(TransferError):
 
 class BackpressureOverflow(TransferError):
     """A source that can't be slowed down outran its buffer."""
+
+
+class WrongLoop(TransferError, RuntimeError):
+    """An observable was used outside of its event loop, which can't be handed the work; the message says what to do."""
 
 
 class Stalled(TransferError, TimeoutError, code="stalled", retryable=True):

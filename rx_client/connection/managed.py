@@ -49,6 +49,7 @@ class Connection:
         credentials = build_bearer(auth) if isinstance(auth, str) else None if auth is None else build_simple(*auth)
         self._setup = None if credentials is None else Payload(b"", build_metadata([credentials]))
         self._options = options
+        self.loop: Final = asyncio.get_running_loop()
         self._backoff = Backoff(options.reconnect_base, min(options.reconnect_cap, options.reconnect_timeout / 2))
         self._failure_delay = FailureDelay()
         self._session: ClientSession | None = None
@@ -71,7 +72,7 @@ class Connection:
                 scheduler=scheduler,
             )
 
-        return LoopObservable(subscribe)
+        return LoopObservable(subscribe, self.loop, is_source=True)
 
     def current(self) -> RSocketBase | None:
         return self._session

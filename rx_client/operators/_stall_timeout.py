@@ -9,7 +9,8 @@ from reactivex.disposable import CompositeDisposable, SerialDisposable, SingleAs
 from shared.errors import Stalled
 
 from ..events import Progress, Retrying, Started
-from ..rx.observables import like, time_scheduler
+from ..rx.loops import time_scheduler
+from ..rx.observables import like
 
 __all__ = ["stall_timeout"]
 
@@ -53,7 +54,7 @@ def stall_timeout(
     Raises (through `on_error`):
         Stalled: The time is over; the source has been disposed of.
         Exception: The source's error.
-        RuntimeError: There is neither a scheduler nor a running event loop.
+        WrongLoop: There is neither a scheduler nor a running event loop.
     """
     if not seconds > 0:
         raise ValueError(f"the time allowed must be more than 0 seconds, not {seconds}")

@@ -11,7 +11,7 @@ from reactivex.disposable import SingleAssignmentDisposable
 from shared.errors import BackpressureOverflow
 
 from ..chunks import Chunk, release
-from ..rx.observables import subscribe_on
+from ..rx.loops import required_loop, subscribe_on
 
 __all__ = ["ItemIterator", "to_async_iter"]
 
@@ -110,7 +110,7 @@ class _Inbox(Generic[T]):
         self._changed = asyncio.Event()
 
     def subscribe(self, source: Observable[T]) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.loop = required_loop()
         self._upstream.disposable = subscribe_on(self.loop, source, self._on_next, self._end, self._end)
 
     async def take(self) -> T:

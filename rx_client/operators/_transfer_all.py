@@ -2,12 +2,13 @@
 
 from collections import deque
 from collections.abc import Callable
+from threading import RLock
 from typing import TypeVar
 
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, SingleAssignmentDisposable
 
-from ..rx.observables import LoopObservable
+from ..rx.observables import LoopObservable, loop_of
 
 __all__ = ["transfer_all"]
 
@@ -53,6 +54,8 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
 
     def _transfer_all(source: Observable[Observable[T]]) -> Observable[T]:
         def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
+            # Transfers emit in their client's loop, the source where it likes.
+            lock = RLock()
             subscriptions = CompositeDisposable()
             waiting: deque[Observable[T]] = deque()
             active = 0
@@ -60,17 +63,18 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
 
             def start() -> None:
                 nonlocal active, is_starting
-                # A transfer that completes while it is subscribed to calls this again: the loop below goes on, and
-                # the stack doesn't grow with each.
-                if is_starting:
-                    return
-                is_starting = True
-                while waiting and active < max_concurrent and not subscriptions.is_disposed:
-                    active += 1
-                    run(waiting.popleft())
-                is_starting = False
-                if is_source_done and not active:
-                    observer.on_completed()
+                with lock:
+                    # A transfer that completes while it is subscribed to calls this again: the loop below goes on, and
+                    # the stack doesn't grow with each.
+                    if is_starting:
+                        return
+                    is_starting = True
+                    while waiting and active < max_concurrent and not subscriptions.is_disposed:
+                        active += 1
+                        run(waiting.popleft())
+                    is_starting = False
+                    if is_source_done and not active:
+                        observer.on_completed()
 
             def run(transfer: Observable[T]) -> None:
                 subscription = SingleAssignmentDisposable()
@@ -78,7 +82,8 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
 
                 def on_transfer_completed() -> None:
                     nonlocal active
-                    active -= 1
+                    with lock:
+                        active -= 1
                     subscriptions.remove(subscription)
                     start()
 
@@ -104,6 +109,6 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
             upstream.disposable = source.subscribe(on_next, on_error, on_completed, scheduler=scheduler)
             return subscriptions
 
-        return LoopObservable(subscribe)
+        return LoopObservable(subscribe, loop_of(source))
 
     return _transfer_all

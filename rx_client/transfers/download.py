@@ -94,6 +94,7 @@ class ChunkRequest(RangeRequest):
     ) -> None:
         super().__init__(socket, name, request, window, observer.on_error)
         self._observer = observer
+        self._loop = asyncio.get_running_loop()
         self._digest = None if request.digest is None else Digest(request.digest)
 
     def _on_chunk(self, data: bytes) -> None:
@@ -103,7 +104,7 @@ class ChunkRequest(RangeRequest):
         self.receiver.on_bytes(len(data))
         if self._digest is not None:
             self._digest.update(data)
-        chunk = Chunk(offset, data, self._on_consumed)
+        chunk = Chunk(offset, data, self._on_consumed, self._loop)
         try:
             self._observer.on_next(chunk)
         finally:
