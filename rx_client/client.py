@@ -4,7 +4,7 @@ import asyncio
 import math
 import os
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal, TypeVar, overload
@@ -100,7 +100,11 @@ class FileClient:
     @staticmethod
     @asynccontextmanager
     async def connect(
-        uri: str, *, auth: Auth | None = None, tls: ssl.SSLContext | None = None, options: ConnectOptions | None = None
+        uri: str | Sequence[str],
+        *,
+        auth: Auth | None = None,
+        tls: ssl.SSLContext | None = None,
+        options: ConnectOptions | None = None,
     ) -> "AsyncGenerator[FileClient, None]":
         """A client with a connection of its own: `async with FileClient.connect("tcp://localhost:6565") as files:`.
 
@@ -109,14 +113,16 @@ class FileClient:
         0.1 s, what is subscribed to later.
 
         Args:
-            uri: `tcp://HOST[:PORT]`, or `tcps://HOST[:PORT]` with TLS; the port is 6565 if it isn't given.
+            uri: `tcp://HOST[:PORT]`, or `tcps://HOST[:PORT]` with TLS; the port is 6565 if it isn't given. Or several,
+                of servers with the same files: they are tried in turn, beginning with the last one that worked.
             auth: A user name and a password, or a bearer token; None for neither.
             tls: How to verify the server, and this client's certificate; the system's authorities if None.
             options: See `ConnectOptions`.
 
         Raises (on entering the block):
             ValueError: `uri` is something else, or `tls` is given with `tcp`.
-            ConnectionFailed: The connection is refused, the host unknown, the certificate wrong, or no answer comes.
+            ConnectionFailed: The connection is refused, the host unknown, or no answer comes.
+            TlsFailed: A certificate isn't accepted, or only one side is encrypted; not retryable.
             Unauthenticated: The server wants other credentials.
             ServerFull: The server has no room for another connection.
         """

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -15,6 +16,7 @@ from shared.errors import TransferError
 from shared.frames.budget import ReassemblyBudget
 from shared.frames.reassembly import Reassembler
 from shared.logs import limit_repeats, quiet_rsocket
+from shared.presence import RunClock
 from shared.protocol.wire import DEFAULT_PORT
 from shared.transport.base import Transport
 
@@ -75,7 +77,8 @@ class FileServer:
         self._users = users
         self._tls = tls
         self._make_session = make_session
-        self._budget = ReassemblyBudget(limits.max_reassembly_bytes)
+        self._clock = RunClock(_WATCH_SECONDS, time.monotonic)
+        self._budget = ReassemblyBudget(limits.max_reassembly_bytes, self._clock.time)
         self._listener: Listener | None = None
         self._connections: dict[Transport, ServerConnection] = {}
 
@@ -152,14 +155,15 @@ class FileServer:
         trimmer = HeapTrimmer()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            self._check_connections()
+            if self._clock.tick():
+                self._check_connections()
             if trimmer.is_due():
                 await run_blocking(None, trimmer.trim)
 
     def _check_connections(self) -> None:
         # Not in the loop above, whose variable would keep the last connection, and all that waits in it, for ever.
         for connection in list(self._connections.values()):
-            connection.check()
+            connection.check(self._clock.time())
 
     def on_connected(self, transport: Transport, on_set_up: Callable[[], None] = lambda: None) -> Reassembler:
         """Serves a connection, also one that another listener has accepted; returns what judges its payloads.
