@@ -71,7 +71,7 @@ class Listener:
 
     Args:
         limits: How many connections there may be, and how long a TLS handshake may take.
-        tls: How to encrypt; None for not at all.
+        tls: How to encrypt new connections; None for not at all.
         on_connected: Called with each admitted connection, and with what to call when its SETUP was accepted; returns
             what judges its payloads.
         on_lost: Called with the connection when it has ended.
@@ -85,7 +85,7 @@ class Listener:
         on_lost: Callable[[Transport], None],
     ) -> None:
         self._handshake_seconds = limits.setup_seconds
-        self._tls = tls
+        self.tls = tls
         self._on_connected = on_connected
         self._on_lost = on_lost
         self._admission = Admission(limits)
@@ -144,7 +144,7 @@ class Listener:
         connection = Accepted(address, accepted)
         if not self._admission.admit(connection):
             _log.warning("refused a connection from %s: too many", address)
-            if self._tls is not None:
+            if self.tls is not None:
                 accepted.close()
                 return
             self._admission.reject(connection)
@@ -163,7 +163,7 @@ class Listener:
             if connection in self._admission.admitted:
                 return self._on_connected(transport, lambda: self._admission.pending.pop(connection, None))
             if connection in self._admission.rejected:
-                transport.fail(ErrorCode.REJECTED_SETUP, REJECTION if self._tls is None else _NOT_ENCRYPTED)
+                transport.fail(ErrorCode.REJECTED_SETUP, REJECTION if self.tls is None else _NOT_ENCRYPTED)
             else:
                 transport.abort()
             return Reassembler(ReassemblyLimits(0, 0))
@@ -191,7 +191,7 @@ class Listener:
     async def _make_connection(
         self, connection: Accepted, make_transport: Callable[[], TcpTransport], peer: str
     ) -> None:
-        loop, tls = asyncio.get_running_loop(), self._tls
+        loop, tls = asyncio.get_running_loop(), self.tls
         if tls is not None:
             async with TimeoutWhileRunning(self._handshake_seconds):
                 if await _speaks_tls(connection):
