@@ -85,8 +85,7 @@ def _tls_reason(error: ssl.SSLError) -> str:
     if error.reason in _NOT_TLS:
         return "the server isn't encrypted on this port: use tcp://"
     if "ALERT" in error.reason:
-        hint = "; give a client's certificate with tls=..." if "CERT" in error.reason else ""
-        return f"the server ended the TLS handshake: {_text(error)}{hint}"
+        return f"the server ended the TLS handshake: {_text(error)}; it may require a client's certificate (tls=...)"
     return f"TLS failed: {_text(error)}"
 
 

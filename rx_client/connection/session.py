@@ -82,7 +82,7 @@ class ClientHandler(BaseRequestHandler):
     def on_lost(self, error: Exception | None, failure: str | None) -> None:
         """The transport has ended; `failure` says why, if this side ended it."""
         if failure is not None and isinstance(from_error_frame(ErrorCode.REJECTED_SETUP, failure.encode()), TlsFailed):
-            self.end(ErrorCode.REJECTED_SETUP, failure)
+            self.end(ErrorCode.REJECTED_SETUP, f"{TlsFailed.code}: the server is encrypted: use tcps://")
             return
         if failure is None and self.ended is None:
             self.is_lost, self.lost_by = True, error

@@ -46,7 +46,10 @@ def from_coroutine(
             if error is None:
                 report_raised(observer.on_completed)
             else:
-                report_raised(observer.on_error, error if isinstance(error, Exception) else RuntimeError(str(error)))
+                report_raised(
+                    observer.on_error,
+                    error if isinstance(error, Exception) else RuntimeError(f"the transfer was ended by {error!r}"),
+                )
 
         task = loop.create_task(work(emit))
         tasks.add(task)

@@ -118,7 +118,7 @@ class FrameDecoder:
         if header is None:
             length = int.from_bytes(view[self._start : begin], "big")
             if self._is_first and length >> 8 in _TLS:
-                raise TlsError("this port isn't encrypted, and the peer speaks TLS")
+                raise TlsError("the peer speaks TLS, and this end doesn't")
             self._is_first = False
             if length < HEADER_BYTES:
                 raise FrameError(f"a frame has at least {HEADER_BYTES} bytes, not {length}")
