@@ -25,6 +25,7 @@ __all__ = [
     "check_not_blocked",
     "disposable_on",
     "emit_on",
+    "hand_over",
     "is_run",
     "required_loop",
     "subscribe_on",
@@ -62,8 +63,7 @@ class LoopScheduler(AsyncIOScheduler):
             if not scheduled.is_disposed:
                 scheduled.disposable = schedule()
 
-        check_is_running(loop)
-        loop.call_soon_threadsafe(schedule_here)
+        hand_over(loop, schedule_here)
         return scheduled
 
 
@@ -87,6 +87,16 @@ def check_is_running(loop: asyncio.AbstractEventLoop) -> None:
         what = "use the client in that loop, or keep that loop running in a thread of its own"
         text = "then files.scheduler, and ops.subscribe_on, lead there from anywhere"
         raise WrongLoop(f"this client's event loop isn't running: {what}; {text}")
+
+
+def hand_over(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    """Calls `function` in the thread of `loop`, soon; raises WrongLoop if it doesn't run."""
+    check_is_running(loop)
+    try:
+        loop.call_soon_threadsafe(function)
+    except RuntimeError:  # it was closed just now
+        check_is_running(loop)
+        raise
 
 
 def is_run(scheduler: abc.SchedulerBase | None) -> bool:

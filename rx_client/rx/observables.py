@@ -28,6 +28,7 @@ from .loops import (
     check_not_blocked,
     disposable_on,
     emit_on,
+    hand_over,
     is_run,
 )
 
@@ -97,10 +98,6 @@ class LoopObservable(Observable[T]):
         on_completed: abc.OnCompleted | None = None,
     ) -> abc.DisposableBase:
         """Subscribes in `loop`; the observer is called in `back`, or in `loop` if that is None."""
-        try:
-            check_is_running(loop)
-        except WrongLoop as error:
-            return _failing(error).subscribe(on_next, on_error, on_completed)
         if on_next is None or not hasattr(on_next, "on_next"):
             observer = AutoDetachObserver[T](cast("abc.OnNext[T] | None", on_next), on_error, on_completed)
         else:
@@ -123,7 +120,10 @@ class LoopObservable(Observable[T]):
             observer.is_stopped = True  # from now on nothing is emitted
             call_on(loop, observer.dispose)
 
-        loop.call_soon_threadsafe(subscribe)
+        try:
+            hand_over(loop, subscribe)
+        except WrongLoop as error:
+            observer.on_error(error)
         return Disposable(dispose)
 
     # RxPY's own implementation takes any number of callables behind its overloads, as this does; the fluent methods go

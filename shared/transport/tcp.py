@@ -92,7 +92,8 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
 
     @property
     def has_unread(self) -> bool:
-        return self._is_reading_paused or self._writer.has_unread
+        # With TLS bytes may also wait in asyncio's buffers. Without it reading is paused while the file lane reads, too.
+        return self._writer.has_unread or (self._is_reading_paused and self._writer.fd is None)
 
     def arrived_of(self, stream_id: int) -> int:
         return 0 if self._decoder is None else self._decoder.received_of(stream_id)
