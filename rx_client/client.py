@@ -2,11 +2,9 @@
 
 import asyncio
 import math
-import os
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Final, Literal, TypeVar, overload
 from uuid import uuid4
 
@@ -51,7 +49,7 @@ from .rx.deadlines import within
 from .rx.observables import on_loop
 from .rx.tasks import from_coroutine
 from .transfers.download import ChunkRequest, answered_info, download_into
-from .transfers.sinks import AsyncWriter, PathSink, Sink, WriterSink
+from .transfers.sinks import SinkLike, to_sink
 from .transfers.sources import SourceLike, to_source
 from .transfers.upload import UploadTransfer
 
@@ -292,7 +290,7 @@ class FileClient:
     def download_to(
         self,
         name: str,
-        sink: str | os.PathLike[str] | AsyncWriter,
+        sink: SinkLike,
         *,
         offset: int = 0,
         window: int | None = None,
@@ -330,15 +328,7 @@ class FileClient:
         _check_range("offset", offset, 0)
         _check_range("window", window, 1, MAX_REQUEST_N, or_none=True)
         _check_word(check_algorithm, digest)
-        into: Sink
-        if isinstance(sink, str | os.PathLike):
-            if offset:
-                raise ValueError("offset is for writers; a path's part is found by itself")
-            into = PathSink(Path(sink), name, digest)
-        elif isinstance(sink, AsyncWriter):  # pyright: ignore[reportUnnecessaryIsInstance]
-            into = WriterSink(sink, offset, digest)
-        else:
-            raise TypeError(f"a sink is a path or has `async def write(data)`, unlike {type(sink).__name__}")
+        into = to_sink(sink, name, offset=offset, algorithm=digest)
         return self._transfer(
             name,
             lambda emit: download_into(
