@@ -90,7 +90,7 @@ class PathSink(Sink):
     """Writes beside a path, and moves the whole file there when it is verified; what was there stays until then.
 
     The part is called `.NAME.HASH.rxpart`, where HASH is of the path's name. An extended attribute of it, or else a
-    file beside it, says which file it is of. So it is found without a look at what else is in the folder; another process
+    file beside it, says which file it is of. So it is found without a look at what else is in the folder. A process
     that downloads the same file goes on with it, and one that downloads another file starts it over. A part in use is
     locked; another download to the same path takes the next name, with a number in it.
     """
