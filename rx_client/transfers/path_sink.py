@@ -188,6 +188,8 @@ class PathSink(Sink):
                 if error.errno not in _NO_LOCKS:
                     raise
                 # Nothing says whether another transfer has a part; one with this name no other transfer has.
+                if self._part is None and not os.stat(part).st_size:
+                    os.unlink(part)
                 part = self._part or _part_name(target.path, os.urandom(4).hex())
                 self._file.open(part, os.O_CREAT, mode=mode)
             if self._file.is_at(part):

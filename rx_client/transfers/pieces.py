@@ -18,6 +18,8 @@ LINGER_SECONDS: Final = 1.0
 
 # One thread handoff takes pieces for as long as that, or a chunk, since many are small.
 _HANDOFF_SECONDS: Final = 0.05
+# How often the event loop looks what a thread has taken that is held up.
+_LOOK_SECONDS: Final = 0.2
 
 
 def as_bytes(piece: object) -> bytes:
@@ -60,7 +62,7 @@ async def in_thread(items: Iterator[object], batch_bytes: int) -> AsyncGenerator
         while is_more:
             call = thread.call(take)
             while not call.done():
-                await asyncio.wait([call], timeout=LINGER_SECONDS)
+                await asyncio.wait([call], timeout=_LOOK_SECONDS)
                 while taken:
                     yield taken.popleft()
             is_more = call.result()
