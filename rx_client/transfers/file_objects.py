@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import io
 import os
+import stat
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -12,9 +13,10 @@ from typing import Any, BinaryIO, Final, cast
 
 from shared.aio import until_ready
 from shared.errors import SourceChanged, SourceExhausted
+from shared.protocol.digest import Digest
 
 from .caller_thread import CallerThread
-from .content import Content, check_reachable
+from .content import Content, FileContent, check_reachable
 from .pieces import as_bytes, in_chunks
 
 __all__ = ["AsyncFile", "BlockingFile", "CallersFile", "FileObjectContent", "os_file"]
@@ -36,6 +38,17 @@ def os_file(file: object) -> BinaryIO | None:
     return None
 
 
+def _call_fileno(file: object) -> object:
+    try:
+        return getattr(file, "fileno", bool)()
+    except (OSError, ValueError):  # it has none, or is closed
+        return None
+
+
+def _number_of(answer: object) -> int | None:
+    return answer if type(answer) is int else None
+
+
 class CallersFile(ABC):
     """A file object that is read in one way, whichever kind it is.
 
@@ -53,6 +66,10 @@ class CallersFile(ABC):
     @abstractmethod
     async def read(self, nbytes: int) -> bytes | None:
         """The next bytes, `nbytes` at the most; none at the end; None if there is nothing just now."""
+
+    @abstractmethod
+    async def descriptor(self) -> int | None:
+        """That of the open file below it, if there is one."""
 
     @abstractmethod
     async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int | None:
@@ -95,6 +112,9 @@ class BlockingFile(CallersFile):
         await self._thread.wait(reading)
         self._reading = None
         return reading.result()
+
+    async def descriptor(self) -> int | None:
+        return _number_of(await self._thread.run(_call_fileno, self._file)) if self._can_seek else None
 
     async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int | None:
         if not self._can_seek:
@@ -142,6 +162,13 @@ class AsyncFile(CallersFile):
         self.is_torn = False
         return None if data is None else as_bytes(data)
 
+    async def descriptor(self) -> int | None:
+        try:
+            number = _call_fileno(self._file)
+            return _number_of(await number if inspect.isawaitable(number) else number)
+        except (OSError, ValueError):
+            return None
+
     async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int | None:
         seek: Callable[[int, int], Awaitable[object]] | None = getattr(self._file, "seek", None)
         if seek is None or not inspect.iscoroutinefunction(seek):
@@ -178,6 +205,8 @@ class FileObjectContent(Content):
         self._taken = 0
         self._limit: int | None = None
         self.last_size: int | None = None
+        # The open file below it, to see whether that changes.
+        self._below: FileContent | None = None
 
     @property
     def has_taken(self) -> bool:
@@ -195,13 +224,20 @@ class FileObjectContent(Content):
         self.last_size = None if end is None else max(end - self._start, 0)
         return self.last_size
 
-    def open(self, limit: int | None) -> None:
+    async def open(self, limit: int | None) -> None:
         """An attempt begins, which reads no more than `limit` bytes of the content."""
         self._limit = None if self._start is None else limit
+        descriptor = None if self._limit is None else await self._file.descriptor()
+        if descriptor is not None and stat.S_ISREG(os.fstat(descriptor).st_mode):
+            self._below = FileContent(os.dup(descriptor), self._start or 0, self._limit or 0)
+            self.version = self._below.version
 
     def close(self) -> None:
         """The attempt is over."""
         self._file.close()
+        if self._below is not None:
+            self._below.close()
+            self._below = None
 
     async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
         await self._go_to(offset)
@@ -209,7 +245,10 @@ class FileObjectContent(Content):
             async for chunk in chunks:
                 yield chunk
 
-    async def check(self, digest: object) -> None:
+    async def check(self, digest: Digest | None) -> None:
+        if self._below is not None:
+            await self._below.check(digest)
+            return
         size = await self.size()
         if self._limit is not None and size is not None and size < self._limit:
             raise SourceChanged("the source became shorter while it was read")

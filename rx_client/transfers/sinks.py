@@ -5,14 +5,13 @@ import codecs
 import inspect
 import io
 import os
-from typing import BinaryIO
 
 from .path_sink import PathSink
-from .writers import AsyncWriter, FileObjectSink, Sink, StreamWriterAdapter, WriterSink
+from .writers import AsyncWriter, FileObjectSink, Sink, StreamWriterAdapter, Writer, WriterSink
 
 __all__ = ["AsyncWriter", "Sink", "SinkLike", "to_sink"]
 
-SinkLike = str | os.PathLike[str] | AsyncWriter | BinaryIO | asyncio.StreamWriter
+SinkLike = str | os.PathLike[str] | AsyncWriter | Writer | asyncio.StreamWriter
 """A path (str or PathLike), an object with `async def write(data)`, a binary file object, or a StreamWriter."""
 
 

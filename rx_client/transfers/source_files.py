@@ -212,7 +212,7 @@ class _FileObjectSource(Source):
         async with self._content.lock:
             try:
                 found = await self._content.size()
-                self._content.open(None if found is None else limited_size(found, size))
+                await self._content.open(None if found is None else limited_size(found, size))
                 yield self._content
             finally:
                 self._content.close()

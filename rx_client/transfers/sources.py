@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Set
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast, runtime_checkable
+from typing import BinaryIO, Protocol, cast
 
 from reactivex import Observable
 from reactivex import operators as ops
@@ -18,13 +18,20 @@ from .content import Content, Source, check_reachable
 from .pieces import as_bytes, in_chunks, in_thread, listed
 from .source_files import MmapSource, PathSource, async_file, blocking_file
 
-__all__ = ["AsyncReader", "SourceLike", "to_source"]
+__all__ = ["AsyncReader", "Reader", "SourceLike", "to_source"]
 
 Bytes = bytes | bytearray | memoryview
 Items = Iterable[Bytes] | AsyncIterable[Bytes]
 
 
-@runtime_checkable
+class Reader(Protocol):
+    """A binary file object, whose `read` blocks."""
+
+    def read(self, nbytes: int, /) -> bytes | None:
+        """The next bytes, `nbytes` at the most; none at the end; None if there is nothing just now."""
+        ...
+
+
 class AsyncReader(Protocol):
     """An asynchronous file object, of anyio or aiofiles for example, or an `asyncio.StreamReader`."""
 
@@ -36,7 +43,7 @@ class AsyncReader(Protocol):
 SourceLike = (
     str
     | os.PathLike[str]
-    | BinaryIO
+    | Reader
     | AsyncReader
     | mmap.mmap
     | Bytes

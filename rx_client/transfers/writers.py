@@ -18,7 +18,7 @@ from shared.protocol.wire import FileInfo
 
 from .caller_thread import CallerThread
 
-__all__ = ["AsyncWriter", "DescriptorWriter", "FileObjectSink", "Sink", "StreamWriterAdapter", "WriterSink"]
+__all__ = ["AsyncWriter", "DescriptorWriter", "FileObjectSink", "Sink", "StreamWriterAdapter", "Writer", "WriterSink"]
 
 # A file object that takes nothing just now is asked again after so many seconds.
 _ASK_AGAIN_SECONDS: Final = 0.02
@@ -30,6 +30,14 @@ class AsyncWriter(Protocol):
 
     def write(self, data: bytes, /) -> Awaitable[object]:
         """Takes the next bytes (`async def write(data)`); they count as durable when it has returned."""
+        ...
+
+
+class Writer(Protocol):
+    """The same, whose `write` blocks: a binary file object. It is called in a thread."""
+
+    def write(self, data: bytes, /) -> object:
+        """Takes the next bytes."""
         ...
 
 

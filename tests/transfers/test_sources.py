@@ -671,6 +671,38 @@ async def test_asynchronous_file_objects(
             await upload
 
 
+class AsyncDiskFile(SeekableAsyncFile):
+    def __init__(self, path: Path, is_aiofiles: bool) -> None:
+        self.file = path.open("rb")  # type: ignore[assignment]
+        self.is_aiofiles = is_aiofiles
+
+    def fileno(self) -> Any:
+        async def number() -> int:
+            return self.file.fileno()
+
+        return number() if self.is_aiofiles else self.file.fileno()
+
+
+@pytest.mark.parametrize("change", [append, rewrite, cut])
+@pytest.mark.parametrize("is_aiofiles", [True, False])
+async def test_an_asynchronous_file_that_changes_while_it_is_read(
+    store: WatchedStore, files: FileClient, tmp_path: Path, is_aiofiles: bool, change: Callable[[Path, bytes], None]
+) -> None:
+    data, path = content(60 * SMALL), tmp_path / "source"
+    path.write_bytes(data)
+    file = AsyncDiskFile(path, is_aiofiles)
+    upload = files.upload_from("n", file, chunk_size=SMALL, window=1)
+    changed = upload.pipe(on_first_progress(lambda: change(path, data)))
+    if change is append:
+        await changed
+        assert await store.content("n") == data
+    else:
+        with pytest.raises(SourceChanged):
+            await changed
+        assert await store.names() == []
+    file.file.close()
+
+
 async def test_a_stream_reader(store: WatchedStore, files: FileClient) -> None:
     data = content(300_000)  # with lines of any length
     reader = asyncio.StreamReader()
