@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
@@ -15,7 +16,16 @@ from shared.files import disk
 from shared.files.sending import FileRange
 from shared.protocol.digest import Digest
 
-__all__ = ["Content", "FileContent", "Source", "Version", "check_reachable", "limited_size", "stored_size"]
+__all__ = [
+    "Content",
+    "FileContent",
+    "Source",
+    "Version",
+    "add_expected",
+    "check_reachable",
+    "limited_size",
+    "stored_size",
+]
 
 # Chunks that one thread handoff reads: a handoff for each chunk costs more than its read.
 _CHUNKS_PER_HANDOFF: Final = 4
@@ -91,8 +101,8 @@ class Source(ABC):
 
     Attributes:
         is_file: Whether it is in a file, which the file lane may send.
-        is_lasting: Whether it is something that can change, and be uploaded as it is then. What only gives items may
-            give others when it is read again, which aren't the rest of those that it gave before.
+        is_lasting: Whether it is something that may change, and is uploaded as it is then. What just gives items may
+            give others the next time, which are neither the rest of the first ones nor all there is.
     """
 
     is_file: bool = False
@@ -118,6 +128,10 @@ class Source(ABC):
         """
         yield cast(Content, None)
 
+    def on_completed(self) -> None:
+        """The upload is published; the next attempt is another one."""
+        return
+
 
 class FileContent(Content):
     """The `size` bytes of an open file from `begin` on; `close` closes the descriptor."""
@@ -125,7 +139,7 @@ class FileContent(Content):
     def __init__(self, descriptor: int, begin: int, size: int) -> None:
         self._descriptor = descriptor
         self._begin = begin
-        self._size = size
+        self.size = size
         self.version = self._opened = Version.of(descriptor)
 
     def close(self) -> None:
@@ -133,8 +147,8 @@ class FileContent(Content):
         os.close(self._descriptor)
 
     async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-        check_reachable(offset, self._size)
-        while offset < self._size:
+        check_reachable(offset, self.size)
+        while offset < self.size:
             batch = await run_blocking(None, self._read, offset, chunk_bytes)
             for chunk in batch:
                 yield chunk
@@ -142,7 +156,7 @@ class FileContent(Content):
 
     def as_range(self, start: int) -> FileRange:
         """The same from `start` on, for the file lane."""
-        return FileRange(self._descriptor, self._begin + start, self._begin + self._size)
+        return FileRange(self._descriptor, self._begin + start, self._begin + self.size)
 
     async def check(self, digest: Digest | None) -> None:
         await run_blocking(None, self.check_here, digest)
@@ -171,8 +185,8 @@ class FileContent(Content):
 
     def _read(self, offset: int, chunk_bytes: int) -> list[bytes]:
         chunks: list[bytes] = []
-        while offset < self._size and len(chunks) < _CHUNKS_PER_HANDOFF:
-            wanted = min(chunk_bytes, self._size - offset)
+        while offset < self.size and len(chunks) < _CHUNKS_PER_HANDOFF:
+            wanted = min(chunk_bytes, self.size - offset)
             chunk = disk.read_at(self._descriptor, wanted, self._begin + offset)
             if len(chunk) < wanted:
                 raise SourceChanged("the source became shorter while it was read")
@@ -198,11 +212,38 @@ def stored_size(descriptor: int) -> int | None:
     size = status.st_size
     if size <= _PAGE_BYTES and not (size and getattr(status, "st_blocks", 1)):
         try:
+            if not _is_readable(descriptor):
+                return None  # the kernel's log, say
             is_made = len(disk.read_at(descriptor, _PAGE_BYTES + 1, 0)) != size
         except OSError:
             return None
         return None if is_made else size
     return size
+
+
+def add_expected(digest: Digest, data: memoryview, expected: Digest | None) -> Digest | None:
+    """Adds data to a running digest, and returns `expected`, or None once that is reached.
+
+    Raises:
+        SourceChanged: It is reached, and another.
+    """
+    if expected is not None and expected.length <= digest.length + len(data):
+        until = expected.length - digest.length
+        digest.update(data[:until])
+        if digest.text() != expected.text():
+            raise SourceChanged("the source isn't what it was before any more")
+        data, expected = data[until:], None
+    digest.update(data)
+    return expected
+
+
+def _is_readable(descriptor: int) -> bool:
+    """Whether a read wouldn't block, as far as the system says."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def check_reachable(offset: int, size: int) -> None:

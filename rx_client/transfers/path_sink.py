@@ -231,7 +231,8 @@ class PathSink(Sink):
         self._part = self.etag = None
         self._file.close()
         self._file.reset()  # here, since the task that waits for this thread may be cancelled meanwhile
-        disk.sync_folder(os.path.dirname(now.path))
+        with suppress(PermissionError):  # a folder that may be written, and not read
+            disk.sync_folder(os.path.dirname(now.path))
 
     def _close(self) -> None:
         if self._part is not None and not self.offset:

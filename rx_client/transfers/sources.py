@@ -11,10 +11,11 @@ from typing import BinaryIO, Protocol, cast
 from reactivex import Observable
 from reactivex import operators as ops
 
-from shared.errors import SourceExhausted
+from shared.errors import SourceChanged, SourceExhausted
+from shared.protocol.digest import Digest
 
 from ..operators import to_async_iter
-from .content import Content, Source, check_reachable
+from .content import Content, Source, add_expected, check_reachable
 from .pieces import as_bytes, in_chunks, in_thread, listed
 from .source_files import MmapSource, PathSource, async_file, blocking_file
 
@@ -22,6 +23,7 @@ __all__ = ["AsyncReader", "Reader", "SourceLike", "to_source"]
 
 Bytes = bytes | bytearray | memoryview
 Items = Iterable[Bytes] | AsyncIterable[Bytes]
+_Check = Callable[[AsyncIterator[object]], AsyncGenerator[bytes, None]]
 
 
 class Reader(Protocol):
@@ -127,6 +129,8 @@ class _ItemsSource(Source):
         self._make = make
         self._is_replayable = is_replayable
         self._is_used = False
+        # Of all that the longest iteration has given.
+        self._given = Digest()
 
     @asynccontextmanager
     async def open(self, size: int | None) -> AsyncGenerator[Content, None]:
@@ -136,7 +140,33 @@ class _ItemsSource(Source):
                 "read again"
             )
         self._is_used = True
-        yield _ItemsContent(lambda _: self._make(), starts_over=True)
+        yield _ItemsContent(lambda _: self._make(), self._check)
+
+    def on_completed(self) -> None:
+        self._given = Digest()
+
+    async def _check(self, pieces: AsyncIterator[object]) -> AsyncGenerator[bytes, None]:
+        """Passes on the pieces, which must begin with what was given before.
+
+        A hot observable doesn't begin again, nor does an iterable that takes from a queue: what it gives now isn't what
+        it gave before, whether the server has that or not.
+
+        Raises:
+            SourceChanged: They don't.
+        """
+        expected, digest = self._given.copy() if self._given.length else None, Digest()
+        try:
+            async for piece in pieces:
+                data = as_bytes(piece)
+                expected = add_expected(digest, memoryview(data), expected)
+                if expected is None:
+                    self._given = digest
+                yield data
+            if expected is not None:
+                raise SourceChanged("the source ends before the end of what it gave before")
+        finally:
+            if (close := getattr(pieces, "aclose", None)) is not None:
+                await close()
 
 
 class _CallableSource(Source):
@@ -147,22 +177,27 @@ class _CallableSource(Source):
 
     @asynccontextmanager
     async def open(self, size: int | None) -> AsyncGenerator[Content, None]:
-        yield _ItemsContent(self._make, starts_over=False)
+        yield _ItemsContent(self._make, None)
 
 
 class _ItemsContent(Content):
-    def __init__(self, make: Callable[[int], Items], *, starts_over: bool) -> None:
+    """The items of one attempt."""
+
+    def __init__(self, make: Callable[[int], Items], check: _Check | None) -> None:
         self._make = make
-        self.starts_over = starts_over
+        self._check = check
 
     def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
         items = self._make(offset)
         if not isinstance(items, Iterable | AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"a source's function makes an iterable of bytes, not {type(items).__name__}")
+        pieces: AsyncIterator[object]
         if isinstance(items, AsyncIterable):
             pieces = aiter(items)
         elif isinstance(items, list):
             pieces = listed(items)
         else:
             pieces = in_thread(iter(items), chunk_bytes)
-        return in_chunks(pieces, chunk_bytes, skip=offset if self.starts_over else 0)
+        if self._check is None:
+            return in_chunks(pieces, chunk_bytes)
+        return in_chunks(self._check(pieces), chunk_bytes, skip=offset)

@@ -19,7 +19,7 @@ from shared.protocol.wire import FileInfo
 from ..events import Completed, TransferEvent
 from ..requests.cold import ColdReactiveXClient
 from .channel import UploadChannel
-from .content import Content, FileContent, Source, Version
+from .content import Content, FileContent, Source, Version, add_expected
 
 __all__ = ["UploadTransfer"]
 
@@ -71,6 +71,7 @@ class UploadTransfer:
         while (info := await self._try(requests, emit, tasks, may_restart=restarts < _MAX_RESTARTS)) is None:
             restarts += 1
         self._forget_all()
+        self.source.on_completed()
         emit(Completed(info))
 
     async def _try(
@@ -86,7 +87,7 @@ class UploadTransfer:
         known = await self.source.size()
         if self.size is not None and known is not None and known != self.size and not self._has_begun:
             raise InvalidRequest(f"the source has {known} bytes, not {self.size}", name=self.name)
-        if self._announced is None:
+        if not self._has_begun:
             self._announced = known if self.size is None else self.size
         size = self._announced  # of a source that has grown since the first attempt, too
         request = UploadRequest(
@@ -106,7 +107,6 @@ class UploadTransfer:
             )
         )
         changes: list[SourceChanged | SourceExhausted] = []
-        start = 0
         try:
             start = await channel.start()
             if channel.info is None:
@@ -119,7 +119,7 @@ class UploadTransfer:
             self._forget_all()  # the server has dropped it
             if not changes:
                 raise
-            if channel.sent_bytes or not start or not may_restart or isinstance(changes[0], SourceExhausted):
+            if channel.sent_bytes or not may_restart or not self.source.is_lasting:
                 raise changes[0] from None
             return None
 
@@ -132,7 +132,7 @@ class UploadTransfer:
         """
         try:
             async with self.source.open(size) as content:
-                if isinstance(content, FileContent) and channel.lane is not None and start != size:
+                if isinstance(content, FileContent) and channel.lane is not None and start < content.size:
                     await self._send_file(channel, content, start)
                 else:
                     await self._send_chunks(channel, content, start)
@@ -180,7 +180,7 @@ class UploadTransfer:
         if digest is not None and digest.length < start:
             async with aclosing(content.read(digest.length, CHUNK_BYTES)) as chunks:
                 async for chunk in chunks:
-                    expected = _add(digest, memoryview(chunk)[: start - digest.length], expected)
+                    expected = add_expected(digest, memoryview(chunk)[: start - digest.length], expected)
                     if digest.length == start:
                         break
 
@@ -205,7 +205,7 @@ class UploadTransfer:
             async for chunk in chunks:
                 data = chunk
                 if digest is not None:
-                    expected = _add(digest, memoryview(data), expected)
+                    expected = add_expected(digest, memoryview(data), expected)
                 if offset < start:
                     # What the server has, but no digest of this process covers.
                     skipped = min(len(data), start - offset)
@@ -249,19 +249,3 @@ def _is_same(one: Version | None, other: Version | None, algorithm: str | None) 
     if one is None or other is None:
         return one is other
     return one.may_begin_with(other) if algorithm is None else one.is_surely(other)
-
-
-def _add(digest: Digest, data: memoryview, expected: Digest | None) -> Digest | None:
-    """Adds data to a running digest, and returns `expected`, or None once that is reached.
-
-    Raises:
-        SourceChanged: It is reached, and another.
-    """
-    if expected is not None and expected.length <= digest.length + len(data):
-        until = expected.length - digest.length
-        digest.update(data[:until])
-        if digest.text() != expected.text():
-            raise SourceChanged("the source changed between two attempts")
-        data, expected = data[until:], None
-    digest.update(data)
-    return expected

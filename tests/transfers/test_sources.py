@@ -18,6 +18,7 @@ from typing import Any, Final
 import pytest
 import reactivex
 from reactivex import operators as ops
+from reactivex.subject import Subject
 
 from rx_client import Completed, FileClient, Progress, Started
 from rx_client.operators import retry_backoff
@@ -252,8 +253,31 @@ async def test_items_that_are_others_the_next_time_are_not_the_rest(
     upload = files.upload_from("n", source, chunk_size=SMALL, window=window, digest=algorithm)
     await begun(files, upload)
     await at_rest(server, store)
-    with pytest.raises(SourceExhausted, match="other bytes"):
-        await upload
+    for _ in range(2):
+        with pytest.raises(SourceExhausted, match="other bytes"):
+            await upload
+        assert await store.names() == []
+
+
+async def test_a_hot_observable_is_not_cut_in_silence_where_the_server_has_nothing_yet(
+    server: FileServer, store: WatchedStore, files: FileClient
+) -> None:
+    hot: Subject[bytes] = Subject()
+    upload = files.upload_from("n", hot, chunk_size=SMALL)
+    subscription = upload.subscribe()
+    await eventually(lambda: hot.observers)
+    hot.on_next(b"a" * 100)  # no whole item
+    await asyncio.sleep(0.05)
+    subscription.dispose()
+    await files.settle()
+    await at_rest(server, store)
+    heard = Recorder()
+    upload.subscribe(heard)
+    await eventually(lambda: hot.observers)
+    hot.on_next(b"b" * 100)
+    hot.on_completed()
+    await heard.ended()
+    assert isinstance(heard.error, SourceExhausted)
     assert await store.names() == []
 
 
