@@ -3,13 +3,17 @@
 An ignore comment without an error on its line is an error, too.
 """
 
+import asyncio
+from gzip import GzipFile
+from io import BytesIO
+from pathlib import Path
 from typing import assert_type
 
 from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.scheduler.eventloop import AsyncIOScheduler
 
-from rx_client import FileClient
+from rx_client import FileClient, TransferEvent
 from shared import FileInfo, NotFound, is_retryable
 
 
@@ -53,6 +57,13 @@ def subscribes(files: FileClient, scheduler: AsyncIOScheduler) -> abc.Disposable
         print(is_retryable(error))
 
     return files.download("name").subscribe(on_next, on_error, scheduler=scheduler)
+
+
+def transfers(files: FileClient, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, packed: GzipFile) -> None:
+    for source in (b"bytes", "path", Path("path"), BytesIO(), packed, reader, [b"items"], memoryview(b"bytes")):
+        assert_type(files.upload_from("name", source), Observable[TransferEvent])
+    for sink in ("path", Path("path"), BytesIO(), packed, writer):
+        assert_type(files.download_to("name", sink), Observable[TransferEvent])
 
 
 def calls_wrongly(files: FileClient) -> None:
