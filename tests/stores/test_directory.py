@@ -24,7 +24,7 @@ from server.stores.directory.unfinished import UploadFile
 from shared.errors import AlreadyExists, Changed, IntegrityError, NotFound, StorageFull, TransferError
 from shared.files import disk
 
-from .support import NAMES, begin, digest_of, get, names_in, put
+from .support import NAMES, begin, digest_of, get, listed, names_in, put
 
 
 async def _opened(path: Path) -> DirectoryStore:
@@ -68,7 +68,7 @@ async def test_all_names_are_there_after_a_restart(directory: DirectoryStore, tm
     infos = [await put(directory, name, b"%d" % number) for number, name in enumerate(NAMES)]
     store = await _reopened(directory, tmp_path / "files")
 
-    assert sorted(await store.list(), key=lambda info: info.name) == sorted(infos, key=lambda info: info.name)
+    assert sorted(await listed(store), key=lambda info: info.name) == sorted(infos, key=lambda info: info.name)
     await store.close()
 
 
@@ -79,7 +79,7 @@ async def test_files_put_there_by_hand_are_served(directory: DirectoryStore, tmp
 
     assert (info.size, info.digest, info.modified) == (7, None, file.stat().st_mtime)
     assert await get(directory, "by hand.txt") == b"content"
-    assert list(await directory.list()) == [info]
+    assert await listed(directory) == [info]
     file.write_bytes(b"CONTENT")
     assert (await directory.stat("by hand.txt")).etag != info.etag
     with pytest.raises(Changed):
@@ -97,7 +97,7 @@ async def test_a_file_put_there_by_hand_is_moved_as_it_is(directory: DirectorySt
         moved = await directory.move(info.name, name, if_match=info.etag)
         assert moved == await directory.stat(name) == replace(info, name=name)
         info = moved
-    assert list(await directory.list()) == [info]
+    assert await listed(directory) == [info]
     assert not file.exists()
 
 
@@ -107,7 +107,7 @@ async def test_a_moved_file_keeps_what_is_known_of_it(directory: DirectoryStore,
     info = await directory.move("a", "b")
     store = await _reopened(directory, tmp_path / "files")
 
-    assert list(await store.list()) == [info]
+    assert await listed(store) == [info]
     assert info.digest == digest_of(b"content")
     assert os.listdir(tmp_path / "files" / ".rxfiles" / "records") == [f"{fingerprint('b')}.json"]
     await store.close()
@@ -127,9 +127,9 @@ async def test_a_move_that_was_killed_between_two_names_is_done_by_the_next_one(
     monkeypatch.setattr(os, "unlink", unlink)
     store = await _reopened(directory, tmp_path / "files")
 
-    assert sorted(await store.list(), key=lambda each: len(each.name)) == [info, replace(info, name=target)]
+    assert sorted(await listed(store), key=lambda each: len(each.name)) == [info, replace(info, name=target)]
     assert await store.move("a", target, overwrite=overwrite, if_match=info.etag) == replace(info, name=target)
-    assert list(await store.list()) == [replace(info, name=target)]
+    assert await listed(store) == [replace(info, name=target)]
     assert await get(store, target) == b"content"
     await store.close()
 
@@ -229,7 +229,7 @@ async def test_a_second_process_is_refused(directory: DirectoryStore, tmp_path: 
 async def test_nothing_happens_before_start_or_after_close(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "files")
     with pytest.raises(RuntimeError):
-        await store.list()
+        await listed(store)
     assert not os.listdir(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
@@ -346,7 +346,7 @@ async def test_a_part_that_another_program_cut_short(directory: DirectoryStore, 
     os.truncate(part, 5)
     with pytest.raises(IntegrityError):
         await upload.commit(None)
-    assert not await directory.list()
+    assert not await listed(directory)
     assert not part.exists()
 
 
@@ -524,7 +524,7 @@ async def test_a_failed_sync_is_never_tried_again(directory: DirectoryStore, mon
     monkeypatch.undo()
     with pytest.raises(NotFound):
         await directory.uploaded("u1", "a")
-    assert not await directory.list()
+    assert not await listed(directory)
 
 
 async def test_a_commit_syncs_in_this_order(
@@ -611,7 +611,7 @@ async def test_a_kill_after_any_step_of_a_commit(
         folder.close()
 
         store = await _opened(tmp_path / str(steps))
-        found = {info.name: info for info in await store.list()}
+        found = {info.name: info for info in await listed(store)}
         content = await get(store, name) if found else None
         outcomes.append(content)
         assert set(found) <= {name}
@@ -726,7 +726,7 @@ async def test_the_disk_is_touched_in_threads_only(tmp_path: Path, monkeypatch: 
     store = await _opened(tmp_path / "files")
     await put(store, "a", b"content" * 1000)
     await put(store, "../b", b"content", overwrite=False)
-    await store.list()
+    await listed(store)
     await store.stat("a")
     await get(store, "a")
     upload = await begin(store, "c")

@@ -37,6 +37,7 @@ from shared.errors import Changed, NotFound
 from shared.files import disk
 from shared.protocol.wire import FileInfo
 
+from ..base import Page
 from ..parts import already_exists
 from . import names
 from .places import RESERVED, Places
@@ -120,10 +121,12 @@ class Folder:
             os.close(fd)
             raise
 
-    def list(self, prefix: str) -> Sequence[FileInfo]:
-        """The files whose name starts with `prefix`, by name."""
+    def list(self, prefix: str, after: str, limit: int) -> Page:
+        """See `Store.list`."""
         found = dict(self._places.files(prefix))
-        return [self._info(name, found[name]) for name in sorted(found)]
+        names = sorted(name for name in found if name > after)
+        page = [self._info(name, found[name]) for name in names[:limit]]
+        return Page(page, page[-1].name if len(names) > limit else None)
 
     def delete(self, name: str, if_match: str | None) -> FileInfo:
         """Removes a file; NotFound if there is none, Changed if its etag isn't `if_match`."""

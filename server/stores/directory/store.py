@@ -18,7 +18,7 @@ from shared.files.part import FileTarget
 from shared.protocol.digest import DEFAULT_ALGORITHM
 from shared.protocol.wire import FileInfo
 
-from ..base import OpenFile, Reader, Store
+from ..base import PAGE_FILES, OpenFile, Page, Reader, Store
 from ..parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists
 from .folder import Folder
 from .names import fingerprint
@@ -101,8 +101,8 @@ class DirectoryStore(Store):
     async def stat(self, name: str) -> FileInfo:
         return await self.run(self._folder.stat, name)
 
-    async def list(self, prefix: str = "") -> Sequence[FileInfo]:
-        return await self.run(self._folder.list, prefix)
+    async def list(self, prefix: str = "", after: str = "", limit: int = PAGE_FILES) -> Page:
+        return await self.run(self._folder.list, prefix, after, limit)
 
     async def open(self, name: str) -> Reader:
         self._check_open_files()
