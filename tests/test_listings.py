@@ -90,9 +90,17 @@ async def _memory(tmp_path: Path) -> AsyncGenerator[ServerProcess, None]:
         yield server
 
 
+@asynccontextmanager
+async def _folder(tmp_path: Path) -> AsyncGenerator[ServerProcess, None]:
+    for number in range(20_000):
+        (tmp_path / f"file-{number:05}").touch()
+    async with server_process("--store", str(tmp_path)) as server:
+        yield server
+
+
 @needs_proc
 @pytest.mark.parametrize("n", [1, 0x7FFFFFFF])
-@pytest.mark.parametrize("serving", [_memory])
+@pytest.mark.parametrize("serving", [_memory, _folder])
 async def test_listings_that_are_not_read_hold_next_to_nothing(
     tmp_path: Path, serving: Callable[[Path], AbstractAsyncContextManager[ServerProcess]], n: int
 ) -> None:

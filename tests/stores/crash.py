@@ -36,7 +36,7 @@ def content_of(upload_id: str) -> bytes:
 
 
 def names_of(worker: int) -> list[str]:
-    return [f"plain-{worker}", f"../encoded-{worker}", f"{'x' * 900}-{worker}"]
+    return [f"plain-{worker}", f"docs/{worker % 2}/plain-{worker}", f"../encoded-{worker}", f"{'x' * 900}-{worker}"]
 
 
 # The process that is killed
