@@ -107,6 +107,7 @@ class UploadTransfer:
             )
         )
         changes: list[SourceChanged | SourceExhausted] = []
+        start = 0
         try:
             start = await channel.start()
             if channel.info is None:
@@ -119,9 +120,10 @@ class UploadTransfer:
             self._forget_all()  # the server has dropped it
             if not changes:
                 raise
-            if channel.sent_bytes or not may_restart or not self.source.is_lasting:
-                raise changes[0] from None
-            return None
+            # What changed before this attempt isn't this attempt's failure.
+            if may_restart and start and not channel.sent_bytes and self.source.is_lasting:
+                return None
+            raise changes[0] from None
 
     async def _send(
         self, channel: UploadChannel, start: int, size: int | None, changes: list[SourceChanged | SourceExhausted]
