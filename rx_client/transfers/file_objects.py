@@ -272,6 +272,7 @@ class FileObjectContent(Content):
             if not piece:
                 break
             if left is not None:
+                piece = piece[:left]
                 left -= len(piece)
             yield piece
         if left:
