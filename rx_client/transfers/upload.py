@@ -112,10 +112,13 @@ class UploadTransfer:
             start = await channel.start()
             if channel.info is None:
                 await channel.while_open(self._send(channel, start, size, changes), tasks)
-            return await channel.finish()
+            info = await channel.finish()
+            if changes:
+                raise changes[0]
+            return info
         except BaseException as error:
             channel.cancel()
-            if not isinstance(error, IntegrityError):
+            if not isinstance(error, IntegrityError) and error not in changes:
                 raise
             self._forget_all()  # the server has dropped it
             if not changes:
