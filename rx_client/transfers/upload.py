@@ -114,8 +114,7 @@ class UploadTransfer:
                 await channel.while_open(self._send(channel, start, size, changes), tasks)
             info = await channel.finish()
             if changes:
-                raise changes[0]
-            return info
+                raise changes[0]  # whatever that server has published
         except BaseException as error:
             channel.cancel()
             if not isinstance(error, IntegrityError) and error not in changes:
@@ -127,6 +126,8 @@ class UploadTransfer:
             if may_restart and start and not channel.sent_bytes and self.source.is_lasting:
                 return None
             raise changes[0] from None
+        else:
+            return info
 
     async def _send(
         self, channel: UploadChannel, start: int, size: int | None, changes: list[SourceChanged | SourceExhausted]
