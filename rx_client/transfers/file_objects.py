@@ -61,7 +61,8 @@ class CallersFile(ABC):
 
     @property
     @abstractmethod
-    def is_reading(self) -> bool: ...
+    def is_reading(self) -> bool:
+        """See above."""
 
     @abstractmethod
     async def read(self, nbytes: int) -> bytes | None:
@@ -141,7 +142,7 @@ class BlockingFile(CallersFile):
         return self._descriptor is None or not os.get_blocking(self._descriptor)
 
     def _seek(self, offset: int, whence: int) -> int:
-        self._file.seek(offset, whence)  # an mmap's returns nothing
+        self._file.seek(offset, whence)
         return self._file.tell()
 
 
@@ -264,6 +265,8 @@ class FileObjectContent(Content):
         while self._taken < offset and await self._read(min(offset - self._taken, _SKIP_BYTES)):
             pass
         check_reachable(offset, self._taken)
+        if self._taken > offset:
+            raise SourceExhausted("this source gave more than it was asked for")
 
     async def _pieces(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
         left = None if self._limit is None else self._limit - offset
@@ -272,6 +275,7 @@ class FileObjectContent(Content):
             if not piece:
                 break
             if left is not None:
+                piece = piece[:left]
                 left -= len(piece)
             yield piece
         if left:

@@ -8,7 +8,7 @@ import re
 import stat
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -100,7 +100,8 @@ class PathSink(Sink):
         self._path = os.fspath(Path(path))
         self._name = name
         self._algorithm = algorithm
-        self._file = PartFile(algorithm, full=f"no room for {path}", name=name)
+        self._full = f"no room for {path}"
+        self._file = PartFile(algorithm, full=self._full, name=name)
         self._target: _Target | None = None
         self._part: str | None = None
         self._stream: _DescriptorSink | None = None
@@ -158,7 +159,8 @@ class PathSink(Sink):
             self._part = None
         self._target = target
         try:
-            self._open_part(target)
+            with self._full_disk_is_typed():
+                self._open_part(target)
         except OSError as error:
             raise OSError(error.errno, error.strerror, target.path) from error
         assert self._part is not None, "it is open"
@@ -199,11 +201,15 @@ class PathSink(Sink):
             self._part = None
         raise BlockingIOError(errno.EBUSY, "too many downloads to one path are under way")
 
+    def _full_disk_is_typed(self) -> AbstractContextManager[None]:
+        return disk.full_disk_is_typed(self._full, self._name)
+
     def _begin(self, info: FileInfo) -> None:
         assert self._part is not None, "`look` comes first"
         self._file.truncate()
         if not self.offset:
-            _write_note(self._part, None if info.etag is None else _Note(self._name, info.etag, info.size))
+            with self._full_disk_is_typed():
+                _write_note(self._part, None if info.etag is None else _Note(self._name, info.etag, info.size))
         self.etag = info.etag
 
     def _publish(self) -> None:

@@ -26,10 +26,8 @@ def to_sink(sink: SinkLike, name: str, *, offset: int, algorithm: str | None) ->
         if offset:
             raise ValueError("offset is for writers; a path's part is found by itself")
         return PathSink(os.fsdecode(sink), name, algorithm)
-    if any(
-        isinstance(each, io.TextIOBase | codecs.StreamWriter | codecs.StreamReaderWriter)
-        for each in (sink, getattr(sink, "file", None))
-    ):
+    text = io.TextIOBase | codecs.StreamWriter | codecs.StreamReaderWriter
+    if isinstance(sink, text) or isinstance(getattr(sink, "file", None), text):
         raise TypeError("a sink takes bytes; open the file in binary mode")
     if isinstance(sink, asyncio.StreamWriter):
         return WriterSink(StreamWriterAdapter(sink), offset, algorithm)

@@ -1,5 +1,6 @@
 """Files as sources: by their paths, open, mapped into memory, or as objects that only have a file's methods."""
 
+import codecs
 import errno
 import io
 import mmap
@@ -26,7 +27,8 @@ _OPEN_FLAGS: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0) | _WAITS_FOR_NOTHI
 
 def blocking_file(file: BinaryIO) -> Source:
     """The source that a file object with blocking methods is; TypeError if it is none."""
-    if isinstance(file, io.TextIOBase):
+    text = io.TextIOBase | codecs.StreamReader | codecs.StreamReaderWriter
+    if isinstance(file, text) or isinstance(getattr(file, "file", None), text):
         raise TypeError("a source gives bytes; open the file in binary mode")
     if isinstance(file, io.IOBase) and not file.readable():
         raise TypeError("a source is read, and this file is only open for writing")

@@ -73,8 +73,8 @@ def to_source(source: SourceLike, window: int) -> Source:
         return blocking_file(cast(BinaryIO, source))
     if not isinstance(source, str | list | tuple) and _is_buffer(source):
         return _BytesSource(as_bytes(source))
-    if isinstance(source, Mapping | Set):
-        raise TypeError("a source's items have an order, unlike those of a set or mapping")
+    if isinstance(source, Mapping | Set | range):
+        raise TypeError("a source's items are bytes in an order, unlike those of a set, mapping or range")
     if isinstance(source, list | tuple):
         items = cast("list[object]", source)
         pieces = [as_bytes(item) for item in items]
@@ -82,6 +82,8 @@ def to_source(source: SourceLike, window: int) -> Source:
     if isinstance(source, Iterable | AsyncIterable):
         given = cast(Items, source)
         return _ItemsSource(lambda: given, is_replayable=not isinstance(given, Iterator | AsyncIterator))
+    if inspect.iscoroutinefunction(source):
+        raise TypeError("a source's function returns an iterable; it may be an asynchronous generator, not a coroutine")
     if callable(source):
         return _CallableSource(cast("Callable[[int], Items]", source))
     raise TypeError(

@@ -107,21 +107,27 @@ class UploadTransfer:
             )
         )
         changes: list[SourceChanged | SourceExhausted] = []
+        start = 0
         try:
             start = await channel.start()
             if channel.info is None:
                 await channel.while_open(self._send(channel, start, size, changes), tasks)
-            return await channel.finish()
+            info = await channel.finish()
+            if changes:
+                raise changes[0]  # whatever that server has published
         except BaseException as error:
             channel.cancel()
-            if not isinstance(error, IntegrityError):
+            if not isinstance(error, IntegrityError) and error not in changes:
                 raise
             self._forget_all()  # the server has dropped it
             if not changes:
                 raise
-            if channel.sent_bytes or not may_restart or not self.source.is_lasting:
-                raise changes[0] from None
-            return None
+            # What changed before this attempt isn't this attempt's failure.
+            if may_restart and start and not channel.sent_bytes and self.source.is_lasting:
+                return None
+            raise changes[0] from None
+        else:
+            return info
 
     async def _send(
         self, channel: UploadChannel, start: int, size: int | None, changes: list[SourceChanged | SourceExhausted]

@@ -2,6 +2,7 @@
 
 import array
 import asyncio
+import codecs
 import io
 import mmap
 import os
@@ -752,6 +753,10 @@ NOT_SOURCES: Final[dict[str, Callable[[Path], Any]]] = {
     "mapping": lambda _: {b"a": b"b"},
     "list of text": lambda _: ["text"],
     "list of numbers": lambda _: [1, 2],
+    "encoded text": lambda _: codecs.getreader("utf-8")(io.BytesIO()),
+    "temporary text": lambda _: tempfile.NamedTemporaryFile("w+"),  # noqa: SIM115
+    "range": lambda _: range(3),
+    "coroutine function": lambda _: asyncio.sleep,
     "number": lambda _: 1,
     "object": lambda _: object(),
 }
@@ -763,7 +768,7 @@ async def test_what_is_no_source_is_refused_at_the_call(files: FileClient, tmp_p
     source = NOT_SOURCES[kind](path)
     with pytest.raises(TypeError, match="source"):
         files.upload_from("n", source)
-    if isinstance(source, io.IOBase):
+    if hasattr(source, "close"):
         source.close()
 
 

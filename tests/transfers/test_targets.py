@@ -1,6 +1,7 @@
 """The ends of downloads as they really are: links, FIFOs, devices, folders, odd names, file objects of all kinds."""
 
 import asyncio
+import codecs
 import errno
 import fcntl
 import gzip
@@ -697,6 +698,8 @@ NOT_SINKS: Final[dict[str, Callable[[Path], Any]]] = {
     "text file": lambda path: path.open("a"),
     "file to read": lambda path: path.open("rb"),
     "text in memory": lambda _: io.StringIO(),
+    "encoded text": lambda _: codecs.getwriter("utf-8")(io.BytesIO()),
+    "temporary text": lambda _: tempfile.NamedTemporaryFile("w+"),  # noqa: SIM115
     "class": lambda _: io.BytesIO,
     "attribute": lambda _: type("Odd", (), {"write": 5})(),
     "bytearray": lambda _: bytearray(),
@@ -712,7 +715,7 @@ async def test_what_is_no_sink_is_refused_at_the_call(files: FileClient, folder:
     sink = NOT_SINKS[kind](path)
     with pytest.raises(TypeError, match="sink"):
         files.download_to("n", sink)
-    if isinstance(sink, io.IOBase):
+    if isinstance(sink, io.IOBase) or kind.endswith("text"):
         sink.close()
 
 
