@@ -317,10 +317,10 @@ async def test_a_mount_point_is_written_in_place(
     else:
         replace = os.replace
 
-        def refuse(source: str, target: str) -> None:
+        def refuse(source: str, target: str, **folders: int | None) -> None:
             if target == str(got):
                 raise OSError(errno.EBUSY, "busy", target)
-            replace(source, target)
+            replace(source, target, **folders)
 
         monkeypatch.setattr(os, "replace", refuse)
     try:
