@@ -373,7 +373,7 @@ async def test_a_delete_does_not_hit_a_replacement(
     unlink = os.unlink
 
     def slow(path: str, *, dir_fd: int | None = None) -> None:
-        if path == "a":
+        if path == str(tmp_path / "files" / "a"):
             entered.set()
             assert leave.wait(10)
         unlink(path, dir_fd=dir_fd)

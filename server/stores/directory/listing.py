@@ -14,6 +14,7 @@ import time
 from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from heapq import merge
@@ -131,18 +132,16 @@ class Listings:
         bases = [""]
         while bases and not is_stopped():
             base = bases.pop()
-            try:
-                if (folder := self._tree.folder(_path(base))) is None:
-                    continue
-                with folder, folder.entries() as entries:
-                    for entry in entries:
-                        key = self._key(base, entry)
-                        if isinstance(key, Unserved):
-                            counts[key] += 1
-                        elif key is not None and key.endswith("/") and not entry.is_symlink():
-                            bases.append(base + key)
-            except PermissionError:
+            if (folder := self._tree.folder(_path(base))) is None:
                 counts[Unserved.FOLDER] += 1
+                continue
+            with folder, folder.entries() as entries:
+                for entry in entries:
+                    key = self._key(base, entry)
+                    if isinstance(key, Unserved):
+                        counts[key] += 1
+                    elif key is not None and key.endswith("/") and not entry.is_symlink():
+                        bases.append(base + key)
         return counts
 
     def _encoded(self, prefix: str, after: str) -> Iterator[tuple[str, Status | None]]:
@@ -266,14 +265,11 @@ class Listings:
                 del self._kept[oldest]
 
     def _read(self, base: str, folder: OpenFolder) -> Iterator[str]:
-        try:
-            with folder.entries() as entries:
-                for entry in entries:
-                    key = self._key(base, entry)
-                    if isinstance(key, str):
-                        yield key
-        except PermissionError:
-            return
+        with folder.entries() as entries:
+            for entry in entries:
+                key = self._key(base, entry)
+                if isinstance(key, str):
+                    yield key
 
     def _key(self, base: str, entry: os.DirEntry[str]) -> str | Unserved | None:
         """A file's name in its folder, or that of a folder with `/`; what it is otherwise, None for the store's own."""
@@ -294,15 +290,12 @@ class Listings:
         if not self._tree.follow_links:
             return Unserved.LINK
         path = [*_path(base), name]
-        try:
-            if (place := self._tree.place(path)) is not None:
-                place.folder.close()
-                return name
-            if (folder := self._tree.folder(path)) is not None:
-                folder.close()
-                return f"{name}/"
-        except PermissionError:
-            pass
+        if (place := self._tree.place(path)) is not None:
+            place.folder.close()
+            return name
+        if (folder := self._tree.folder(path)) is not None:
+            folder.close()
+            return f"{name}/"
         return Unserved.LINK
 
 
@@ -317,23 +310,29 @@ class _Opened:
     def at(self, base: str) -> OpenFolder | None:
         """The folder of that path, which has `/` at its end; None if there is none, or it can't be read."""
         if base != self._base:
-            parent, entry = self._folder, base[len(self._base or "") : -1]
-            # One step down needs no walk from the root, unless that step may be a link.
-            is_step = parent is not None and base.startswith(self._base or "") and "/" not in entry and entry
-            try:
-                is_step = is_step and not self._tree.follow_links and self._tree.is_exact
-                folder = parent.folder(entry) if parent is not None and is_step else self._tree.folder(_path(base))
-            except PermissionError:
-                folder = None
+            folder = self._child(base) or self._tree.folder(_path(base))
             self.close()
             self._base, self._folder = base, folder
         return self._folder
+
+    def _child(self, base: str) -> OpenFolder | None:
+        """The folder, if it is in the one that is open: that needs no walk from the root, unless it may be a link."""
+        parent, above = self._folder, self._base or ""
+        if parent is None or not base.startswith(above) or self._tree.follow_links or not self._tree.is_exact:
+            return None
+        entry, _, rest = base[len(above) :].partition("/")
+        with suppress(PermissionError):
+            return None if rest or not entry else parent.folder(entry)
+        return None
 
     def status(self, name: str) -> os.stat_result | None:
         """The status of a file; None if there is none."""
         before, slash, entry = name.rpartition("/")
         folder = self.at(before + slash)
-        status = None if folder is None else folder.status(entry)
+        try:
+            status = None if folder is None else folder.status(entry)
+        except PermissionError:  # a folder whose names can be read, and nothing else
+            return None
         if status is not None and stat.S_ISLNK(status.st_mode) and self._tree.follow_links:
             if (place := self._tree.place(name.split("/"))) is None:
                 return None

@@ -84,11 +84,10 @@ class MadeFolders:
             return True
 
     def _inode(self, path: Sequence[str]) -> int | None:
-        with suppress(PermissionError):
-            if (folder := self._tree.folder(path)) is not None:
-                with folder:
-                    return folder.own_status().st_ino
-        return None
+        if (folder := self._tree.folder(path)) is None:
+            return None
+        with folder:
+            return folder.own_status().st_ino
 
     def _record(self, path: Sequence[str]) -> str:
         return os.path.join(self.path, f"{names.fingerprint('/'.join(path))}.json")

@@ -45,10 +45,9 @@ class Places:
         place = self.encoded_place(names.encode(name))
         if place.status is not None:
             return place
-        if (path := names.path_of(name)) is not None:
-            with suppress(PermissionError):
-                if (found := self.tree.place(path)) is not None:
-                    return found
+        path = names.path_of(name)
+        if path is not None and (found := self.tree.place(path)) is not None:
+            return found
         raise NotFound.for_name(name)
 
     def encoded_place(self, entry: str) -> Place:

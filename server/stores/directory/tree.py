@@ -37,18 +37,13 @@ class OpenFolder:
     """A folder that stays the same one while it is open, wherever other programs move it.
 
     Args:
-        path: Its path, for a folder without a descriptor.
+        path: Its path, for a folder without a descriptor: the root itself, and all where the system has no other way.
         fd: Its descriptor, if it has one.
     """
 
     def __init__(self, path: str, fd: int | None = None) -> None:
         self.fd: Final = fd
         self._path = path
-
-    @classmethod
-    def at(cls, path: str) -> Self:
-        """The folder at `path`, itself perhaps a link."""
-        return cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY) if HAS_DIR_FD else None)
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +84,7 @@ class OpenFolder:
     def folder(self, entry: str) -> "OpenFolder | None":
         """An entry that is a folder and no link; None if it isn't. PermissionError if it can't be read."""
         path = self.path_of(entry)
-        if self.fd is None:
+        if not HAS_DIR_FD:
             is_folder = (status := self.status(entry)) is not None and stat.S_ISDIR(status.st_mode)
             return OpenFolder(path) if is_folder else None
         try:
@@ -173,14 +168,14 @@ class Tree:
         self.is_exact = True
 
     def folder(self, path: Sequence[str], make: Make | None = None) -> OpenFolder | None:
-        """The folder at `path`, open; None if there is none, or if it is in itself by way of a link.
+        """The folder at `path`, open; None if there is none, it can't be read, or is in itself by way of a link.
 
         Args:
             path: Empty for the root.
             make: Makes the folders that are missing. None is returned if something else is in the way.
 
         Raises:
-            PermissionError: One of the folders can't be read or written.
+            PermissionError: The root can't be read; or, with `make`, one of the folders can't be read or written.
         """
         found = self._walk([step for segment in path for step in (segment, _END)], make)
         return None if found is None else found[0]
@@ -193,7 +188,7 @@ class Tree:
                 folder.sync()
 
     def place(self, path: Sequence[str]) -> Place | None:
-        """The regular file at `path`; None if there is none. Raises PermissionError as `folder`."""
+        """The regular file at `path`; None if there is none. PermissionError if the root can't be read."""
         *folders, last = path
         found = self._walk([*(step for segment in folders for step in (segment, _END)), last])
         if found is None:
@@ -249,7 +244,7 @@ class _Walk:
         self._todo = list(reversed(steps))
         self._real: list[str] = []  # the path of `here`, without links
         self._links = 0
-        self.here = OpenFolder.at(tree.root)
+        self.here = OpenFolder(tree.root)
         self._passed = {_identity(self.here)} if tree.follow_links else set[tuple[int, int]]()
 
     def run(self) -> str | None:
@@ -318,7 +313,7 @@ class _Walk:
 
     def _go_to_root(self) -> None:
         self._real = []
-        self._go_to(OpenFolder.at(self._tree.root))
+        self._go_to(OpenFolder(self._tree.root))
 
     def _go_to(self, folder: OpenFolder) -> None:
         self.here.close()
@@ -328,7 +323,12 @@ class _Walk:
         here, make, tree = self.here, self._make, self._tree
         for _ in range(_MAX_TRIES):
             is_other = not tree.is_exact and not here.has(entry)
-            child = None if is_other else here.folder(entry)
+            try:
+                child = None if is_other else here.folder(entry)
+            except PermissionError:
+                if make is not None:
+                    raise
+                return None
             if make is None or child is not None:
                 return child
             status = here.status(entry)
