@@ -69,7 +69,7 @@ class Upload(ABC):
 
     It has one owner at a time: the newest `Store.begin` with its id takes it over once the call under way, if any, has
     returned. From then on `append`, `flush` and `commit` of the older one raise Superseded, and its `suspend` and
-    `abort` do nothing. The same holds for an upload that `Store.sweep` has dropped.
+    `abort` do nothing. The same holds for an upload that the store has dropped.
 
     Attributes:
         window_bytes: How many bytes beyond the durable ones a sender must be able to send for the store to make
@@ -290,4 +290,8 @@ class Store(ABC):
 
     @abstractmethod
     async def sweep(self, max_age_seconds: float) -> int:
-        """Drops the unfinished uploads that got no bytes for that long, and returns how many there were."""
+        """Drops the unfinished uploads that have had no owner for that long, and returns how many there were.
+
+        An age is no difference of the wall clock, which may be set meanwhile. An upload with an owner has none: it is
+        only dropped where even 0 seconds are too old.
+        """

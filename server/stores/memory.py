@@ -3,6 +3,7 @@
 import asyncio
 import io
 import time
+from collections import OrderedDict
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -42,6 +43,7 @@ class MemoryStore(Store):
         self._files = files
         self._catalog = Catalog(files)
         self._parts: dict[str, _MemoryPart] = {}
+        self._idle: OrderedDict[str, _MemoryPart] = OrderedDict()  # those without an owner, the oldest first
         self._locks = KeyedLocks()
         self.apply_limits(max_bytes, max_file_bytes)
 
@@ -61,7 +63,9 @@ class MemoryStore(Store):
 
     async def close(self) -> None:
         for part in self._parts.values():
-            part.owner = None
+            if part.owner is not None:
+                part.owner = None
+                self.set_idle(part)
 
     async def stat(self, name: str) -> FileInfo:
         return (await self._look(name)).info
@@ -93,7 +97,7 @@ class MemoryStore(Store):
             part = self._parts.get(upload_id)
             if part is not None:
                 spec.check_same(part.spec)
-                part.touch()
+                self._idle.pop(upload_id, None)
             else:
                 part = _MemoryPart(spec, self, self._catalog)
                 await self._catalog.make_room(part.cost, name)
@@ -170,12 +174,12 @@ class MemoryStore(Store):
         await self._catalog.free()
         oldest = time.monotonic() - max_age_seconds
         dropped = 0
-        for index, upload_id in enumerate(list(self._parts)):
+        for index, upload_id in enumerate(list(self._parts if max_age_seconds < 0 else self._idle)):
             if not index % FILES_A_SLICE:
                 await asyncio.sleep(0)
             async with self._locks[upload_id]:
                 part = self._parts.get(upload_id)
-                if part is not None and part.touched <= oldest:
+                if part is not None and (max_age_seconds < 0 or (upload_id in self._idle and part.closed < oldest)):
                     part.owner = None
                     await part.drop()
                     dropped += 1
@@ -186,15 +190,22 @@ class MemoryStore(Store):
 
     # For the parts below.
 
+    def set_idle(self, part: "_MemoryPart") -> None:
+        """Notes that a part has no owner."""
+        part.closed = time.monotonic()
+        self._idle[part.spec.upload_id] = part
+
     def forget(self, part: "_MemoryPart") -> None:
         """Notes that a part has ended."""
         del self._parts[part.spec.upload_id]
+        self._idle.pop(part.spec.upload_id, None)
         self._catalog.used -= part.cost + part.digest.length
 
     def publish(self, part: "_MemoryPart", content: bytes, *, overwrite: bool) -> FileInfo:
         """Makes `content`, all of the part's, the file."""
         name = part.spec.name
         if not overwrite and name in self._files:
+            self.set_idle(part)
             raise already_exists(name)
         self.forget(part)
         self._files[name] = content
@@ -204,22 +215,26 @@ class MemoryStore(Store):
 
 
 class _MemoryPart(Part):
-    """An unfinished upload in memory."""
+    """An unfinished upload in memory.
+
+    Attributes:
+        cost: What it counts beside its content.
+        closed: When it was closed, by `time.monotonic`, if it has no owner.
+    """
 
     def __init__(self, spec: UploadSpec, store: MemoryStore, catalog: Catalog) -> None:
         super().__init__(spec)
         self.cost: Final = cost_of(spec.name, len(spec.upload_id))
-        self.touched = time.monotonic()
+        self.closed = 0.0
         self._store = store
         self._catalog = catalog
         self._buffer = io.BytesIO()
 
     def touch(self) -> None:
         """Postpones its expiry."""
-        self.touched = time.monotonic()
+        self.closed = 0.0
 
     async def write(self, chunks: Sequence[bytes]) -> None:
-        self.touch()
         for index, chunk in enumerate(chunks):
             if index:
                 await asyncio.sleep(0)  # other callbacks run: a chunk of a megabyte takes almost 1 ms
@@ -232,7 +247,7 @@ class _MemoryPart(Part):
         return self._store.publish(self, self._buffer.getvalue(), overwrite=overwrite)  # not a copy, in CPython
 
     async def close(self) -> None:
-        """It stays as it is."""
+        self._store.set_idle(self)
 
     async def drop(self) -> None:
         self._store.forget(self)

@@ -18,6 +18,7 @@ else:
 
 __all__ = [
     "MAX_VECTORS",
+    "close",
     "create_from",
     "full_disk_is_typed",
     "lock",
@@ -34,6 +35,8 @@ __all__ = [
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _LOCKED: Final = frozenset({errno.EACCES, errno.EAGAIN, errno.EDEADLK})
+# What a file system, or its server, answers that has no locks.
+_LOCKLESS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 
 MAX_VECTORS: Final = 1024
 """The system's IOV_MAX on Linux, macOS and the BSDs: the most buffers that one call writes."""
@@ -160,20 +163,58 @@ def sync_folder(path: str) -> None:
             os.close(fd)
 
 
-def lock(fd: int) -> None:
-    """Locks an open file until `fd` is closed or the process ends, however it ends.
+def lock(fd: int) -> bool:
+    """Locks an open file until `close(fd)`, or until the process ends, however it ends.
 
-    Raises BlockingIOError if the lock is held already, by this process or another one.
+    Returns:
+        Whether it is locked; False on a file system without locks.
+
+    Raises:
+        BlockingIOError: The lock is held already, by this process or another one.
     """
+    _locked.add(fd)  # first, for a fork meanwhile
     try:
         if sys.platform == "win32":
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        _locked.discard(fd)
         if error.errno in _LOCKED:
             raise BlockingIOError(error.errno, "the lock is held already") from None
+        if error.errno in _LOCKLESS:
+            return False
         raise
+    return True
+
+
+def close(fd: int) -> None:
+    """Closes a file, and unlocks it: without that, a process that was forked meanwhile would hold the lock on."""
+    if fd in _locked:
+        _locked.discard(fd)
+        if sys.platform != "win32":
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
+# The descriptors whose files this process has locked.
+_locked: Final[set[int]] = set()
+
+
+def _leave_locks() -> None:
+    """In a forked process: what its parent has locked isn't held here, so that it is free when the parent is killed."""
+    if _locked:
+        with suppress(OSError):
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in _locked:
+                os.dup2(null, fd, inheritable=False)  # not closed: the number must not become another file's
+            os.close(null)
+        _locked.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 if sys.platform == "win32":

@@ -80,7 +80,8 @@ class PartFile:
             path: Where it is.
             flags: Beside `os.O_RDWR`, for example `os.O_CREAT`.
             mode: Of a new file.
-            locked: Whether to lock it until it is closed; raises BlockingIOError as `disk.lock`.
+            locked: Whether to lock it until it is closed, where the file system has locks; raises BlockingIOError as
+                `disk.lock`.
         """
         fd = disk.open_to_extend(path, flags, mode)
         try:
@@ -88,7 +89,7 @@ class PartFile:
                 disk.lock(fd)
             status = os.fstat(fd)
         except BaseException:
-            os.close(fd)
+            disk.close(fd)
             raise
         if status.st_ino != self._inode or status.st_size < self.digest.length:
             self.reset()
@@ -158,7 +159,7 @@ class PartFile:
         """Closes the file; closing twice is fine."""
         fd, self._fd = self._fd, None
         if fd is not None:
-            os.close(fd)
+            disk.close(fd)
 
     def _open_fd(self) -> int:
         if self._fd is None:

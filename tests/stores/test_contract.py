@@ -6,6 +6,7 @@ A test may not assume that every byte received is durable: `support.flushed` say
 import asyncio
 import inspect
 import os
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -547,6 +548,28 @@ async def test_sweep_drops_uploads_that_got_no_bytes(store: Store) -> None:
     await uploads[1].suspend()
     assert await names_in(store) == {"file"}
     assert (await begin(store, "a", upload_id="u0")).received == 0
+
+
+@pytest.mark.parametrize("days", [2, -20_000])
+async def test_ages_do_not_come_from_the_wall_clock(store: Store, monkeypatch: pytest.MonkeyPatch, days: int) -> None:
+    owned = await begin(store, "a", upload_id="owned")
+    idle = await begin(store, "b", upload_id="idle")
+    await idle.suspend()
+    wall, monotonic = time.time, time.monotonic
+    monkeypatch.setattr(time, "time", lambda: wall() + days * 86400)
+    assert await store.sweep(86400) == 0
+
+    later = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + later)
+    resumed = await begin(store, "b", upload_id="idle")
+    later = 2 * 86400
+    assert await store.sweep(86400) == 0, "both have an owner"
+    await resumed.suspend()
+    assert await store.sweep(86400) == 0
+    later *= 2
+    assert await store.sweep(86400) == 1
+    await owned.append([b"more"])
+    await owned.commit(None)
 
 
 async def test_a_thread_that_writes_to_the_file_gets_the_errors_of_append(open_store: OpenStore) -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import builtins
 import errno
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -226,6 +228,68 @@ async def test_a_second_process_is_refused(directory: DirectoryStore, tmp_path: 
     await again.close()
 
 
+_FORKS = """
+import asyncio, multiprocessing, os, sys, time
+from server.stores.directory.store import DirectoryStore
+async def main():
+    store = DirectoryStore(sys.argv[1])
+    await store.start()
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    print(child.pid, flush=True)
+    if sys.argv[2] == "close":
+        await store.close()
+    else:
+        os.kill(os.getpid(), 9)
+    print(flush=True)
+    sys.stdin.read()
+    os._exit(0)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("end", ["close", "kill"])
+async def test_a_forked_process_does_not_hold_the_lock(tmp_path: Path, end: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _FORKS, tmp_path / "files", end],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        child = int(await asyncio.to_thread(first.stdout.readline))
+        try:
+            if end == "close":
+                await asyncio.to_thread(first.stdout.readline)
+            else:
+                await asyncio.to_thread(first.wait)
+            await (await _opened(tmp_path / "files")).close()
+            os.kill(child, 0)  # it lives
+        finally:
+            os.kill(child, signal.SIGKILL)
+            first.kill()
+
+
+async def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+
+        def missing(fd: int, operation: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", missing)
+        store = await _opened(tmp_path / "files")
+        await put(store, "a", b"content")
+        await store.close()
+        assert [record.getMessage() for record in caplog.records] == [
+            f"{tmp_path / 'files'} is on a file system without locks: no other process may serve it"
+        ]
+        caplog.clear()
+
+
 async def test_nothing_happens_before_start_or_after_close(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "files")
     with pytest.raises(RuntimeError):
@@ -374,6 +438,30 @@ async def test_an_old_part_that_was_reopened_is_not_swept(directory: DirectorySt
     info = await upload.commit(None)
     assert info.modified is not None
     assert abs(info.modified - time.time()) < 60
+
+
+@pytest.mark.parametrize("offset", [-3 * 86400, 0, 3 * 86400])
+async def test_the_age_of_what_another_process_left(
+    directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: float
+) -> None:
+    parts = tmp_path / "files" / ".rxfiles" / "parts"
+    for upload_id, days in (("old", 2.0), ("new", 0.5), ("of the future", -700.0)):
+        upload = await begin(directory, "a", upload_id=upload_id)
+        await upload.suspend()
+        time_then = time.time() - days * 86400
+        os.utime(parts / f"{fingerprint(upload_id)}.part", (time_then, time_then))
+    wall, monotonic = time.time, time.monotonic
+    monkeypatch.setattr(time, "time", lambda: wall() + offset)
+    store = await _reopened(directory, tmp_path / "files")
+
+    assert await store.sweep(86400) == 1
+    assert await store.uploaded("new", "a") == 0
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 0.6 * 86400)
+    assert await store.sweep(86400) == 1
+    assert await store.uploaded("of the future", "a") == 0
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 1.1 * 86400)
+    assert await store.sweep(86400) == 1
+    await store.close()
 
 
 async def test_a_delete_does_not_hit_a_replacement(

@@ -80,7 +80,8 @@ class Folder:
             disk.sync_folder(os.path.dirname(root))
         self._lock = disk.open_to_extend(os.path.join(self._own, "lock"), os.O_CREAT)
         try:
-            disk.lock(self._lock)
+            if not disk.lock(self._lock):
+                _log.warning("%s is on a file system without locks: no other process may serve it", root)
             self._places.probe(self._scratch)
             self._clean()
         except BlockingIOError as error:
@@ -94,7 +95,7 @@ class Folder:
         """Unlocks it."""
         lock, self._lock = self._lock, None
         if lock is not None:
-            os.close(lock)
+            disk.close(lock)
 
     def stat(self, name: str) -> FileInfo:
         """What is known of a file; NotFound if there is none."""

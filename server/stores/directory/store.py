@@ -165,19 +165,21 @@ class DirectoryStore(Store):
             return await self.run(self._folder.move, source, target, overwrite=overwrite, if_match=if_match)
 
     async def sweep(self, max_age_seconds: float) -> int:
-        oldest = time.time() - max_age_seconds
+        uploads, oldest = self._folder.uploads, time.monotonic() - max_age_seconds
         dropped = 0
-        for key in await self.run(self._folder.uploads.stale, oldest):
+        for key in [*await self.run(uploads.stale, oldest), *(self._open if max_age_seconds < 0 else ())]:
             async with self._locks[f"upload {key}"]:
-                if not await self.run(self._folder.uploads.is_stale, key, oldest):
-                    continue  # it has gone on meanwhile
-                dropped += 1
                 if (part := self._open.get(key)) is not None:
+                    if max_age_seconds >= 0:
+                        continue  # it has gone on meanwhile
                     part.owner = None
                     await part.drop()
-                else:
+                elif uploads.is_stale(key, oldest):
                     self._suspended.pop(key, None)
-                    await self.run(self._folder.uploads.drop, key)
+                    await self.run(uploads.drop, key)
+                else:
+                    continue
+                dropped += 1
         for name in await self.run(self._folder.orphans):
             async with self.lock_of_file(name):
                 await self.run(self._folder.drop_orphan, name)
@@ -245,7 +247,7 @@ class DirectoryStore(Store):
             while not is_complete:
                 is_complete = await self.run(file.content.catch_up)
         except BaseException:
-            await self.run(file.content.close)
+            await self.run(file.close)
             raise
         finally:
             self._opening -= 1
@@ -275,12 +277,16 @@ class _DirectoryPart(Part):
             info = await self._store.publish(self, overwrite=overwrite)
             is_published = True
         finally:
-            self._store.forget(self, keep=not is_published)
+            try:
+                if not is_published:
+                    await self._store.run(self.file.close)
+            finally:
+                self._store.forget(self, keep=not is_published)
         return info
 
     async def close(self) -> None:
         try:
-            await self._store.run(self.file.content.close)
+            await self._store.run(self.file.close)
         finally:
             self._store.forget(self, keep=True)
 

@@ -1,7 +1,10 @@
 """The unfinished uploads of a served folder. Everything blocks."""
 
+import itertools
 import os
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
@@ -23,6 +26,9 @@ FULL: Final = "the server's disk is full"
 class UnfinishedUploads:
     """Two files for each upload, whose key is the SHA-256 of its id: the bytes so far, and what they are to become.
 
+    An upload is open, or idle: then it is as old as the time since it was closed, by a clock that nobody sets. The age
+    of what another process has left comes from the times that the file system gives to files.
+
     Args:
         path: The folder with both.
         scratch: See `write_json`.
@@ -31,6 +37,10 @@ class UnfinishedUploads:
     def __init__(self, path: str, scratch: str) -> None:
         self.path: Final = path
         self._scratch = scratch
+        # Guards what follows, and the files of idle uploads: threads open and drop them.
+        self.lock: Final = threading.Lock()
+        # When each idle upload was closed, by `time.monotonic`; the oldest first.
+        self._idle: OrderedDict[str, float] = OrderedDict()
 
     def paths(self, key: str) -> tuple[str, str]:
         """Where the bytes of an upload are, and its record."""
@@ -54,30 +64,66 @@ class UnfinishedUploads:
             case _:
                 return None
 
-    def record(self, key: str, spec: UploadSpec) -> None:
-        """Records what the bytes of an upload are to become."""
+    def claim(self, key: str, spec: UploadSpec) -> bool:
+        """Takes an upload that is to be opened, and records a new one; whether it is there. The caller holds `lock`.
+
+        Raises InvalidRequest if what is there is another upload's.
+        """
+        found = self.find(key)
+        if found is not None:
+            spec.check_same(found[0])
+            self._idle.pop(key, None)
+            return True
+        self._drop(key)
         write_json(self.paths(key)[1], asdict(spec), scratch=self._scratch, durable=False)
+        return False
+
+    def set_idle(self, key: str) -> None:
+        """An upload was closed."""
+        with self.lock:
+            self._idle[key] = time.monotonic()
+            self._idle.move_to_end(key)
 
     def drop(self, key: str) -> None:
-        """Removes an upload."""
+        """Removes an upload, which isn't being opened or written."""
+        with self.lock:
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        self._idle.pop(key, None)
         for path in self.paths(key):
             disk.remove(path)
 
     def clean(self) -> None:
-        """Removes what isn't an upload."""
+        """Finds the uploads that another process has left, and removes what isn't one."""
+        now, now_there = time.monotonic(), self._time_of_files()
+        found: list[tuple[float, str]] = []
         for key in {key_of(entry) for entry in entries(self.path)}:
-            if self.find(key) is None:
+            upload = self.find(key)
+            if upload is None:
                 self.drop(key)
+            else:
+                found.append((now - max(0.0, now_there - upload[1].st_mtime), key))
+        with self.lock:
+            self._idle = OrderedDict((key, since) for since, key in sorted(found))
 
     def stale(self, oldest: float) -> Sequence[str]:
-        """The keys of the uploads that got no bytes since `oldest`, in seconds since the epoch."""
-        return [key for key in {key_of(entry) for entry in entries(self.path)} if self.is_stale(key, oldest)]
+        """The keys of the uploads that are idle since before `oldest`, by `time.monotonic`."""
+        with self.lock:
+            return list(itertools.takewhile(lambda key: self._idle[key] < oldest, self._idle))
 
     def is_stale(self, key: str, oldest: float) -> bool:
-        """Whether the upload got no bytes since `oldest`."""
-        part, record = self.paths(key)
-        status = disk.regular_file(part) or disk.regular_file(record)
-        return status is not None and status.st_mtime <= oldest
+        """Whether the upload is idle since before `oldest`."""
+        return self._idle.get(key, oldest) < oldest
+
+    def _time_of_files(self) -> float:
+        """What a file that is written now has as its time: on a network, it comes from another machine's clock."""
+        path = os.path.join(self._scratch, "now")
+        try:
+            with open(path, "wb") as file:
+                return os.fstat(file.fileno()).st_mtime
+        finally:
+            disk.remove(path)
 
 
 class UploadFile:
@@ -97,6 +143,7 @@ class UploadFile:
         self.content: Final = PartFile(spec.algorithm, full=FULL, name=spec.name, executor=executor)
         self._uploads = uploads
         self._key = names.fingerprint(spec.upload_id)
+        self._is_claimed = False
 
     def open(self) -> bool:
         """Opens the bytes that are there, or starts anew; returns as `PartFile.catch_up`.
@@ -104,17 +151,18 @@ class UploadFile:
         Raises InvalidRequest if they are another upload's, and StorageFull if there is no room even to begin.
         """
         path, _ = self._uploads.paths(self._key)
-        with disk.full_disk_is_typed(FULL, self.spec.name):
-            found = self._uploads.find(self._key)
-            if found is None:
-                self._uploads.drop(self._key)
-                self._uploads.record(self._key, self.spec)
-                self.content.open(path, os.O_CREAT | os.O_EXCL)
-            else:
-                self.spec.check_same(found[0])
-                self.content.open(path, 0)
-                os.utime(path)  # for `is_stale`: it is in use again
+        with self._uploads.lock, disk.full_disk_is_typed(FULL, self.spec.name):
+            is_there = self._uploads.claim(self._key, self.spec)
+            self._is_claimed = True
+            self.content.open(path, 0 if is_there else os.O_CREAT | os.O_EXCL)
         return self.content.catch_up()
+
+    def close(self) -> None:
+        """Closes the file; the upload is idle then. Closing twice is fine."""
+        self.content.close()
+        if self._is_claimed:
+            self._is_claimed = False
+            self._uploads.set_idle(self._key)
 
     def seal(self) -> None:
         """Makes the bytes survive a crash of the machine, and closes the file.
@@ -138,9 +186,11 @@ class UploadFile:
 
     def forget(self) -> None:
         """Removes the record, when the bytes have become a file."""
+        self._is_claimed = False
         disk.remove(self._uploads.paths(self._key)[1])
 
     def drop(self) -> None:
         """Closes the file, and removes the upload."""
+        self._is_claimed = False
         self.content.close()
         self._uploads.drop(self._key)
