@@ -126,7 +126,10 @@ class Upload(ABC):
 
     @abstractmethod
     async def suspend(self) -> None:
-        """Closes it, and keeps the durable bytes for a later `begin` with the same id. Fine after `commit`, too."""
+        """Closes it, and keeps the durable bytes for a later `begin` with the same id. Fine after `commit`, too.
+
+        Where the last call found no room, the bytes are dropped instead: others need what they take.
+        """
 
     @abstractmethod
     async def abort(self) -> None:
@@ -223,6 +226,9 @@ class Store(ABC):
     ) -> Upload:
         """Starts the upload `upload_id`, reopens it after its durable bytes, or takes it over from its present owner.
 
+        What uploads under way have announced is reserved for them. Where room is short, here, in `put` and wherever an
+        upload grows, uploads without an owner are dropped, the oldest first; one that goes on later begins anew.
+
         Where another process has left the part, its content is read here for the running digest, which may take long.
 
         Args:
@@ -237,7 +243,7 @@ class Store(ABC):
             InvalidRequest: There is such an upload, of another name, size or algorithm; or the algorithm is unknown.
             AlreadyExists: `overwrite` is False and there is such a file.
             TooLarge: `size` is over the store's limit.
-            StorageFull: There is no room even to begin.
+            StorageFull: There is no room for `size`, or even to begin.
         """
 
     @abstractmethod

@@ -2,13 +2,14 @@
 
 import asyncio
 import io
+import itertools
 import time
 from collections import OrderedDict
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from shared.errors import Changed, NotFound, TooLarge
+from shared.errors import Changed, NotFound, StorageFull, TooLarge
 from shared.protocol.digest import DEFAULT_ALGORITHM
 from shared.protocol.wire import FileInfo
 
@@ -43,7 +44,9 @@ class MemoryStore(Store):
         self._files = files
         self._catalog = Catalog(files)
         self._parts: dict[str, _MemoryPart] = {}
-        self._idle: OrderedDict[str, _MemoryPart] = OrderedDict()  # those without an owner, the oldest first
+        # Those without an owner, the oldest first, and what they count.
+        self._idle: OrderedDict[str, _MemoryPart] = OrderedDict()
+        self._idle_bytes = 0
         self._locks = KeyedLocks()
         self.apply_limits(max_bytes, max_file_bytes)
 
@@ -95,20 +98,23 @@ class MemoryStore(Store):
             if not overwrite and name in self._files:
                 raise already_exists(name)
             part = self._parts.get(upload_id)
-            if part is not None:
-                spec.check_same(part.spec)
-                self._idle.pop(upload_id, None)
-            else:
+            if part is None:
                 part = _MemoryPart(spec, self, self._catalog)
-                await self._catalog.make_room(part.cost, name)
+                await self.make_room(part.cost + part.missing, name)
                 self._parts[upload_id] = part
                 self._catalog.used += part.cost
+                part.reserve()
+            else:
+                spec.check_same(part.spec)
+                if upload_id in self._idle:
+                    await self._resume(part)
             return PartUpload(part, lock, overwrite=overwrite, max_bytes=self._max_file_bytes)
 
     async def put(self, name: str, content: bytes) -> None:
         if self._max_file_bytes is not None and len(content) > self._max_file_bytes:
             raise TooLarge(f"a file may have {self._max_file_bytes} bytes here, not {len(content)}", name=name)
-        await self._catalog.make_room_for(name, len(content))
+        if (growth := self._catalog.growth(name, len(content))) > 0:
+            await self.make_room(growth, name)
         self._files[name] = content
         self._catalog.see(name)
 
@@ -154,7 +160,7 @@ class MemoryStore(Store):
     async def move(self, source: str, target: str, *, overwrite: bool = True, if_match: str | None = None) -> FileInfo:
         while True:
             known = await self._look(source)
-            await self._catalog.make_room(cost_of(target, 0) - cost_of(source, 0), target)
+            await self.make_room(cost_of(target, 0) - cost_of(source, 0), target)
             if self._files.get(source) is known.content:
                 break  # else it was replaced while its digest was computed, or the files were counted
         if if_match is not None and if_match != known.info.etag:
@@ -190,16 +196,47 @@ class MemoryStore(Store):
 
     # For the parts below.
 
+    async def make_room(self, nbytes: int, name: str) -> None:
+        """Raises StorageFull unless there is room for so many more bytes; the caller stores them before it awaits.
+
+        Drops uploads without an owner, the oldest first, if that makes room.
+        """
+        while lacking := await self._catalog.lacking(nbytes):
+            if lacking > self._idle_bytes:
+                raise StorageFull(f"the server's memory has no room for {nbytes} more bytes", name=name)
+            for part in list(itertools.islice(self._idle.values(), FILES_A_SLICE)):
+                lacking -= part.counted
+                self.forget(part)
+                if lacking <= 0:
+                    return
+            await asyncio.sleep(0)
+
+    async def _resume(self, part: "_MemoryPart") -> None:
+        self._leave_idle(part)
+        try:
+            await self.make_room(part.missing, part.spec.name)
+        except BaseException:
+            self.set_idle(part)
+            raise
+        part.reserve()
+
     def set_idle(self, part: "_MemoryPart") -> None:
         """Notes that a part has no owner."""
+        part.release()
         part.closed = time.monotonic()
         self._idle[part.spec.upload_id] = part
+        self._idle_bytes += part.counted
+
+    def _leave_idle(self, part: "_MemoryPart") -> None:
+        if self._idle.pop(part.spec.upload_id, None) is not None:
+            self._idle_bytes -= part.counted
 
     def forget(self, part: "_MemoryPart") -> None:
         """Notes that a part has ended."""
         del self._parts[part.spec.upload_id]
-        self._idle.pop(part.spec.upload_id, None)
-        self._catalog.used -= part.cost + part.digest.length
+        self._leave_idle(part)
+        part.release()
+        self._catalog.used -= part.counted
 
     def publish(self, part: "_MemoryPart", content: bytes, *, overwrite: bool) -> FileInfo:
         """Makes `content`, all of the part's, the file."""
@@ -226,6 +263,7 @@ class _MemoryPart(Part):
         super().__init__(spec)
         self.cost: Final = cost_of(spec.name, len(spec.upload_id))
         self.closed = 0.0
+        self._reserved = 0
         self._store = store
         self._catalog = catalog
         self._buffer = io.BytesIO()
@@ -233,15 +271,45 @@ class _MemoryPart(Part):
     def touch(self) -> None:
         """Postpones its expiry."""
         self.closed = 0.0
+        self._reserved = 0
+
+    @property
+    def counted(self) -> int:
+        """What it counts against the store's limit."""
+        return self.cost + self.digest.length
+
+    @property
+    def missing(self) -> int:
+        """What it is going to need, as far as that is known."""
+        return 0 if self.spec.size is None else self.spec.size - self.digest.length
+
+    def reserve(self) -> None:
+        """Reserves what is missing."""
+        self._reserved = self.missing
+        self._catalog.reserved += self._reserved
+
+    def release(self) -> None:
+        """Gives up what is reserved."""
+        self._catalog.reserved -= self._reserved
+        self._reserved = 0
 
     async def write(self, chunks: Sequence[bytes]) -> None:
+        catalog = self._catalog
         for index, chunk in enumerate(chunks):
             if index:
                 await asyncio.sleep(0)  # other callbacks run: a chunk of a megabyte takes almost 1 ms
-            await self._catalog.make_room(len(chunk), self.spec.name)
+            reserved = min(len(chunk), self._reserved)
+            try:
+                await self._store.make_room(len(chunk) - reserved, self.spec.name)
+            except StorageFull:
+                self.found_no_room = True
+                raise
+            self.found_no_room = False
+            self._reserved -= reserved
+            catalog.reserved -= reserved
+            catalog.used += len(chunk)
             self._buffer.write(chunk)
             self.digest.update(chunk)
-            self._catalog.used += len(chunk)
 
     async def publish(self, *, overwrite: bool) -> FileInfo:
         return self._store.publish(self, self._buffer.getvalue(), overwrite=overwrite)  # not a copy, in CPython

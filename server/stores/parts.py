@@ -53,6 +53,7 @@ class Part(ABC):
         spec: What the upload got when it began.
         digest: Of the content so far.
         owner: The upload that may add to it; None while it is suspended.
+        found_no_room: Whether its last write did. It is dropped rather than suspended then: others need what it has.
         window_bytes: See `Upload`.
     """
 
@@ -62,6 +63,7 @@ class Part(ABC):
         self.spec: Final = spec
         self.digest: Final = digest or (Count() if spec.algorithm is None else Digest(spec.algorithm))
         self.owner: PartUpload | None = None
+        self.found_no_room = False
 
     @property
     def durable(self) -> int:
@@ -161,7 +163,7 @@ class PartUpload(Upload):
     async def suspend(self) -> None:
         async with self._lock:
             if self._release():
-                await self._part.close()
+                await (self._part.drop() if self._part.found_no_room else self._part.close())
 
     async def abort(self) -> None:
         async with self._lock:

@@ -19,7 +19,7 @@ from reactivex.subject import Subject
 from rx_client import Completed, FileClient, Progress, Started
 from rx_client.operators import retry_backoff
 from rx_client.transfers.sources import OpenPath
-from server import FileServer
+from server import ChatData, FileServer, Limits, serve
 from server.stores.directory.store import DirectoryStore
 from server.stores.owners import UploadOwners
 from shared import (
@@ -806,6 +806,45 @@ async def test_unfinished_uploads_expire(server: FileServer, store: WatchedStore
     assert await store.sweep(-1) == 1
     events = await files.upload_from("n", content(50_000), upload_id="one").pipe(ops.to_list())
     check_story(events, 50_000, 50_000)
+
+
+async def test_disposed_uploads_cost_others_nothing_and_begin_anew() -> None:
+    files: dict[str, bytes] = {}
+    data = content(300_000)
+    limits = Limits(max_store_bytes=1_000_000)
+    async with serve(data=ChatData(files), limits=limits) as server, connected(server.uri) as client:
+
+        async def unfinished() -> AsyncIterator[bytes]:
+            yield data
+            await asyncio.Event().wait()
+
+        first = client.upload_from("first", data, chunk_size=SMALL)
+        await first.pipe(ops.take(20))
+        await client.settle()
+        for number in range(40):
+            await client.upload_from("n", unfinished(), chunk_size=100_000, digest=None).pipe(ops.take(3))
+            await client.upload("x", data[: 100_000 + number])
+        await client.settle()
+        await eventually(lambda: not server.work.active)
+        # The part of the first one went long ago: it starts over by itself.
+        check_story(await first.pipe(ops.to_list()), len(data), len(data))
+        assert files["first"] == data
+        assert server.work.failed == 0
+
+
+async def test_an_upload_that_does_not_fit_in_memory_is_refused_before_it_is_sent() -> None:
+    limits = Limits(max_store_bytes=1_000_000)
+    async with serve(data=ChatData({"a": bytes(600_000)}), limits=limits) as server, connected(server.uri) as client:
+        recorder = Recorder()
+        client.upload_from("n", content(500_000)).subscribe(recorder)
+        await recorder.ended()
+        assert isinstance(recorder.error, StorageFull)
+        assert recorder.items == []
+        with pytest.raises(StorageFull):  # its size isn't known
+            await client.upload_from("n", generator(content(500_000)))
+        await client.settle()
+        await eventually(lambda: not server.work.active)
+        await client.upload("b", bytes(390_000))  # nothing is left of it
 
 
 async def test_many_uploads_at_once(store: WatchedStore, files: FileClient) -> None:
