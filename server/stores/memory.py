@@ -264,6 +264,7 @@ class _MemoryPart(Part):
         self.cost: Final = cost_of(spec.name, len(spec.upload_id))
         self.closed = 0.0
         self._reserved = 0
+        self._found_no_room = False
         self._store = store
         self._catalog = catalog
         self._buffer = io.BytesIO()
@@ -272,6 +273,10 @@ class _MemoryPart(Part):
         """Postpones its expiry."""
         self.closed = 0.0
         self._reserved = 0
+
+    @property
+    def found_no_room(self) -> bool:
+        return self._found_no_room
 
     @property
     def counted(self) -> int:
@@ -302,9 +307,9 @@ class _MemoryPart(Part):
             try:
                 await self._store.make_room(len(chunk) - reserved, self.spec.name)
             except StorageFull:
-                self.found_no_room = True
+                self._found_no_room = True
                 raise
-            self.found_no_room = False
+            self._found_no_room = False
             self._reserved -= reserved
             catalog.reserved -= reserved
             catalog.used += len(chunk)

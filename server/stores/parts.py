@@ -53,7 +53,6 @@ class Part(ABC):
         spec: What the upload got when it began.
         digest: Of the content so far.
         owner: The upload that may add to it; None while it is suspended.
-        found_no_room: Whether its last write did. It is dropped rather than suspended then: others need what it has.
         window_bytes: See `Upload`.
     """
 
@@ -63,12 +62,16 @@ class Part(ABC):
         self.spec: Final = spec
         self.digest: Final = digest or (Count() if spec.algorithm is None else Digest(spec.algorithm))
         self.owner: PartUpload | None = None
-        self.found_no_room = False
 
     @property
     def durable(self) -> int:
         """See `Upload`."""
         return self.digest.length
+
+    @property
+    def found_no_room(self) -> bool:
+        """Whether its last write did: it is dropped rather than suspended then, since others need what it takes."""
+        return False
 
     @abstractmethod
     async def write(self, chunks: Sequence[bytes]) -> None:

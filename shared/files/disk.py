@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Generator, Sequence
@@ -20,7 +21,9 @@ __all__ = [
     "MAX_VECTORS",
     "close",
     "create_from",
+    "free_bytes",
     "full_disk_is_typed",
+    "is_full",
     "lock",
     "max_descriptors",
     "open_to_extend",
@@ -30,10 +33,11 @@ __all__ = [
     "regular_file",
     "remove",
     "sync_folder",
+    "taken_bytes",
     "write_at",
 ]
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _LOCKED: Final = frozenset({errno.EACCES, errno.EAGAIN, errno.EDEADLK})
 # What a file system, or its server, answers that has no locks.
 _LOCKLESS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
@@ -52,9 +56,28 @@ def full_disk_is_typed(message: str, name: str | None = None) -> Generator[None,
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if is_full(error) or error.errno == errno.EFBIG:
             raise StorageFull(message, name=name) from error
         raise
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk or a quota has no room, and will have some when other files are removed."""
+    return error.errno in _FULL
+
+
+def free_bytes(path: str) -> int | None:
+    """What can still be written to the file system of a folder; None where there is no limit, or none is known."""
+    if sys.platform == "win32":
+        return shutil.disk_usage(path).free
+    status = os.statvfs(path)
+    blocks = status.f_bavail if os.geteuid() else status.f_bfree  # some are reserved for the superuser
+    return blocks * status.f_frsize if status.f_blocks else None
+
+
+def taken_bytes(status: os.stat_result) -> int:
+    """What removing a file makes free."""
+    return status.st_size if sys.platform == "win32" else status.st_blocks * 512
 
 
 def max_descriptors() -> int | None:

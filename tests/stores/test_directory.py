@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -552,51 +552,6 @@ async def test_a_write_that_fails_half_way(directory: DirectoryStore, monkeypatc
     await upload.append([b"9"])
     assert upload.durable == 10
     await upload.commit(digest_of(b"0123456789"))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    path = tmp_path / "small"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(path)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("mounting a file system isn't allowed here")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-
-async def test_a_full_disk(small_disk: Path) -> None:
-    store = await _opened(small_disk)
-    await put(store, "old", b"o" * 100_000)
-    upload = await begin(store, "old")
-    await upload.append([b"n" * 50_000])
-    with pytest.raises(StorageFull):
-        await upload.append([b"n" * 50_000] * 4)
-    offset = upload.received
-    assert 50_000 <= offset == await store.uploaded("u1", "old")
-    assert await get(store, "old") == b"o" * 100_000
-    other = DirectoryStore(small_disk)
-    with pytest.raises(BlockingIOError):
-        await other.start()
-
-    # Nothing can begin, or be published, and all that was there stays.
-    with pytest.raises(StorageFull):
-        await put(store, "new", b"x" * 5000)
-    with pytest.raises(StorageFull):
-        await upload.commit(None)
-    assert await get(store, "old") == b"o" * 100_000
-    store = await _reopened(store, small_disk)
-    assert await store.uploaded("u1", "old") == offset
-    await store.delete("old")
-    upload = await begin(store, "old")
-    await upload.commit(digest_of(b"n" * offset))
-    assert (await store.stat("old")).size == offset
-    await store.close()
 
 
 async def test_a_failed_sync_is_never_tried_again(directory: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ from shared import (
     TooLarge,
 )
 from shared.protocol.messages import UploadRequest
+from tests.conftest import Mount
 from tests.faults import fault_proxy
 from tests.support import client_stream_ids, eventually
 from tests.transfers.helpers import (
@@ -822,7 +823,7 @@ async def test_disposed_uploads_cost_others_nothing_and_begin_anew() -> None:
         await first.pipe(ops.take(20))
         await client.settle()
         for number in range(40):
-            await client.upload_from("n", unfinished(), chunk_size=100_000, digest=None).pipe(ops.take(3))
+            await client.upload_from("n", unfinished(), chunk_size=100_000, digest=None).pipe(ops.take(2))
             await client.upload("x", data[: 100_000 + number])
         await client.settle()
         await eventually(lambda: not server.work.active)
@@ -870,3 +871,48 @@ async def test_a_full_disk_is_typed_and_gone_on_from_when_there_is_room(
         check_story(events, len(data), len(data), resumed_from=1_000_005)
         assert await full.content("n") == data
         assert full.appended == len(data)
+
+
+@pytest.mark.parametrize("digest", ["xxh3-128", None])
+@pytest.mark.parametrize("is_sized", [True, False])
+async def test_an_upload_that_does_not_fit_on_the_disk_leaves_its_room_to_others(
+    mount: Mount, tmp_path: Path, is_sized: bool, digest: str | None
+) -> None:
+    folder = mount("size=2m")
+    data = content(3_000_000)
+    source = on_disk(data, tmp_path)
+    async with serve(data=ChatData(DirectoryStore(folder))) as server, connected(server.uri) as files:
+        upload = files.upload_from("n", source if is_sized else pieces(data, 100_000), digest=digest)
+        recorder = Recorder()
+        upload.subscribe(recorder)
+        await recorder.ended()
+        assert isinstance(recorder.error, StorageFull)
+        assert bool(recorder.items) != is_sized, "with a size it is refused when it begins"
+        assert os.listdir(folder / ".rxfiles" / "parts") == []
+        await files.upload_from("n", data[:1_500_000])
+        with pytest.raises(StorageFull):
+            await files.upload("whole", data)
+        await eventually(lambda: not os.listdir(folder / ".rxfiles" / "parts"))
+        await files.upload("n", b"x")
+
+
+async def test_disposed_uploads_to_a_disk_cost_others_nothing_and_begin_anew(mount: Mount) -> None:
+    folder = mount("size=2m")
+    data = content(600_000)
+    async with serve(data=ChatData(DirectoryStore(folder))) as server, connected(server.uri) as files:
+
+        async def unfinished() -> AsyncIterator[bytes]:
+            yield data
+            await asyncio.Event().wait()
+
+        first = files.upload_from("first", data, chunk_size=SMALL)
+        await first.pipe(ops.take(20))
+        await files.settle()
+        for number in range(10):
+            size = 700_000 if number % 2 else None
+            await files.upload_from(f"{number}", unfinished(), size=size, chunk_size=100_000).pipe(ops.take(2))
+            await files.upload("x", data[: 400_000 + number])
+        await files.settle()
+        await eventually(lambda: not server.work.active)
+        check_story(await first.pipe(ops.to_list()), len(data), len(data))
+        assert server.work.failed == 0

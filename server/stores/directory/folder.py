@@ -200,15 +200,14 @@ class Folder:
             is_begun = old is not None and os.path.samestat(old, status)
             if old is not None and not overwrite and not is_begun:
                 raise already_exists(name)
-            self._records.write(name, _signature(status), digest, upload_id, None if old is None else _signature(old))
+            record = (name, _signature(status), digest, upload_id, None if old is None else _signature(old))
+            self.uploads.with_room(lambda: self._records.write(*record))
             target = self._places.target(name)
             if is_begun:
                 os.unlink(path)
-            elif overwrite:
-                os.replace(path, target)
             else:
                 try:
-                    disk.create_from(path, target)
+                    self.uploads.with_room(lambda: (os.replace if overwrite else disk.create_from)(path, target))
                 except FileExistsError:
                     raise already_exists(name) from None
             disk.sync_folder(os.path.dirname(target))
@@ -225,7 +224,9 @@ class Folder:
     def _clean(self) -> None:
         for entry in entries(self._scratch):
             disk.remove(entry.path)
-        self.uploads.clean()
+        lock = os.path.join(self._own, "lock")
+        os.utime(lock)  # takes no room on a full disk
+        self.uploads.clean(os.stat(lock).st_mtime)
         kept = self._fingerprints()
         for key in self._records.fingerprints():
             if key not in kept:

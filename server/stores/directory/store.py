@@ -268,6 +268,10 @@ class _DirectoryPart(Part):
     async def write(self, chunks: Sequence[bytes]) -> None:
         await self._store.run(self.file.content.write_all, chunks)
 
+    @property
+    def found_no_room(self) -> bool:
+        return self.file.found_no_room
+
     def as_file(self) -> FileTarget:
         return self.file.content
 

@@ -1,16 +1,18 @@
 """The unfinished uploads of a served folder. Everything blocks."""
 
+import errno
 import itertools
 import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
-from shared.errors import IntegrityError
+from shared.errors import IntegrityError, StorageFull
 from shared.files import disk
 from shared.files.part import PartFile
 
@@ -19,6 +21,8 @@ from . import names
 from .records import entries, key_of, read_json, write_json
 
 __all__ = ["FULL", "UnfinishedUploads", "UploadFile"]
+
+T = TypeVar("T")
 
 FULL: Final = "the server's disk is full"
 
@@ -29,6 +33,9 @@ class UnfinishedUploads:
     An upload is open, or idle: then it is as old as the time since it was closed, by a clock that nobody sets. The age
     of what another process has left comes from the times that the file system gives to files.
 
+    What open uploads are going to need is reserved, as far as their sizes are known. Where the disk has no room, idle
+    uploads are dropped, the oldest first.
+
     Args:
         path: The folder with both.
         scratch: See `write_json`.
@@ -38,7 +45,8 @@ class UnfinishedUploads:
         self.path: Final = path
         self._scratch = scratch
         # Guards what follows, and the files of idle uploads: threads open and drop them.
-        self.lock: Final = threading.Lock()
+        self.lock: Final = threading.RLock()
+        self._open: dict[str, UploadFile] = {}
         # When each idle upload was closed, by `time.monotonic`; the oldest first.
         self._idle: OrderedDict[str, float] = OrderedDict()
 
@@ -64,25 +72,83 @@ class UnfinishedUploads:
             case _:
                 return None
 
-    def claim(self, key: str, spec: UploadSpec) -> bool:
+    def claim(self, upload: "UploadFile") -> bool:
         """Takes an upload that is to be opened, and records a new one; whether it is there. The caller holds `lock`.
 
-        Raises InvalidRequest if what is there is another upload's.
+        Raises InvalidRequest if what is there is another upload's, and StorageFull if there is no room for the rest.
         """
+        key, spec = upload.key, upload.spec
         found = self.find(key)
         if found is not None:
             spec.check_same(found[0])
-            self._idle.pop(key, None)
-            return True
-        self._drop(key)
+        upload.found_bytes = 0 if found is None else found[1].st_size
+        self._idle.pop(key, None)
+        try:
+            if spec.size is not None:
+                self._make_room(spec.size - upload.found_bytes, spec.name)
+            if found is None:
+                self._drop(key)
+                self.with_room(lambda: self._record(key, spec))
+        except BaseException:
+            if found is not None:
+                self.set_idle(key)
+            raise
+        self._open[key] = upload
+        return found is not None
+
+    def _record(self, key: str, spec: UploadSpec) -> None:
         write_json(self.paths(key)[1], asdict(spec), scratch=self._scratch, durable=False)
-        return False
+
+    def with_room(self, function: Callable[[], T]) -> T:
+        """Calls a function, again if the disk has no room and an idle upload was dropped."""
+        while True:
+            try:
+                return function()
+            except OSError as error:
+                if not disk.is_full(error) or not self.drop_oldest():
+                    raise
+
+    def drop_oldest(self) -> bool:
+        """Removes the upload that was idle for longest; whether there was one."""
+        with self.lock:
+            key = next(iter(self._idle), None)
+            if key is not None:
+                self._drop(key)
+        return key is not None
+
+    def _make_room(self, nbytes: int, name: str) -> None:
+        while nbytes > 0 and (free := disk.free_bytes(self.path)) is not None:
+            lacking = nbytes + sum(upload.missing for upload in self._open.values()) - free
+            if lacking <= 0:
+                return
+            if not (keys := self._oldest(lacking)):
+                raise StorageFull(f"the server's disk has no room for {nbytes} more bytes", name=name)
+            for key in keys:
+                self._drop(key)
+
+    def _oldest(self, nbytes: int) -> Sequence[str]:
+        """The oldest idle uploads that take so many bytes; none if all of them take less."""
+        keys: list[str] = []
+        for key in self._idle:
+            keys.append(key)
+            status = disk.regular_file(self.paths(key)[0])
+            nbytes -= 0 if status is None else disk.taken_bytes(status)
+            if nbytes <= 0:
+                return keys
+        return []
 
     def set_idle(self, key: str) -> None:
         """An upload was closed."""
         with self.lock:
+            self._open.pop(key, None)
             self._idle[key] = time.monotonic()
             self._idle.move_to_end(key)
+
+    def forget(self, key: str) -> None:
+        """Removes the record of an upload whose bytes have become a file."""
+        with self.lock:
+            self._open.pop(key, None)
+        disk.remove(self.paths(key)[1])
 
     def drop(self, key: str) -> None:
         """Removes an upload, which isn't being opened or written."""
@@ -91,12 +157,16 @@ class UnfinishedUploads:
 
     def _drop(self, key: str) -> None:
         self._idle.pop(key, None)
+        self._open.pop(key, None)
         for path in self.paths(key):
             disk.remove(path)
 
-    def clean(self) -> None:
-        """Finds the uploads that another process has left, and removes what isn't one."""
-        now, now_there = time.monotonic(), self._time_of_files()
+    def clean(self, now_there: float) -> None:
+        """Finds the uploads that another process has left, and removes what isn't one.
+
+        Given is the time by the file system's clock, which may be another machine's.
+        """
+        now = time.monotonic()
         found: list[tuple[float, str]] = []
         for key in {key_of(entry) for entry in entries(self.path)}:
             upload = self.find(key)
@@ -116,15 +186,6 @@ class UnfinishedUploads:
         """Whether the upload is idle since before `oldest`."""
         return self._idle.get(key, oldest) < oldest
 
-    def _time_of_files(self) -> float:
-        """What a file that is written now has as its time: on a network, it comes from another machine's clock."""
-        path = os.path.join(self._scratch, "now")
-        try:
-            with open(path, "wb") as file:
-                return os.fstat(file.fileno()).st_mtime
-        finally:
-            disk.remove(path)
-
 
 class UploadFile:
     """The bytes of one upload. Used by one thread at a time.
@@ -135,34 +196,55 @@ class UploadFile:
         executor: The threads to write it with.
 
     Attributes:
+        key: Its key among them.
         content: The bytes, and their digest.
+        found_bytes: How many of them were there when it was opened.
     """
 
     def __init__(self, uploads: UnfinishedUploads, spec: UploadSpec, executor: Executor | None = None) -> None:
         self.spec: Final = spec
-        self.content: Final = PartFile(spec.algorithm, full=FULL, name=spec.name, executor=executor)
+        on_failure = partial(_on_failure, uploads, spec.name)
+        self.content: Final = PartFile(
+            spec.algorithm, full=FULL, name=spec.name, executor=executor, on_failure=on_failure
+        )
+        self.key: Final = names.fingerprint(spec.upload_id)
         self._uploads = uploads
-        self._key = names.fingerprint(spec.upload_id)
+        self.found_bytes = 0
         self._is_claimed = False
+
+    @property
+    def missing(self) -> int:
+        """How many bytes are still to come, as far as that is known."""
+        return (
+            0 if self.spec.size is None else max(0, self.spec.size - max(self.found_bytes, self.content.digest.length))
+        )
+
+    @property
+    def found_no_room(self) -> bool:
+        """Whether its last write did."""
+        return self.content.full_at == self.content.digest.length
 
     def open(self) -> bool:
         """Opens the bytes that are there, or starts anew; returns as `PartFile.catch_up`.
 
         Raises InvalidRequest if they are another upload's, and StorageFull if there is no room even to begin.
         """
-        path, _ = self._uploads.paths(self._key)
+        path, _ = self._uploads.paths(self.key)
         with self._uploads.lock, disk.full_disk_is_typed(FULL, self.spec.name):
-            is_there = self._uploads.claim(self._key, self.spec)
+            is_there = self._uploads.claim(self)
             self._is_claimed = True
-            self.content.open(path, 0 if is_there else os.O_CREAT | os.O_EXCL)
+            flags = 0 if is_there else os.O_CREAT | os.O_EXCL
+            self._uploads.with_room(lambda: self.content.open(path, flags))
         return self.content.catch_up()
 
     def close(self) -> None:
         """Closes the file; the upload is idle then. Closing twice is fine."""
-        self.content.close()
-        if self._is_claimed:
-            self._is_claimed = False
-            self._uploads.set_idle(self._key)
+        try:
+            self.content.close()
+        finally:
+            if self._is_claimed:
+                self._is_claimed = False
+                self._uploads.set_idle(self.key)
 
     def seal(self) -> None:
         """Makes the bytes survive a crash of the machine, and closes the file.
@@ -187,10 +269,17 @@ class UploadFile:
     def forget(self) -> None:
         """Removes the record, when the bytes have become a file."""
         self._is_claimed = False
-        disk.remove(self._uploads.paths(self._key)[1])
+        self._uploads.forget(self.key)
 
     def drop(self) -> None:
         """Closes the file, and removes the upload."""
         self._is_claimed = False
         self.content.close()
-        self._uploads.drop(self._key)
+        self._uploads.drop(self.key)
+
+
+def _on_failure(uploads: UnfinishedUploads, name: str, error: OSError) -> Exception | None:
+    """What is raised for a write that failed; None if it is to be tried again, as an idle upload made room."""
+    if disk.is_full(error) and uploads.drop_oldest():
+        return None
+    return StorageFull(FULL, name=name) if disk.is_full(error) or error.errno == errno.EFBIG else error
