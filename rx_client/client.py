@@ -38,7 +38,7 @@ from shared.protocol.messages import (
     parse_info,
     transfer_request,
 )
-from shared.protocol.wire import FileInfo, Route, check_name, decode_name, encode_name, request_metadata
+from shared.protocol.wire import FileInfo, Route, check_modified, check_name, decode_name, encode_name, request_metadata
 
 from .chunks import Chunk
 from .connection.managed import Connection
@@ -234,6 +234,7 @@ class FileClient:
         overwrite: bool = True,
         digest: str | None = DEFAULT_ALGORITHM,
         upload_id: str | None = None,
+        modified: float | None = None,
         deadline: float | None = None,
     ) -> Observable[TransferEvent]:
         """Uploads a file of any size, a chunk at a time; `retry` resumes it where the server has it.
@@ -254,6 +255,8 @@ class FileClient:
             window: Items that may be under way and not yet durable, 1 or more. None is 16.
             overwrite: Whether a file of that name may be replaced.
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; made up if None.
+            modified: When the content was last changed, for `FileInfo.modified`: in seconds since the epoch, in the
+                years 1 to 9999. If None, a path's own time, else that of the publication.
 
         Returns:
             Emits Started, Progress whenever more bytes are durable at the server, Completed when the file is verified
@@ -277,6 +280,7 @@ class FileClient:
         _check_range("size", size, 0, or_none=True)
         _check_word(check_algorithm, digest)
         _check_word(check_upload_id, upload_id)
+        _check_time(modified)
         transfer = UploadTransfer(
             name,
             to_source(source, DEFAULT_WINDOW if window is None else window),
@@ -284,6 +288,7 @@ class FileClient:
             chunk_bytes=None if chunk_size == CHUNK_BYTES else chunk_size,
             window=window,
             overwrite=overwrite,
+            modified=modified,
             algorithm=digest,
             upload_id=upload_id or uuid4().hex,
         )
@@ -301,9 +306,9 @@ class FileClient:
     ) -> Observable[TransferEvent]:
         """Downloads a file of any size, a chunk at a time; `retry` resumes it where the sink has it.
 
-        A path is written beside it (`.NAME.HASH.rxpart`), verified, synced to disk and moved there in one step; what
-        was there stays until then. A part that was left behind, even by another process, is resumed. A file that
-        changed on the server meanwhile is started over.
+        A path is written beside it (`.NAME.HASH.rxpart`), verified, given the time of the server's file, synced to disk
+        and moved there in one step; what was there stays until then. A part that was left behind, even by another
+        process, is resumed. A file that changed on the server meanwhile is started over.
 
         Args:
             sink: A path, whose folder exists; or an object with `async def write(data: bytes)`.
@@ -509,6 +514,17 @@ def _check_word(check: Callable[[str], object], word: str | None) -> None:
     try:
         if word is not None:
             check(word)
+    except InvalidRequest as error:
+        raise ValueError(error.message) from None
+
+
+def _check_time(seconds: float | None) -> None:
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"modified must be a number of seconds, not {type(seconds).__name__}")
+    try:
+        check_modified(seconds)
     except InvalidRequest as error:
         raise ValueError(error.message) from None
 

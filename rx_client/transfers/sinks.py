@@ -5,6 +5,7 @@ import os
 import re
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
@@ -149,6 +150,7 @@ class PathSink(Sink):
         self._is_verified = algorithm is not None
         self._file = PartFile(algorithm, full=f"no room for {path}", name=name)
         self._part: Path | None = None
+        self._modified: float | None = None
 
     @property
     def offset(self) -> int:
@@ -169,6 +171,7 @@ class PathSink(Sink):
                 await run_blocking(None, self._find_part, info)
 
     async def begin(self, info: FileInfo) -> None:
+        self._modified = info.modified
         await run_blocking(None, self._begin, info)
 
     async def append(self, chunks: Sequence[bytes]) -> None:
@@ -246,6 +249,10 @@ class PathSink(Sink):
 
     def _publish(self) -> None:
         assert self._part is not None, "`begin` comes first"
+        if self._modified is not None:
+            # What the file system can't have, or only the owner may set, is no reason to lose a download.
+            with suppress(OSError, OverflowError, ValueError):
+                disk.set_modified(os.fspath(self._part), self._modified)
         self._file.sync()
         self._file.close()
         os.replace(self._part, self._path)

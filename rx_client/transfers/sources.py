@@ -36,9 +36,12 @@ class Source(Protocol):
     Attributes:
         starts_over: Whether it can only be read from its start again. It may give other bytes then, so that the digest
             has to be computed anew.
+        modified: When its content was last changed, in seconds since the epoch, as `stat` has found; None if it isn't
+            known.
     """
 
     starts_over: bool = False
+    modified: float | None = None
 
     async def stat(self) -> tuple[int | None, object]:
         """The whole content's length in bytes, None if it isn't known beforehand; and a version.
@@ -131,11 +134,13 @@ class PathSource:
     starts_over = False
 
     def __init__(self, path: Path) -> None:
+        self.modified: float | None = None
         self._path = path
 
     async def stat(self) -> tuple[int, object]:
         """As `Source.stat`."""
         status = await run_blocking(None, self._path.stat)
+        self.modified = status.st_mtime
         return status.st_size, (status.st_size, status.st_mtime_ns, status.st_ino)
 
     @asynccontextmanager

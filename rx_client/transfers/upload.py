@@ -14,6 +14,7 @@ from shared.errors import IntegrityError, InvalidRequest, SourceExhausted
 from shared.files.sending import FileChanged, FileRange
 from shared.protocol.digest import Digest
 from shared.protocol.messages import CHUNK_BYTES, UploadEnd, UploadRequest, transfer_metadata
+from shared.protocol.wire import check_modified
 
 from ..events import Completed, TransferEvent
 from ..requests.cold import ColdReactiveXClient
@@ -40,6 +41,7 @@ class UploadTransfer:
     chunk_bytes: int | None
     window: int | None
     overwrite: bool
+    modified: float | None
     algorithm: str | None
     upload_id: str
     # Running digests at offsets that the server may name on the next attempt, oldest first.
@@ -63,7 +65,7 @@ class UploadTransfer:
         self._version = version
         size = known if self.size is None else self.size
         request = UploadRequest(
-            self.upload_id, size, self.algorithm, self.overwrite, self._has_sent_all, client, attempt
+            self.upload_id, size, self.algorithm, self.overwrite, self._has_sent_all, client, attempt, self._time()
         )
 
         channel = await requests.open(
@@ -91,6 +93,16 @@ class UploadTransfer:
         self._digests.clear()
         self._has_sent_all = False
         emit(Completed(info))
+
+    def _time(self) -> float | None:
+        """The file's time; None if it isn't known, or no server takes it."""
+        modified = self.source.modified if self.modified is None else self.modified
+        try:
+            if modified is not None:
+                check_modified(modified)
+        except InvalidRequest:
+            return None  # a file system may have anything
+        return modified
 
     async def _send(self, channel: UploadChannel, start: int, size: int | None) -> None:
         """Sends what the server doesn't have, by the file lane or by the frame path, and last of all the digest."""

@@ -222,7 +222,14 @@ class Store(ABC):
 
     @abstractmethod
     async def begin(
-        self, upload_id: str, name: str, *, size: int | None, algorithm: str | None, overwrite: bool = True
+        self,
+        upload_id: str,
+        name: str,
+        *,
+        size: int | None,
+        algorithm: str | None,
+        overwrite: bool = True,
+        modified: float | None = None,
     ) -> Upload:
         """Starts the upload `upload_id`, reopens it after its durable bytes, or takes it over from its present owner.
 
@@ -238,6 +245,8 @@ class Store(ABC):
             algorithm: Of the digest that `commit` will get, see `shared.protocol.digest`; None if it will get none. A
                 store may compute one all the same.
             overwrite: Whether a file of that name may be replaced.
+            modified: The file's time, in seconds since the epoch, in the years 1 to 9999; None for when it is
+                published. That of the newest `begin` counts.
 
         Raises:
             InvalidRequest: There is such an upload, of another name, size or algorithm; or the algorithm is unknown.

@@ -38,9 +38,12 @@ class Known:
     upload_id: str | None
 
     @classmethod
-    def of(cls, name: str, content: bytes, digest: str, upload_id: str | None = None) -> "Known":
+    def of(
+        cls, name: str, content: bytes, digest: str, upload_id: str | None = None, modified: float | None = None
+    ) -> "Known":
         """A new value, stored now; its etag is its digest."""
-        return cls(content, FileInfo(name, len(content), digest, time.time(), digest), upload_id)
+        modified = time.time() if modified is None else modified
+        return cls(content, FileInfo(name, len(content), digest, modified, digest), upload_id)
 
 
 class Catalog:

@@ -89,7 +89,14 @@ class MemoryStore(Store):
         return _MemoryReader(await self._look(name))
 
     async def begin(
-        self, upload_id: str, name: str, *, size: int | None, algorithm: str | None, overwrite: bool = True
+        self,
+        upload_id: str,
+        name: str,
+        *,
+        size: int | None,
+        algorithm: str | None,
+        overwrite: bool = True,
+        modified: float | None = None,
     ) -> PartUpload:
         spec = UploadSpec(upload_id, name, size, algorithm or DEFAULT_ALGORITHM)
         spec.check(self._max_file_bytes)
@@ -108,7 +115,7 @@ class MemoryStore(Store):
                 spec.check_same(part.spec)
                 if upload_id in self._idle:
                     await self._resume(part)
-            return PartUpload(part, lock, overwrite=overwrite, max_bytes=self._max_file_bytes)
+            return PartUpload(part, lock, overwrite=overwrite, modified=modified, max_bytes=self._max_file_bytes)
 
     async def put(self, name: str, content: bytes) -> None:
         if self._max_file_bytes is not None and len(content) > self._max_file_bytes:
@@ -238,7 +245,7 @@ class MemoryStore(Store):
         part.release()
         self._catalog.used -= part.counted
 
-    def publish(self, part: "_MemoryPart", content: bytes, *, overwrite: bool) -> FileInfo:
+    def publish(self, part: "_MemoryPart", content: bytes, *, overwrite: bool, modified: float | None) -> FileInfo:
         """Makes `content`, all of the part's, the file."""
         name = part.spec.name
         if not overwrite and name in self._files:
@@ -246,7 +253,7 @@ class MemoryStore(Store):
             raise already_exists(name)
         self.forget(part)
         self._files[name] = content
-        known = Known.of(name, content, part.digest.text(), part.spec.upload_id)
+        known = Known.of(name, content, part.digest.text(), part.spec.upload_id, modified)
         self._catalog.add(name, known)
         return known.info
 
@@ -316,8 +323,9 @@ class _MemoryPart(Part):
             self._buffer.write(chunk)
             self.digest.update(chunk)
 
-    async def publish(self, *, overwrite: bool) -> FileInfo:
-        return self._store.publish(self, self._buffer.getvalue(), overwrite=overwrite)  # not a copy, in CPython
+    async def publish(self, *, overwrite: bool, modified: float | None) -> FileInfo:
+        content = self._buffer.getvalue()  # not a copy, in CPython
+        return self._store.publish(self, content, overwrite=overwrite, modified=modified)
 
     async def close(self) -> None:
         self._store.set_idle(self)

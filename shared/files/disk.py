@@ -1,10 +1,12 @@
 """File calls that differ between Linux, macOS and Windows. All of them block."""
 
 import errno
+import math
 import os
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -20,6 +22,7 @@ else:
 __all__ = [
     "MAX_VECTORS",
     "close",
+    "copy_access",
     "create_from",
     "free_bytes",
     "full_disk_is_typed",
@@ -32,6 +35,7 @@ __all__ = [
     "read_at",
     "regular_file",
     "remove",
+    "set_modified",
     "sync_folder",
     "taken_bytes",
     "write_at",
@@ -147,6 +151,18 @@ def write_at(fd: int, views: Sequence[memoryview], offset: int) -> int:
     return os.pwritev(fd, views, offset)
 
 
+def copy_access(old: os.stat_result, path: str) -> None:
+    """Gives a new file the permission bits and, where the process may, the owner and group of the one it replaces."""
+    if sys.platform != "win32":
+        new = os.lstat(path)
+        if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+            with suppress(OSError):
+                os.chown(path, old.st_uid, old.st_gid)
+        bits = stat.S_IMODE(old.st_mode) & 0o777
+        if bits != stat.S_IMODE(new.st_mode):
+            os.chmod(path, bits)
+
+
 def create_from(source: str, target: str) -> None:
     """Renames the file `source` to `target` in one step, unless `target` exists.
 
@@ -174,6 +190,15 @@ def remove(path: str) -> None:
     """Removes a file, which may not exist."""
     with suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def set_modified(path: str, seconds: float | None) -> None:
+    """Sets a file's time, or what the file system can have that is next to it; None is now, to the nanosecond."""
+    now = modified = time.time_ns()
+    if seconds is not None:
+        whole = math.floor(seconds)
+        modified = whole * 10**9 + round((seconds - whole) * 10**9)  # exact: a float of all nanoseconds wouldn't be
+    os.utime(path, ns=(now, modified))
 
 
 def sync_folder(path: str) -> None:

@@ -106,6 +106,48 @@ async def test_the_etag_changes_with_the_content_however_fast(store: Store) -> N
     assert len(etags) == 50
 
 
+@pytest.mark.parametrize("modified", [0, 1_700_000_000, 1_700_000_000.1234567, 3.5, -86400.25])
+async def test_a_file_has_the_time_that_its_uploader_says(store: Store, modified: float) -> None:
+    upload = await begin(store, "a", modified=1.0)
+    await upload.append([b"content"])
+    await upload.suspend()
+    upload = await begin(store, "a", modified=modified)  # the newest one counts
+    await upload.append([b"content"[upload.received :]])
+
+    info = await upload.commit(None)
+    assert info.modified == modified
+    assert await store.stat("a") == info
+    assert [listed.modified for listed in await store.list()] == [modified]
+    before = time.time()
+    await store.put("a", b"new")
+    now = (await store.stat("a")).modified
+    assert now is not None
+    assert before - 5 < now < time.time() + 5
+
+
+@pytest.mark.parametrize("algorithm", ["xxh3-128", None])
+async def test_the_etag_changes_though_time_and_size_do_not(store: Store, algorithm: str | None) -> None:
+    etags: list[str | None] = []
+    for number in range(20):
+        upload = await store.begin(f"u{number}", "a", size=3, algorithm=algorithm, modified=1_700_000_000)
+        await upload.append([b"%03d" % number])
+        etags.append((await upload.commit(None)).etag)
+        assert (await store.stat("a")).etag == etags[-1]
+    assert len(set(etags)) == 20
+
+
+@pytest.mark.parametrize("algorithm", ["xxh3-128", None])
+async def test_a_move_keeps_the_time_and_the_etag(store: Store, algorithm: str | None) -> None:
+    upload = await store.begin("u1", "a", size=7, algorithm=algorithm, modified=1_700_000_000.5)
+    await upload.append([b"content"])
+    info = await upload.commit(None)
+    for source, target in (("a", "b"), ("b", "../c"), ("../c", "a")):
+        moved = await store.move(source, target, if_match=info.etag)
+        assert moved == await store.stat(target) == replace(info, name=target)
+    await store.put("b", b"CONTENT")
+    assert (await store.stat("b")).etag != info.etag
+
+
 async def test_an_upload_goes_on_where_it_stopped(store: Store) -> None:
     upload = await begin(store, "a", size=9)
     await upload.append([b"one"])

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from server.stores.directory import records
 from server.stores.directory.folder import Folder
 from server.stores.directory.names import encode, fingerprint
 from server.stores.directory.places import Places
@@ -147,6 +148,72 @@ async def test_a_content_written_by_hand_has_no_digest(directory: DirectoryStore
     info = await directory.stat("a")
     assert info.digest is None
     assert info.etag != stored.etag
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_a_content_written_by_hand_with_the_old_time_and_size_has_no_digest(
+    directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_restarted: bool
+) -> None:
+    # As `cp -p` and `tar` do it, in the very same file.
+    for name in ("kept", "changed"):
+        upload = await begin(directory, name, upload_id=name, modified=1_700_000_000)
+        await upload.append([b"content"])
+        await upload.commit(None)
+    store = await _reopened(directory, tmp_path / "files") if is_restarted else directory
+    stored = {info.name: info for info in await store.list()}
+    assert {info.digest for info in stored.values()} == {digest_of(b"content")}
+    if is_restarted:
+        monkeypatch.setattr(records, "_PUBLISHED_WITHIN_NS", 50_000_000)
+    await asyncio.sleep(0.1)  # the system's clock for files ticks some hundred times a second
+    changed = tmp_path / "files" / "changed"
+    changed.write_bytes(b"CONTENT")
+    os.utime(changed, (1_700_000_000, 1_700_000_000))
+
+    info = await store.stat("changed")
+    assert (info.size, info.modified) == (stored["changed"].size, stored["changed"].modified)
+    assert info.digest is None
+    assert info.etag != stored["changed"].etag
+    assert await store.stat("kept") == stored["kept"]
+    await store.close()
+
+
+async def test_the_digests_of_an_older_version_are_known(directory: DirectoryStore, tmp_path: Path) -> None:
+    stored = await put(directory, "a", b"content")
+    record = tmp_path / "files" / ".rxfiles" / "records" / f"{fingerprint('a')}.json"
+    known = json.loads(record.read_text())
+    del known["sealed"]
+    record.write_text(json.dumps(known))
+    store = await _reopened(directory, tmp_path / "files")
+    assert await store.stat("a") == stored
+    await store.close()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+async def test_permission_bits(directory: DirectoryStore, tmp_path: Path, umask: int) -> None:
+    root = tmp_path / "files"
+    before = os.umask(umask)
+    try:
+        await put(directory, "new", b"content")
+        for mode in (0o600, 0o755, 0o664, 0o444, 0o4755):
+            name = f"{mode:o}"
+            (root / name).write_bytes(b"old")
+            (root / name).chmod(mode)
+            await put(directory, name, b"new", upload_id=name)
+            await directory.put(name, b"newer")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o7777 for path in root.iterdir() if path.is_file()}
+    assert modes == {"new": 0o666 & ~umask, "600": 0o600, "755": 0o755, "664": 0o664, "444": 0o444, "4755": 0o755}
+    assert (root / ".rxfiles" / "parts").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only the superuser gives files away")
+async def test_an_overwritten_file_keeps_its_owner(directory: DirectoryStore, tmp_path: Path) -> None:
+    path = tmp_path / "files" / "a"
+    path.write_bytes(b"old")
+    os.chown(path, 12345, 23456)
+    await put(directory, "a", b"new")
+    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456)
 
 
 async def test_only_regular_files_are_served(directory: DirectoryStore, tmp_path: Path) -> None:

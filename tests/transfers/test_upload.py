@@ -37,7 +37,17 @@ from shared import (
 from shared.protocol.messages import UploadRequest
 from tests.conftest import Mount
 from tests.faults import fault_proxy
-from tests.support import client_stream_ids, eventually
+from tests.support import (
+    ERROR,
+    REQUEST_CHANNEL,
+    client_stream_ids,
+    eventually,
+    name_item,
+    raw_peer,
+    request,
+    route_item,
+    transfer_item,
+)
 from tests.transfers.helpers import (
     QUICK,
     WITHOUT_LANE,
@@ -853,6 +863,46 @@ async def test_many_uploads_at_once(store: WatchedStore, files: FileClient) -> N
     await reactivex.merge(*[files.upload_from(name, data, chunk_size=5000) for name, data in many.items()])
     for name, data in many.items():
         assert await store.content(name) == data
+
+
+async def test_the_time_travels_up_and_down(store: WatchedStore, files: FileClient, tmp_path: Path) -> None:
+    source = on_disk(content(70_000), tmp_path)
+    for modified in (1_000_000_000, 1_700_000_000.123456, -1.5):
+        os.utime(source, (modified, modified))
+        expected = source.stat().st_mtime
+        completed = await files.upload_from("n", source)
+        assert isinstance(completed, Completed)
+        assert completed.info.modified == expected
+        assert (await files.stat("n")).modified == expected
+        for digest in ("xxh3-128", None):
+            await files.download_to("n", tmp_path / "got", digest=digest)
+            assert (tmp_path / "got").stat().st_mtime == expected
+    await files.upload_from("n", b"bytes", modified=5)
+    assert (await files.stat("n")).modified == 5
+    await files.upload_from("n", source, modified=6.5)
+    assert (await files.list_files(details=True)).modified == 6.5
+    await files.upload_from("n", b"bytes")
+    now = (await files.stat("n")).modified
+    assert now is not None
+    assert abs(now - time.time()) < 3600
+
+
+async def test_a_time_that_no_file_can_have(server: FileServer, files: FileClient) -> None:
+    for modified in (float("nan"), float("inf"), 1e15, -1e15):
+        with pytest.raises(ValueError, match="modified"):
+            files.upload_from("n", b"", modified=modified)
+    for wrong in ("now", True):
+        with pytest.raises(TypeError, match="modified"):
+            files.upload_from("n", b"", modified=wrong)  # type: ignore[arg-type]
+    async with raw_peer(server.uri) as peer:
+        for number, modified in enumerate((float("nan"), float("-inf"), 1e300, 10**400, "now", True, [])):
+            metadata = route_item("file.upload") + name_item(b"n") + transfer_item(upload_id="u", modified=modified)
+            await peer.send(request(2 * number + 1, REQUEST_CHANNEL, metadata, n=5))
+            got = await peer.receive()
+            while got is not None and got.kind != ERROR:
+                got = await peer.receive()
+            assert got is not None
+            assert got.error[1].startswith("invalid_request:")
 
 
 async def test_a_full_disk_is_typed_and_gone_on_from_when_there_is_room(

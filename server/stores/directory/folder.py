@@ -18,9 +18,9 @@ Nothing is ever written in the place of a file: a content is written as a part, 
 killed between any two steps:
 
 - An upload exists while its `.part` does. Its `.json` is written before that, and removed after it.
-- A file's record is written before the file, and holds the digest of both the new and the old content, each under the
-  size, time and inode of its own; so the content that is there finds its digest, and no other content ever does. A file
-  that was written by hand has no digest.
+- A file's record is written before the file, and holds the digest of both the new and the old content, each under what
+  the file system says of it; so the content that is there finds its digest, and no other content does. A file that was
+  written by hand has no digest.
 - A file that is moved has its new name's record before it has the name, and loses the old name's record last. Where
   nothing may be overwritten it may be left with both names; to move it again ends that.
 - A part with two names was published by a link, and its own name is what is left of that.
@@ -31,6 +31,7 @@ What a killed process leaves behind is removed by the next `open`.
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from shared.errors import Changed, NotFound
@@ -40,7 +41,7 @@ from shared.protocol.wire import FileInfo
 from ..parts import already_exists
 from . import names
 from .places import RESERVED, Places
-from .records import Records, entries
+from .records import Content, Records, entries, etag_of
 from .unfinished import FULL, UnfinishedUploads, UploadFile
 
 __all__ = ["Folder"]
@@ -73,6 +74,8 @@ class Folder:
         is_new = not os.path.isdir(root)
         for path in (self._places.encoded, self._records.path, self.uploads.path, self._scratch):
             os.makedirs(path, exist_ok=True)
+        with suppress(OSError):  # it may be another user's
+            os.chmod(self.uploads.path, 0o700)  # what replaces a private file is private from the start
         # What is published in them later must be found again, even after a power failure.
         disk.sync_folder(self._own)
         disk.sync_folder(root)
@@ -143,7 +146,7 @@ class Folder:
         if source == target:
             return info
         try:
-            self._place(path, target, info.digest, None, overwrite=overwrite)
+            self._place(path, target, info.digest, None, overwrite=overwrite, etag=info.etag)
         except FileNotFoundError:
             if os.path.lexists(path):
                 raise  # something else is missing
@@ -151,6 +154,14 @@ class Folder:
         disk.sync_folder(os.path.dirname(path))
         self._records.remove(names.fingerprint(source))
         return replace(info, name=target)
+
+    def seal(self, upload: UploadFile, modified: float | None) -> None:
+        """Seals an upload that is going to be published with that time."""
+        try:
+            old = self._places.find(upload.spec.name)[1]
+        except NotFound:
+            old = None
+        upload.seal(modified, old)
 
     def publish(self, upload: UploadFile, *, overwrite: bool) -> FileInfo:
         """Makes the sealed upload a file; AlreadyExists if there is one, and `overwrite` is False."""
@@ -165,7 +176,7 @@ class Folder:
             _, status = self._places.find(name)
         except NotFound:
             return None
-        return self._info(name, status) if self._records.publisher(name, _signature(status)) == upload_id else None
+        return self._info(name, status) if self._records.publisher(name, status) == upload_id else None
 
     def orphans(self) -> Sequence[str]:
         """The names that have a record but no file."""
@@ -187,7 +198,14 @@ class Folder:
         return path, info
 
     def _place(
-        self, path: str, name: str, digest: str | None, upload_id: str | None, *, overwrite: bool
+        self,
+        path: str,
+        name: str,
+        digest: str | None,
+        upload_id: str | None,
+        *,
+        overwrite: bool,
+        etag: str | None = None,
     ) -> os.stat_result:
         """Makes what is at `path` the file of that name, its record first; AlreadyExists as for `publish`."""
         with disk.full_disk_is_typed(FULL, name):
@@ -200,8 +218,8 @@ class Folder:
             is_begun = old is not None and os.path.samestat(old, status)
             if old is not None and not overwrite and not is_begun:
                 raise already_exists(name)
-            record = (name, _signature(status), digest, upload_id, None if old is None else _signature(old))
-            self.uploads.with_room(lambda: self._records.write(*record))
+            record = Content(status, etag or digest or etag_of(status), digest)
+            self.uploads.with_room(lambda: self._records.write(name, record, upload_id, old))
             target = self._places.target(name)
             if is_begun:
                 os.unlink(path)
@@ -211,12 +229,13 @@ class Folder:
                 except FileExistsError:
                     raise already_exists(name) from None
             disk.sync_folder(os.path.dirname(target))
+            status = os.lstat(target)
+            self._records.note(name, status)
         return status
 
     def _info(self, name: str, status: os.stat_result) -> FileInfo:
-        signature = _signature(status)
-        digest = self._records.digest(name, signature)
-        return FileInfo(name, status.st_size, digest or signature, status.st_mtime, digest)
+        content = self._records.content(name, status)
+        return FileInfo(name, status.st_size, content.etag, status.st_mtime, content.digest)
 
     def _fingerprints(self) -> set[str]:
         return {names.fingerprint(name) for name, _ in self._places.files()}
@@ -234,11 +253,3 @@ class Folder:
         for entry in entries(self._places.encoded):
             if (key := names.fingerprint_in(entry.name)) is not None and key not in kept:
                 _log.warning("%s isn't served: its record is lost, and with it the name", entry.path)
-
-
-def _signature(status: os.stat_result) -> str:
-    """Identifies a content of a file without reading it.
-
-    An upload gets a time with nanoseconds when it is published, so no two uploaded contents share a signature.
-    """
-    return f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ino:x}"

@@ -116,7 +116,14 @@ class DirectoryStore(Store):
         return reader
 
     async def begin(
-        self, upload_id: str, name: str, *, size: int | None, algorithm: str | None, overwrite: bool = True
+        self,
+        upload_id: str,
+        name: str,
+        *,
+        size: int | None,
+        algorithm: str | None,
+        overwrite: bool = True,
+        modified: float | None = None,
     ) -> PartUpload:
         spec = UploadSpec(upload_id, name, size, algorithm)
         spec.check(self._max_file_bytes)
@@ -130,7 +137,7 @@ class DirectoryStore(Store):
                 spec.check_same(part.spec)
             else:
                 part = await self._open_part(key, spec)
-            return PartUpload(part, lock, overwrite=overwrite, max_bytes=self._max_file_bytes)
+            return PartUpload(part, lock, overwrite=overwrite, modified=modified, max_bytes=self._max_file_bytes)
 
     async def put(self, name: str, content: bytes) -> None:
         upload = await self.begin(uuid4().hex, name, size=len(content), algorithm=DEFAULT_ALGORITHM)
@@ -203,9 +210,9 @@ class DirectoryStore(Store):
                 raise _too_many_files() from error
             raise
 
-    async def publish(self, part: "_DirectoryPart", *, overwrite: bool) -> FileInfo:
+    async def publish(self, part: "_DirectoryPart", *, overwrite: bool, modified: float | None) -> FileInfo:
         """Makes a part the file."""
-        await self.run(part.file.seal)
+        await self.run(self._folder.seal, part.file, modified)
         async with self.lock_of_file(part.spec.name):
             return await self.run(self._folder.publish, part.file, overwrite=overwrite)
 
@@ -275,10 +282,10 @@ class _DirectoryPart(Part):
     def as_file(self) -> FileTarget:
         return self.file.content
 
-    async def publish(self, *, overwrite: bool) -> FileInfo:
+    async def publish(self, *, overwrite: bool, modified: float | None) -> FileInfo:
         is_published = False
         try:
-            info = await self._store.publish(self, overwrite=overwrite)
+            info = await self._store.publish(self, overwrite=overwrite, modified=modified)
             is_published = True
         finally:
             try:

@@ -234,7 +234,7 @@ class UploadFile:
             is_there = self._uploads.claim(self)
             self._is_claimed = True
             flags = 0 if is_there else os.O_CREAT | os.O_EXCL
-            self._uploads.with_room(lambda: self.content.open(path, flags))
+            self._uploads.with_room(lambda: self.content.open(path, flags, mode=0o666))
         return self.content.catch_up()
 
     def close(self) -> None:
@@ -246,16 +246,20 @@ class UploadFile:
                 self._is_claimed = False
                 self._uploads.set_idle(self.key)
 
-    def seal(self) -> None:
+    def seal(self, modified: float | None = None, old: os.stat_result | None = None) -> None:
         """Makes the bytes survive a crash of the machine, and closes the file.
+
+        Its time is `modified`, or now. It has the permission bits, and if possible the owner, of the `old` file that it
+        is to replace; else those that the process's umask leaves to a new one.
 
         Raises IntegrityError if another program wrote to it. It is dropped then.
         """
         path, length = self.content.path, self.content.digest.length
         with disk.full_disk_is_typed(FULL, self.spec.name):
             try:
-                now = time.time_ns()
-                os.utime(path, ns=(now, now))
+                if old is not None:
+                    disk.copy_access(old, path)
+                disk.set_modified(path, modified)
                 self.content.sync()
             except OSError:
                 self.drop()  # the system forgets what it couldn't write; a second try would succeed without it
