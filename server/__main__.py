@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=DEFAULT_PORT, help="TCP port; 0 picks a free one (default: %(default)s)")
     add("--store", metavar="PATH", help="folder to keep the files in (default: memory)")
+    add("--read-only", action="store_true", help="write nothing to --store, not even a lock; it may be unwritable")
     day = 24 * 60 * 60.0
     expiry = "how long an unfinished upload is kept (default: a day)"
     add("--upload-expiry", metavar="SECONDS", type=float, default=day, help=expiry)
@@ -57,6 +58,8 @@ def _server(arguments: list[str] | None) -> FileServer:
         parser.error("--tls-cert and --tls-key go together, and --tls-client-ca with them")
     if options.auth_file is None and not options.insecure and not _is_loopback(options.host):
         parser.error(f"{options.host} can be reached by others: give --auth-file, or --insecure to serve every peer")
+    if options.read_only and options.store is None:
+        parser.error("--read-only goes with --store")
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         limits = _limits(options.limit)
@@ -66,7 +69,7 @@ def _server(arguments: list[str] | None) -> FileServer:
         parser.error(str(error))
     data = None
     if options.store is not None:
-        data = ChatData(DirectoryStore(options.store, max_file_bytes=limits.max_file_bytes))
+        data = ChatData(DirectoryStore(options.store, limits.max_file_bytes, read_only=options.read_only))
     expiry = options.upload_expiry
     return serve(
         options.host, options.port, data=data, upload_expiry_seconds=expiry, limits=limits, users=users, tls=tls

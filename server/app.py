@@ -44,6 +44,11 @@ _WATCH_SECONDS: Final = 0.5
 _MOST_RECEIVING_SECONDS: Final = 1.0
 # The loggers of what a peer can cause again and again.
 _LOGGERS: Final = ("shared.engine", "shared.transport.tcp", "server.app", "server.net.connection", "server.work")
+# And of what may happen to each request while a disk fails.
+_RARE_LOGGERS: Final = (
+    *("server.net.admission", "server.net.listener"),
+    *("server.stores.directory.store", "server.stores.directory.unfinished", "server.routes.download"),
+)
 
 
 class FileServer:
@@ -100,7 +105,7 @@ class FileServer:
     async def __aenter__(self) -> Self:
         quiet_rsocket()
         limit_repeats(*_LOGGERS)
-        limit_repeats("server.net.admission", "server.net.listener", per_minute=1)
+        limit_repeats(*_RARE_LOGGERS, per_minute=1)
         await self.data.store.start()
         listener = Listener(self._limits, self._tls, self.on_connected, self.on_lost)
         try:

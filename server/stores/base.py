@@ -3,7 +3,8 @@
 Every method is a coroutine that may wait for a disk or a network, but never holds the event loop for more than about a
 millisecond. Names have passed `shared.protocol.wire.check_name`; a store takes any such name and gives it back
 unchanged. All errors are `shared.errors.TransferError`; any other exception is a defect and becomes `internal` on the
-wire. Any method may raise ServerFull where the system has no more file descriptors.
+wire. Any method may raise ServerFull where the system has no more file descriptors, StorageUnavailable where the files
+can't be reached, and Forbidden where the system, or the store's configuration, doesn't allow what it does.
 
 A new store derives from `Store`, `Reader` and `Upload`, and overrides the defaults of what it can do beyond the
 abstract methods; `server.stores.parts` has what all uploads share. `tests/stores/test_contract.py` checks it.

@@ -30,6 +30,7 @@ What a killed process leaves behind is removed by the next `open`.
 
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -38,11 +39,13 @@ from shared.errors import Changed, NotFound
 from shared.files import disk
 from shared.protocol.wire import FileInfo
 
+from ..failures import FULL
 from ..parts import already_exists
 from . import names
+from .folder_lock import FolderLock
 from .places import RESERVED, Places
 from .records import Content, Records, entries, etag_of
-from .unfinished import FULL, UnfinishedUploads, UploadFile
+from .unfinished import UnfinishedUploads, UploadFile
 
 __all__ = ["Folder"]
 
@@ -54,22 +57,29 @@ class Folder:
 
     Args:
         path: The folder; made if it isn't there.
+        read_only: Whether nothing is written to it, not even a lock.
 
     Attributes:
         uploads: The unfinished ones.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, read_only: bool = False) -> None:
         root = os.path.abspath(path)
+        self._read_only = read_only
         self._own = os.path.join(root, RESERVED)
         self._scratch = os.path.join(self._own, "tmp")
         self._records = Records(os.path.join(self._own, "records"), self._scratch)
         self._places = Places(root, os.path.join(self._own, "names"), self._records)
         self.uploads = UnfinishedUploads(os.path.join(self._own, "parts"), self._scratch)
-        self._lock: int | None = None
+        self._lock_path = os.path.join(self._own, "lock")
+        self._lock = FolderLock(root, None if read_only else self._lock_path)
+        self._reopening = threading.Lock()
 
     def open(self) -> None:
         """Locks the folder and removes what a killed process left behind; BlockingIOError if another one uses it."""
+        if self._read_only:
+            self._lock.take()
+            return
         root = self._places.root
         is_new = not os.path.isdir(root)
         for path in (self._places.encoded, self._records.path, self.uploads.path, self._scratch):
@@ -81,24 +91,33 @@ class Folder:
         disk.sync_folder(root)
         if is_new:
             disk.sync_folder(os.path.dirname(root))
-        self._lock = disk.open_to_extend(os.path.join(self._own, "lock"), os.O_CREAT)
+        self._lock.take()
         try:
-            if not disk.lock(self._lock):
-                _log.warning("%s is on a file system without locks: no other process may serve it", root)
             self._places.probe(self._scratch)
             self._clean()
-        except BlockingIOError as error:
-            self.close()
-            raise BlockingIOError(error.errno, "another process serves this folder", root) from None
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Unlocks it."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            disk.close(lock)
+        self._lock.release()
+
+    def check(self) -> None:
+        """Opens the folder that is in the place of the one that was opened, unless that is still there.
+
+        Raises:
+            OSError: There is none, or it can't be opened.
+        """
+        if self._lock.is_there():
+            return
+        with self._reopening:
+            if self._lock.is_there():
+                return  # another thread has done it
+            self._lock.check_place()
+            self.close()
+            self.open()
+        _log.warning("%s is there again, and served", self._places.root)
 
     def stat(self, name: str) -> FileInfo:
         """What is known of a file; NotFound if there is none."""
@@ -243,9 +262,8 @@ class Folder:
     def _clean(self) -> None:
         for entry in entries(self._scratch):
             disk.remove(entry.path)
-        lock = os.path.join(self._own, "lock")
-        os.utime(lock)  # takes no room on a full disk
-        self.uploads.clean(os.stat(lock).st_mtime)
+        os.utime(self._lock_path)  # takes no room on a full disk
+        self.uploads.clean(os.stat(self._lock_path).st_mtime)
         kept = self._fingerprints()
         for key in self._records.fingerprints():
             if key not in kept:

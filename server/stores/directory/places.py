@@ -30,7 +30,7 @@ class Places:
         self.root: Final = root
         self.encoded: Final = encoded
         self._records = records
-        self._is_exact = True
+        self._is_exact = sys.platform not in ("darwin", "win32")  # for a folder that is only read; see `probe`
 
     def find(self, name: str) -> tuple[str, os.stat_result]:
         """The path and status of a file; NotFound if there is none."""
@@ -65,7 +65,7 @@ class Places:
             is_wanted = entry.name.startswith(prefix) and self._may_be_plain(entry.name)
             if is_wanted and (status := disk.regular_file(entry.path)) is not None:
                 yield entry.name, status
-        for entry in entries(self.encoded):
+        for entry in entries(self.encoded) if os.path.isdir(self.encoded) else ():  # not in one that is only read
             key = names.fingerprint_in(entry.name)
             name = names.decode(entry.name) if key is None else self._records.name_of(key)
             if name is None or not name.startswith(prefix):

@@ -159,7 +159,7 @@ def read_json(path: str) -> Mapping[str, object]:
     try:
         with open(path, "rb") as file:
             record: object = json.loads(file.read())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, PermissionError, ValueError):
         return {}
     return cast("dict[str, object]", record) if isinstance(record, dict) else {}
 

@@ -1,7 +1,7 @@
 """Files in a folder of a disk: `server.stores.base.Store` over `Folder`, with no disk work in the event loop."""
 
 import asyncio
-import errno
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -12,19 +12,22 @@ from typing import Final, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
 from shared.aio import run_blocking
-from shared.errors import Changed, NotFound, ServerFull
+from shared.errors import Changed, Forbidden, NotFound
 from shared.files import disk
 from shared.files.part import FileTarget
 from shared.protocol.digest import DEFAULT_ALGORITHM
 from shared.protocol.wire import FileInfo
 
 from ..base import OpenFile, Reader, Store
+from ..failures import READ_ONLY, too_many_files, typed
 from ..parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists
 from .folder import Folder
 from .names import fingerprint
 from .unfinished import UploadFile
 
 __all__ = ["DirectoryStore"]
+
+_log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,16 +50,22 @@ class DirectoryStore(Store):
 
     A full disk, or a quota, is StorageFull wherever something is written. Uploads and readers may have half of the
     descriptors that the process may open, as its limit was at the start; a call beyond that, or that reaches the
-    system's own limit, raises ServerFull. On Windows a file can't be replaced or deleted while it is read: that is a
-    PermissionError.
+    system's own limit, raises ServerFull. A folder that was removed, or whose disk was unmounted or fails, is
+    StorageUnavailable, until it is back, or another one is in its place. What the system doesn't allow is Forbidden. On
+    Windows a file can't be replaced or deleted while it is read: that is StorageUnavailable, too.
 
     Args:
         path: The folder; `start` makes it if it isn't there.
         max_file_bytes: The largest file it takes; None for no limit.
+        read_only: Whether nothing is written to the folder, not even a lock: everything that would is Forbidden. It
+            must be there, and other processes may use it.
     """
 
-    def __init__(self, path: str | PathLike[str], max_file_bytes: int | None = None) -> None:
-        self._folder = Folder(fspath(path))
+    def __init__(
+        self, path: str | PathLike[str], max_file_bytes: int | None = None, *, read_only: bool = False
+    ) -> None:
+        self._folder = Folder(fspath(path), read_only=read_only)
+        self._read_only = read_only
         self._max_file_bytes = max_file_bytes
         self._locks = KeyedLocks()
         self._open: dict[str, _DirectoryPart] = {}
@@ -102,7 +111,7 @@ class DirectoryStore(Store):
         return await self.run(self._folder.stat, name)
 
     async def list(self, prefix: str = "") -> Sequence[FileInfo]:
-        return await self.run(self._folder.list, prefix)
+        return await self.run(self._list, prefix)
 
     async def open(self, name: str) -> Reader:
         self._check_open_files()
@@ -125,6 +134,7 @@ class DirectoryStore(Store):
         overwrite: bool = True,
         modified: float | None = None,
     ) -> PartUpload:
+        self._check_writable(name)
         spec = UploadSpec(upload_id, name, size, algorithm)
         spec.check(self._max_file_bytes)
         key = fingerprint(upload_id)
@@ -158,20 +168,25 @@ class DirectoryStore(Store):
         elif (found := await self.run(self._folder.uploads.find, key)) is not None:
             spec, durable = found[0], found[1].st_size
         if spec is None or spec.name != name:
+            await self.run(self._folder.check)
             raise NotFound(f"no unfinished upload {upload_id!r} of {name!r}", name=name)
         return durable
 
     async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
+        self._check_writable(name)
         async with self.lock_of_file(name):
             return await self.run(self._folder.delete, name, if_match)
 
     async def move(self, source: str, target: str, *, overwrite: bool = True, if_match: str | None = None) -> FileInfo:
+        self._check_writable(source)
         async with AsyncExitStack() as locks:
             for name in sorted({source.casefold(), target.casefold()}):  # in the same order in every call
                 await locks.enter_async_context(self.lock_of_file(name))
             return await self.run(self._folder.move, source, target, overwrite=overwrite, if_match=if_match)
 
     async def sweep(self, max_age_seconds: float) -> int:
+        if self._read_only:
+            return 0
         uploads, oldest = self._folder.uploads, time.monotonic() - max_age_seconds
         dropped = 0
         for key in [*await self.run(uploads.stale, oldest), *(self._open if max_age_seconds < 0 else ())]:
@@ -203,12 +218,30 @@ class DirectoryStore(Store):
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a blocking function, called in one of the store's threads."""
+        return await run_blocking(self.executor, self._call, function, *args, **kwargs)
+
+    def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls a function; the system's errors get typed, and a file isn't missing where the whole folder is."""
         try:
-            return await run_blocking(self.executor, function, *args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except NotFound:
+                self._folder.check()
+                raise
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise _too_many_files() from error
-            raise
+            failure = typed(error)
+            if failure is None:
+                raise
+            _log.warning("the served folder can't be used as it should: %s", error)
+            raise failure from error
+
+    def _list(self, prefix: str) -> Sequence[FileInfo]:
+        self._folder.check()
+        return self._folder.list(prefix)
+
+    def _open_file(self, file: UploadFile) -> bool:
+        self._folder.check()
+        return file.open()
 
     async def publish(self, part: "_DirectoryPart", *, overwrite: bool, modified: float | None) -> FileInfo:
         """Makes a part the file."""
@@ -241,7 +274,11 @@ class DirectoryStore(Store):
         """Raises ServerFull where one more may not be opened."""
         is_open = len(self._open) + len(self._readers) + self._opening
         if self._max_open is not None and is_open >= self._max_open:
-            raise _too_many_files()
+            raise too_many_files()
+
+    def _check_writable(self, name: str) -> None:
+        if self._read_only:
+            raise Forbidden(READ_ONLY, name=name)
 
     async def _open_part(self, key: str, spec: UploadSpec) -> "_DirectoryPart":
         self._check_open_files()
@@ -250,7 +287,7 @@ class DirectoryStore(Store):
             file = UploadFile(self._folder.uploads, spec, self.executor)
         self._opening += 1
         try:
-            is_complete = await self.run(file.open)
+            is_complete = await self.run(self._open_file, file)
             while not is_complete:
                 is_complete = await self.run(file.content.catch_up)
         except BaseException:
@@ -358,7 +395,3 @@ class _DirectoryReader(Reader):
     def _is_same(self) -> bool:
         status = fstat(cast(int, self._fd))
         return (status.st_size, status.st_mtime_ns) == (self.info.size, self._written)
-
-
-def _too_many_files() -> ServerFull:
-    return ServerFull("too many files are open just now; try again later")

@@ -1,7 +1,7 @@
 """The unfinished uploads of a served folder. Everything blocks."""
 
-import errno
 import itertools
+import logging
 import os
 import threading
 import time
@@ -16,15 +16,16 @@ from shared.errors import IntegrityError, StorageFull
 from shared.files import disk
 from shared.files.part import PartFile
 
+from ..failures import FULL, typed
 from ..parts import UploadSpec
 from . import names
 from .records import entries, key_of, read_json, write_json
 
-__all__ = ["FULL", "UnfinishedUploads", "UploadFile"]
+__all__ = ["UnfinishedUploads", "UploadFile"]
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-FULL: Final = "the server's disk is full"
 
 
 class UnfinishedUploads:
@@ -286,4 +287,7 @@ def _on_failure(uploads: UnfinishedUploads, name: str, error: OSError) -> Except
     """What is raised for a write that failed; None if it is to be tried again, as an idle upload made room."""
     if disk.is_full(error) and uploads.drop_oldest():
         return None
-    return StorageFull(FULL, name=name) if disk.is_full(error) or error.errno == errno.EFBIG else error
+    failure = typed(error, name)
+    if failure is not None:
+        _log.warning("an upload could not be written: %s", error)
+    return failure or error
