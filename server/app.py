@@ -44,11 +44,7 @@ _WATCH_SECONDS: Final = 0.5
 _MOST_RECEIVING_SECONDS: Final = 1.0
 # The loggers of what a peer can cause again and again.
 _LOGGERS: Final = ("shared.engine", "shared.transport.tcp", "server.app", "server.net.connection", "server.work")
-# And of what may happen to each request while a disk fails.
-_RARE_LOGGERS: Final = (
-    *("server.net.admission", "server.net.listener"),
-    *("server.stores.directory.store", "server.stores.directory.unfinished", "server.routes.download"),
-)
+_RARE_LOGGERS: Final = ("server.net.admission", "server.net.listener", "server.stores.failures")
 
 
 class FileServer:

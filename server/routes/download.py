@@ -1,7 +1,6 @@
 """A range of a file, as the items of a stream."""
 
 import asyncio
-import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,8 +19,6 @@ from ..stores.failures import typed
 from .pull import Items, PullStream
 
 __all__ = ["read_range"]
-
-_log = logging.getLogger(__name__)
 
 # One thread handoff for several chunks: a handoff for each costs more than the read.
 _READ_BYTES: Final = 4 * CHUNK_BYTES
@@ -98,7 +95,6 @@ def _reading(name: str) -> Generator[None, None, None]:
         failure = typed(error, name)
         if failure is None:
             raise
-        _log.warning("a file could not be read: %s", error)
         raise failure from error
 
 

@@ -1,12 +1,15 @@
 """What a disk's failures are for a client: typed errors, without the disk's own text, which has paths."""
 
 import errno
+import logging
 from typing import Final
 
 from shared.errors import Forbidden, ServerFull, StorageFull, StorageUnavailable, TransferError
 from shared.files import disk
 
 __all__ = ["FULL", "READ_ONLY", "too_many_files", "typed"]
+
+_log = logging.getLogger(__name__)
 
 FULL: Final = "the server's disk is full"
 READ_ONLY: Final = "the server's files are read-only"
@@ -26,7 +29,17 @@ _SHARING_VIOLATIONS: Final = frozenset({32, 33})  # of Windows: another program 
 
 
 def typed(error: OSError, name: str | None = None) -> TransferError | None:
-    """The error for a client, about the file `name`; None if this isn't the disk's failure, but a defect."""
+    """The error for a client, about the file `name`; None if this isn't the disk's failure, but a defect.
+
+    What only the server's owner can mend is logged.
+    """
+    failure = _typed(error, name)
+    if isinstance(failure, StorageUnavailable | Forbidden):
+        _log.warning("the files can't be used as they should: %s", error)
+    return failure
+
+
+def _typed(error: OSError, name: str | None) -> TransferError | None:
     number = error.errno
     if disk.is_full(error) or number == errno.EFBIG:
         return StorageFull(FULL, name=name)

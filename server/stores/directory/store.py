@@ -1,7 +1,6 @@
 """Files in a folder of a disk: `server.stores.base.Store` over `Folder`, with no disk work in the event loop."""
 
 import asyncio
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -26,8 +25,6 @@ from .names import fingerprint
 from .unfinished import UploadFile
 
 __all__ = ["DirectoryStore"]
-
-_log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -232,7 +229,6 @@ class DirectoryStore(Store):
             failure = typed(error)
             if failure is None:
                 raise
-            _log.warning("the served folder can't be used as it should: %s", error)
             raise failure from error
 
     def _list(self, prefix: str) -> Sequence[FileInfo]:

@@ -1,7 +1,6 @@
 """The unfinished uploads of a served folder. Everything blocks."""
 
 import itertools
-import logging
 import os
 import threading
 import time
@@ -22,8 +21,6 @@ from . import names
 from .records import entries, key_of, read_json, write_json
 
 __all__ = ["UnfinishedUploads", "UploadFile"]
-
-_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -287,7 +284,4 @@ def _on_failure(uploads: UnfinishedUploads, name: str, error: OSError) -> Except
     """What is raised for a write that failed; None if it is to be tried again, as an idle upload made room."""
     if disk.is_full(error) and uploads.drop_oldest():
         return None
-    failure = typed(error, name)
-    if failure is not None:
-        _log.warning("an upload could not be written: %s", error)
-    return failure or error
+    return typed(error, name) or error
