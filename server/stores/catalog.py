@@ -117,8 +117,7 @@ class Catalog:
 
     def has_room(self, name: str, nbytes: int) -> bool:
         """Whether it is certain that a file of that size can be put; the caller does so at once."""
-        growth = self.growth(name, nbytes)
-        return not self._must_count() and (growth <= 0 or not self._lacks(growth))
+        return not self._must_count() and not self._lacks(self.growth(name, nbytes))
 
     def growth(self, name: str, nbytes: int) -> int:
         """How many more bytes count with a file of that size in place of the one of that name."""
@@ -135,7 +134,9 @@ class Catalog:
         return self.max_bytes is not None and time.monotonic() >= self._count_again_at
 
     def _lacks(self, nbytes: int) -> int:
-        return 0 if self.max_bytes is None else max(self.used + self.reserved + nbytes - self.max_bytes, 0)
+        if self.max_bytes is None or nbytes <= 0:
+            return 0
+        return max(self.used + self.reserved + nbytes - self.max_bytes, 0)
 
     def _may_be_wrong(self) -> bool:
         """Whether to count again though it was done just now: others took files away, or it costs nothing."""

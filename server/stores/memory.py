@@ -120,8 +120,7 @@ class MemoryStore(Store):
     async def put(self, name: str, content: bytes) -> None:
         if self._max_file_bytes is not None and len(content) > self._max_file_bytes:
             raise TooLarge(f"a file may have {self._max_file_bytes} bytes here, not {len(content)}", name=name)
-        if (growth := self._catalog.growth(name, len(content))) > 0:
-            await self.make_room(growth, name)
+        await self.make_room(self._catalog.growth(name, len(content)), name)
         self._files[name] = content
         self._catalog.see(name)
 

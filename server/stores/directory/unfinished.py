@@ -43,7 +43,7 @@ class UnfinishedUploads:
         self.path: Final = path
         self._scratch = scratch
         # Guards what follows, and the files of idle uploads: threads open and drop them.
-        self.lock: Final = threading.RLock()
+        self._lock: Final = threading.RLock()
         self._open: dict[str, UploadFile] = {}
         # When each idle upload was closed, by `time.monotonic`; the oldest first.
         self._idle: OrderedDict[str, float] = OrderedDict()
@@ -71,31 +71,33 @@ class UnfinishedUploads:
                 return None
 
     def claim(self, upload: "UploadFile") -> bool:
-        """Takes an upload that is to be opened, and records a new one; whether it is there. The caller holds `lock`.
+        """Takes an upload that is to be opened; whether it is there.
 
         Raises InvalidRequest if what is there is another upload's, and StorageFull if there is no room for the rest.
         """
         key, spec = upload.key, upload.spec
-        found = self.find(key)
-        if found is not None:
-            spec.check_same(found[0])
-        upload.found_bytes = 0 if found is None else found[1].st_size
-        self._idle.pop(key, None)
-        try:
-            if spec.size is not None:
-                self._make_room(spec.size - upload.found_bytes, spec.name)
-            if found is None:
-                self._drop(key)
-                self.with_room(lambda: self._record(key, spec))
-        except BaseException:
+        with self._lock:
+            found = self.find(key)
             if found is not None:
-                self.set_idle(key)
-            raise
-        self._open[key] = upload
+                spec.check_same(found[0])
+            upload.found_bytes = 0 if found is None else found[1].st_size
+            self._idle.pop(key, None)
+            try:
+                if spec.size is not None:
+                    self._make_room(spec.size - upload.found_bytes, spec.name)
+            except BaseException:
+                if found is not None:
+                    self.set_idle(key)
+                raise
+            self._open[key] = upload
         return found is not None
 
-    def _record(self, key: str, spec: UploadSpec) -> None:
-        write_json(self.paths(key)[1], asdict(spec), scratch=self._scratch, durable=False)
+    def record(self, upload: "UploadFile") -> None:
+        """Records what the bytes of a new upload are to become."""
+        for path in self.paths(upload.key):
+            disk.remove(path)
+        path, record = self.paths(upload.key)[1], asdict(upload.spec)
+        self.with_room(lambda: write_json(path, record, scratch=self._scratch, durable=False))
 
     def with_room(self, function: Callable[[], T]) -> T:
         """Calls a function, again if the disk has no room and an idle upload was dropped."""
@@ -108,7 +110,7 @@ class UnfinishedUploads:
 
     def drop_oldest(self) -> bool:
         """Removes the upload that was idle for longest; whether there was one."""
-        with self.lock:
+        with self._lock:
             key = next(iter(self._idle), None)
             if key is not None:
                 self._drop(key)
@@ -137,20 +139,20 @@ class UnfinishedUploads:
 
     def set_idle(self, key: str) -> None:
         """An upload was closed."""
-        with self.lock:
+        with self._lock:
             self._open.pop(key, None)
             self._idle[key] = time.monotonic()
             self._idle.move_to_end(key)
 
     def forget(self, key: str) -> None:
         """Removes the record of an upload whose bytes have become a file."""
-        with self.lock:
+        with self._lock:
             self._open.pop(key, None)
         disk.remove(self.paths(key)[1])
 
     def drop(self, key: str) -> None:
         """Removes an upload, which isn't being opened or written."""
-        with self.lock:
+        with self._lock:
             self._drop(key)
 
     def _drop(self, key: str) -> None:
@@ -166,18 +168,18 @@ class UnfinishedUploads:
         """
         now = time.monotonic()
         found: list[tuple[float, str]] = []
-        for key in {key_of(entry) for entry in entries(self.path)}:
+        for key in {key_of(entry) for entry in entries(self.path)} - self._open.keys():
             upload = self.find(key)
             if upload is None:
                 self.drop(key)
             else:
                 found.append((now - max(0.0, now_there - upload[1].st_mtime), key))
-        with self.lock:
+        with self._lock:
             self._idle = OrderedDict((key, since) for since, key in sorted(found))
 
     def stale(self, oldest: float) -> Sequence[str]:
         """The keys of the uploads that are idle since before `oldest`, by `time.monotonic`."""
-        with self.lock:
+        with self._lock:
             return list(itertools.takewhile(lambda key: self._idle[key] < oldest, self._idle))
 
     def is_stale(self, key: str, oldest: float) -> bool:
@@ -228,11 +230,18 @@ class UploadFile:
         Raises InvalidRequest if they are another upload's, and StorageFull if there is no room even to begin.
         """
         path, _ = self._uploads.paths(self.key)
-        with self._uploads.lock, disk.full_disk_is_typed(FULL, self.spec.name):
+        with disk.full_disk_is_typed(FULL, self.spec.name):
             is_there = self._uploads.claim(self)
             self._is_claimed = True
             flags = 0 if is_there else os.O_CREAT | os.O_EXCL
-            self._uploads.with_room(lambda: self.content.open(path, flags, mode=0o666))
+            try:
+                if not is_there:
+                    self._uploads.record(self)
+                self._uploads.with_room(lambda: self.content.open(path, flags, mode=0o666))
+            except BaseException:
+                if not is_there:
+                    self.drop()
+                raise
         return self.content.catch_up()
 
     def close(self) -> None:
