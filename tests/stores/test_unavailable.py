@@ -62,6 +62,19 @@ async def test_a_folder_that_was_moved_away_and_back(directory: DirectoryStore, 
     assert await names_in(directory) == {"a", "b"}
 
 
+async def test_what_could_not_be_removed_is_swept_later(directory: DirectoryStore, tmp_path: Path) -> None:
+    upload = await begin(directory, "a")
+    await upload.append([b"content"])
+    (tmp_path / "files").rename(tmp_path / "away")
+    with pytest.raises(StorageUnavailable):
+        await upload.commit(None)
+    (tmp_path / "away").rename(tmp_path / "files")
+    assert await directory.uploaded("u1", "a") == 7
+    assert await directory.sweep(3600) == 0
+    assert await directory.sweep(0) == 1
+    assert os.listdir(tmp_path / "files" / ".rxfiles" / "parts") == []
+
+
 @pytest.mark.parametrize("is_all_removed", [True, False])
 async def test_another_folder_in_its_place_is_served(
     directory: DirectoryStore, tmp_path: Path, is_all_removed: bool

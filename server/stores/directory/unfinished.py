@@ -180,6 +180,9 @@ class UnfinishedUploads:
     def stale(self, oldest: float) -> Sequence[str]:
         """The keys of the uploads that are idle since before `oldest`, by `time.monotonic`."""
         with self._lock:
+            # What couldn't be removed, as the folder wasn't there, may be there again.
+            found = {key_of(entry) for entry in entries(self.path)}
+            self._idle.update(dict.fromkeys(found - self._idle.keys() - self._open.keys(), time.monotonic()))
             return list(itertools.takewhile(lambda key: self._idle[key] < oldest, self._idle))
 
     def is_stale(self, key: str, oldest: float) -> bool:
