@@ -41,9 +41,9 @@ class UploadTransfer:
     chunk_bytes: int | None
     window: int | None
     overwrite: bool
-    modified: float | None
     algorithm: str | None
     upload_id: str
+    modified: float | None = None
     # Running digests at offsets that the server may name on the next attempt, oldest first.
     _digests: deque[Digest] = field(default_factory=deque[Digest])
     _version: object = None
