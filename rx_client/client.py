@@ -200,7 +200,7 @@ class FileClient:
         details: bool = False,
         deadline: float | None = None,
     ) -> Observable[str] | Observable[FileInfo]:
-        """Lists the files that the server has at one moment.
+        """Lists the server's files, as they are when each comes: one that is there all the time comes once.
 
         Args:
             request_n: The demand: the server is never more than this many names ahead of the subscriber.
@@ -208,7 +208,8 @@ class FileClient:
             details: Whether to emit a FileInfo for each file instead of its name; not from a tutorial's server.
 
         Returns:
-            Emits each file's name or info, in the server's order, and completes; empty if there are no such files.
+            Emits each file's name or info, in the server's order (this project's: that of the names' UTF-8 bytes), and
+            completes; empty if there are no such files.
 
         Raises (through `on_error`):
             ProtocolError: The server sent something that can't be a file's name, or no details.

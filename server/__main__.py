@@ -28,6 +28,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=DEFAULT_PORT, help="TCP port; 0 picks a free one (default: %(default)s)")
     add("--store", metavar="PATH", help="folder to keep the files in (default: memory)")
+    links = "serve what links in --store lead to, if it is below it, too (default: links are as nothing)"
+    add("--follow-links", action="store_true", help=links)
     add("--read-only", action="store_true", help="write nothing to --store, not even a lock; it may be unwritable")
     day = 24 * 60 * 60.0
     expiry = "how long an unfinished upload is kept (default: a day)"
@@ -58,6 +60,8 @@ def _server(arguments: list[str] | None) -> FileServer:
         parser.error("--tls-cert and --tls-key go together, and --tls-client-ca with them")
     if options.auth_file is None and not options.insecure and not _is_loopback(options.host):
         parser.error(f"{options.host} can be reached by others: give --auth-file, or --insecure to serve every peer")
+    if options.follow_links and options.store is None:
+        parser.error("--follow-links goes with --store")
     if options.read_only and options.store is None:
         parser.error("--read-only goes with --store")
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -69,7 +73,10 @@ def _server(arguments: list[str] | None) -> FileServer:
         parser.error(str(error))
     data = None
     if options.store is not None:
-        data = ChatData(DirectoryStore(options.store, limits.max_file_bytes, read_only=options.read_only))
+        store = DirectoryStore(
+            options.store, limits.max_file_bytes, read_only=options.read_only, follow_links=options.follow_links
+        )
+        data = ChatData(store)
     expiry = options.upload_expiry
     return serve(
         options.host, options.port, data=data, upload_expiry_seconds=expiry, limits=limits, users=users, tls=tls

@@ -235,5 +235,5 @@ async def test_checks_at_once_open_the_folder_once(directory: DirectoryStore, tm
     shutil.rmtree(tmp_path / "files")
     (tmp_path / "files").mkdir()
     lists = await asyncio.gather(*(directory.list() for _ in range(20)))
-    assert not any(lists)
+    assert not any(page.files for page in lists)
     await put(directory, "a", b"content")
