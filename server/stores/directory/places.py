@@ -11,7 +11,7 @@ from shared.files import disk
 
 from . import names
 from .made import MadeFolders
-from .records import Content, Records
+from .records import Records
 from .tree import OpenFolder, Place, Tree
 
 __all__ = ["Places"]
@@ -213,10 +213,8 @@ class Places:
                 os.unlink(source)  # the process was killed in between
             else:
                 return False
-            # What is recorded is for the time that the file's status had before.
-            moved = place.folder.status(place.entry)
-            if moved is not None and self._records.content(name, moved).etag != known.etag:
-                self._records.write(name, Content(moved, known.etag, known.digest), None, None)
+            if (moved := place.folder.status(place.entry)) is not None:
+                self._records.carry(name, known, moved)
             return True
 
     def _prune(self, name: str) -> None:

@@ -93,6 +93,12 @@ class Records:
         if len(self._published) > _DIGESTS_IN_MEMORY:
             self._published.popitem(last=False)
 
+    def carry(self, name: str, known: "Content", status: os.stat_result) -> None:
+        """Records a content whose file was renamed without another name, as `status` says; else it isn't known again."""
+        is_timed = isinstance(self._of(name, "sealed").get(_signature(status)), int)
+        if is_timed and known.etag != etag_of(known.status):
+            self.write(name, Content(status, known.etag, known.digest), None, None)
+
     def name_of(self, key: str) -> str | None:
         """The full name whose fingerprint is `key`; None if there is no such record."""
         match read_json(self._path(key)):
