@@ -94,7 +94,7 @@ class Records:
             self._published.popitem(last=False)
 
     def carry(self, name: str, known: "Content", status: os.stat_result) -> None:
-        """Records a content whose file was renamed without another name, as `status` says; else it isn't known again."""
+        """Records what is known of a content whose file was renamed, without another name: it has `status` now."""
         is_timed = isinstance(self._of(name, "sealed").get(_signature(status)), int)
         if is_timed and known.etag != etag_of(known.status):
             self.write(name, Content(status, known.etag, known.digest), None, None)
