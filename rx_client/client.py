@@ -36,7 +36,7 @@ from shared.protocol.messages import (
     parse_info,
     transfer_request,
 )
-from shared.protocol.wire import FileInfo, Route, check_name, decode_name, encode_name, request_metadata
+from shared.protocol.wire import FileInfo, Route, check_modified, check_name, decode_name, encode_name, request_metadata
 
 from .chunks import Chunk
 from .connection.managed import Connection
@@ -256,6 +256,7 @@ class FileClient:
         overwrite: bool = True,
         digest: str | None = DEFAULT_ALGORITHM,
         upload_id: str | None = None,
+        modified: float | None = None,
         deadline: float | None = None,
     ) -> Observable[TransferEvent]:
         """Uploads a file of any size, a chunk at a time; `retry` resumes it where the server has it.
@@ -284,6 +285,8 @@ class FileClient:
             window: Items that may be under way and not yet durable, 1 or more. None is 16.
             overwrite: Whether a file of that name may be replaced.
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; made up if None.
+            modified: When the content was last changed, for `FileInfo.modified`: in seconds since the epoch, in the
+                years 1 to 9999. If None, a path's own time, else that of the publication.
 
         Returns:
             Emits Started, Progress whenever more bytes are durable at the server, Completed when the file is verified
@@ -308,6 +311,7 @@ class FileClient:
         _check_range("size", size, 0, or_none=True)
         _check_word(check_algorithm, digest)
         _check_word(check_upload_id, upload_id)
+        _check_time(modified)
         transfer = UploadTransfer(
             name,
             to_source(source, DEFAULT_WINDOW if window is None else window),
@@ -315,6 +319,7 @@ class FileClient:
             chunk_bytes=None if chunk_size == CHUNK_BYTES else chunk_size,
             window=window,
             overwrite=overwrite,
+            modified=modified,
             algorithm=digest,
             upload_id=upload_id or uuid4().hex,
         )
@@ -332,9 +337,10 @@ class FileClient:
     ) -> Observable[TransferEvent]:
         """Downloads a file of any size, a chunk at a time; `retry` resumes it where the sink has it.
 
-        A path is written beside it (`.NAME.HASH.rxpart`), verified, synced to disk and moved there in one step; what
-        was there stays until then, and leaves its permission bits to the new file. A part that was left behind, even by
-        another process, is resumed. A file that changed on the server meanwhile is started over.
+        A path is written beside it (`.NAME.HASH.rxpart`), verified, given the time of the server's file, synced to disk
+        and moved there in one step; what was there stays until then, and leaves its permission bits to the new file. A
+        part that was left behind, even by another process, is resumed. A file that changed on the server meanwhile is
+        started over.
 
         What is at the path is looked at before anything is fetched. Links are followed, and stay. A FIFO, which is
         waited for until it has a reader, and a device such as a terminal or `/dev/null` are written to as the bytes
@@ -538,6 +544,17 @@ def _check_word(check: Callable[[str], object], word: str | None) -> None:
     try:
         if word is not None:
             check(word)
+    except InvalidRequest as error:
+        raise ValueError(error.message) from None
+
+
+def _check_time(seconds: float | None) -> None:
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"modified must be a number of seconds, not {type(seconds).__name__}")
+    try:
+        check_modified(seconds)
     except InvalidRequest as error:
         raise ValueError(error.message) from None
 

@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--store", metavar="PATH", help="folder to keep the files in (default: memory)")
     links = "serve what links in --store lead to, if it is below it, too (default: links are as nothing)"
     add("--follow-links", action="store_true", help=links)
+    add("--read-only", action="store_true", help="write nothing to --store, not even a lock; it may be unwritable")
     day = 24 * 60 * 60.0
     expiry = "how long an unfinished upload is kept (default: a day)"
     add("--upload-expiry", metavar="SECONDS", type=float, default=day, help=expiry)
@@ -69,6 +70,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"{options.host} can be reached by others: give --auth-file, or --insecure to serve every peer")
     if options.follow_links and options.store is None:
         parser.error("--follow-links goes with --store")
+    if options.read_only and options.store is None:
+        parser.error("--read-only goes with --store")
     return options
 
 
@@ -90,7 +93,9 @@ def _server(arguments: list[str] | None) -> tuple[FileServer, argparse.Namespace
         _parser().error(str(error))
     data = None
     if options.store is not None:
-        store = DirectoryStore(options.store, limits.max_file_bytes, follow_links=options.follow_links)
+        store = DirectoryStore(
+            options.store, limits.max_file_bytes, read_only=options.read_only, follow_links=options.follow_links
+        )
         data = ChatData(store)
     expiry = options.upload_expiry
     server = serve(

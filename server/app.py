@@ -38,13 +38,14 @@ DEFAULT_HOST: Final = "127.0.0.1"
 # How long `close` lets the operations under way finish. Closing the connections takes up to a second more.
 _GRACE_SECONDS: Final = 2.0
 _UPLOAD_EXPIRY_SECONDS: Final = 24 * 60 * 60.0
-# How long after a sweep the next one comes: a tenth of the expiry, between these two.
+# How long after the start, or after a sweep, one comes: a tenth of the expiry, at most, and after a sweep at least.
 _LEAST_SWEEP_SECONDS: Final = 1.0
 _MOST_SWEEP_SECONDS: Final = 60 * 60.0
 _WATCH_SECONDS: Final = 0.5
 _MOST_RECEIVING_SECONDS: Final = 1.0
 # The loggers of what a peer can cause again and again.
 _LOGGERS: Final = ("shared.engine", "shared.transport.tcp", "server.app", "server.net.connection", "server.work")
+_RARE_LOGGERS: Final = ("server.net.admission", "server.net.listener", "server.stores.failures")
 
 
 class FileServer:
@@ -102,7 +103,7 @@ class FileServer:
     async def __aenter__(self) -> Self:
         quiet_rsocket()
         limit_repeats(*_LOGGERS)
-        limit_repeats("server.net.admission", "server.net.listener", per_minute=1)
+        limit_repeats(*_RARE_LOGGERS, per_minute=1)
         await self.data.store.start()
         listener = Listener(self._limits, self._tls, self.on_connected, self.on_lost)
         try:
@@ -152,6 +153,10 @@ class FileServer:
 
     async def _sweep(self) -> None:
         """Drops expired uploads, now and then."""
+        # Not at the start: a client goes on with what a server that was restarted has, and how old that is depends on
+        # the times of files, which were wrong if the clock was.
+        seconds = min(self._upload_expiry_seconds / 10, _MOST_SWEEP_SECONDS)
+        await asyncio.sleep(seconds)
         while True:
             try:
                 await self.data.store.sweep(self._upload_expiry_seconds)
@@ -159,7 +164,7 @@ class FileServer:
                 _log.warning("unfinished uploads could not be swept: %s", error)
             except Exception:
                 _log.exception("unfinished uploads could not be swept")
-            await asyncio.sleep(max(_LEAST_SWEEP_SECONDS, min(self._upload_expiry_seconds / 10, _MOST_SWEEP_SECONDS)))
+            await asyncio.sleep(max(_LEAST_SWEEP_SECONDS, seconds))
 
     async def _watch(self) -> None:
         """Closes connections that are silent, or take nothing, for too long."""
@@ -232,7 +237,7 @@ def serve(
         host: The address to listen on.
         port: The TCP port; 0 picks a free one.
         data: What to serve; empty, and in memory, if None.
-        upload_expiry_seconds: How long an unfinished upload is kept after its last byte; a day by default.
+        upload_expiry_seconds: How long an unfinished upload is kept that no client goes on with; a day by default.
         limits: What peers may make the server hold and do; the defaults of `Limits` if None.
         users: The users that may connect, see `Users`; None to accept every peer.
         tls: How to encrypt, for example from `server_tls`; None for not at all.

@@ -64,7 +64,7 @@ class Work:
 
     def clean_up(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Runs `function()`, which frees something, in a task that `settle` waits for and doesn't cancel."""
-        task = asyncio.get_running_loop().create_task(function())
+        task = asyncio.get_running_loop().create_task(_clean_up(function))
         self._cleaning.add(task)
         task.add_done_callback(self._cleaning.discard)
 
@@ -119,6 +119,13 @@ class Operation:
         _log.info("%s: %d bytes in %.3f s, %s", self.what, self.nbytes, time.monotonic() - self._started_at, result)
         if not work.active:
             work.idle.set()
+
+
+async def _clean_up(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    try:
+        await function()
+    except TransferError as error:
+        _log.warning("what a request left could not be removed: %s", error)
 
 
 def _code(error: BaseException) -> str:

@@ -12,11 +12,13 @@ The tree; the errors with `*` are retryable, that is, the same request may succe
     │   ├── Changed               changed
     │   ├── TooLarge              too_large
     │   ├── Unauthenticated       unauthenticated
-    │   └── PermissionDenied      permission_denied
+    │   ├── PermissionDenied      permission_denied
+    │   └── Forbidden             forbidden
     ├── IntegrityError            integrity_error
     │   └── SourceChanged *       (a source changed while it was uploaded)
     ├── Superseded                superseded
     ├── StorageFull               storage_full
+    ├── StorageUnavailable *      storage_unavailable
     ├── ServerFull *              server_full
     ├── TooManyStreams *          too_many_streams
     ├── ServerError *             internal
@@ -49,6 +51,7 @@ __all__ = [
     "ConnectionFailed",
     "ConnectionLost",
     "DeadlineExceeded",
+    "Forbidden",
     "IntegrityError",
     "InvalidName",
     "InvalidRequest",
@@ -63,6 +66,7 @@ __all__ = [
     "SourceExhausted",
     "Stalled",
     "StorageFull",
+    "StorageUnavailable",
     "Superseded",
     "TlsFailed",
     "TooLarge",
@@ -154,6 +158,10 @@ class PermissionDenied(RequestRefused, code="permission_denied"):
     """The user is authenticated and doesn't have the right."""
 
 
+class Forbidden(RequestRefused, code="forbidden"):
+    """The server's store doesn't allow it to anybody: its files are read-only, or the server itself lacks the right."""
+
+
 class IntegrityError(TransferError, code="integrity_error"):
     """The received bytes aren't the bytes that were sent; nothing was published."""
 
@@ -168,6 +176,10 @@ class Superseded(TransferError, code="superseded"):
 
 class StorageFull(TransferError, code="storage_full"):
     """The server's disk or memory store has no room for the content."""
+
+
+class StorageUnavailable(TransferError, code="storage_unavailable", retryable=True):
+    """The server's disk fails, or the folder with its files isn't there at the moment."""
 
 
 class ServerFull(TransferError, code="server_full", error_code=ErrorCode.REJECTED, retryable=True):

@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import os
+import subprocess
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ import pytest
 from tests.support import HAS_UVLOOP, on_uvloop
 
 _SETTLE_SECONDS = 10.0
+
+Mount = Callable[[str], Path]
 
 
 def pytest_collection_finish() -> None:
@@ -47,6 +51,29 @@ async def nothing_left_behind() -> AsyncGenerator[None, None]:
         await asyncio.sleep(0.01)
     assert not open_now, f"file descriptors left behind: {open_now}"
     assert not unhandled, f"unhandled exceptions: {unhandled}"
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """Mounts a file system in memory with options such as `size=256k` on a new folder; skips if that isn't allowed."""
+    mounted: list[Path] = []
+
+    def mount_one(options: str) -> Path:
+        path = tmp_path / f"mounted {len(mounted)}"
+        path.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
+        try:
+            is_mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        except FileNotFoundError:
+            is_mounted = False
+        if not is_mounted:
+            pytest.skip("mounting a file system isn't allowed here")
+        mounted.append(path)
+        return path
+
+    yield mount_one
+    for path in mounted:
+        subprocess.run(["umount", "--lazy", str(path)], check=False)
 
 
 def _fds() -> set[tuple[str, str]]:

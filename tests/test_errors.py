@@ -30,7 +30,7 @@ def test_an_error_comes_back_as_it_was_sent(error: type[TransferError]) -> None:
 
 def test_each_code_has_one_class() -> None:
     codes = [error.code for error in ON_THE_WIRE]
-    assert len(set(codes)) == len(codes) == 17
+    assert len(set(codes)) == len(codes) == 18
 
 
 @pytest.mark.parametrize("error", [e for e in CLASSES if not e.code])
@@ -82,6 +82,7 @@ def test_retryable_are_transient_errors() -> None:
         "ServerFull",
         "SourceChanged",
         "Stalled",
+        "StorageUnavailable",
         "TooManyStreams",
     }
     assert is_retryable(errors.ConnectionLost("x"))

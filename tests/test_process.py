@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -11,7 +12,8 @@ import pytest
 from reactivex import operators as ops
 
 from rx_client import ConnectOptions, FileClient
-from shared import ConnectionFailed
+from shared import ConnectionFailed, Forbidden
+from tests.conftest import Mount
 from tests.support import PATIENCE, REQUEST_RESPONSE, name_item, raw_peer, request, route_item
 
 
@@ -78,12 +80,32 @@ async def test_a_port_in_use_is_reported_in_one_line() -> None:
     assert stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--port", "x"], ["--port", "70000"], ["--nope"]])
+@pytest.mark.parametrize("arguments", [["--port", "x"], ["--port", "70000"], ["--nope"], ["--read-only"]])
 async def test_bad_arguments_exit_2(arguments: list[str]) -> None:
     async with server_process(*arguments) as (process, _):
         code, stderr = await ended(process)
     assert code == 2
     assert "usage" in stderr
+
+
+async def test_a_folder_that_is_only_read(mount: Mount) -> None:
+    folder = mount("size=1m")
+    (folder / "a").write_bytes(b"content")
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    async with server_process("--port", "0", "--store", str(folder)) as (process, _):
+        code, stderr = await ended(process)
+        assert code == 1
+        assert stderr.startswith("can't serve: ")
+        assert stderr.count("\n") == 1
+    async with server_process("--port", "0", "--store", str(folder), "--read-only") as (process, line):
+        async with FileClient.connect(line.split()[-1]) as files:
+            assert await files.list_files().pipe(ops.to_list()) == ["a"]
+            assert await files.download("a") == b"content"
+            for refused in (files.upload("a", b""), files.upload_from("b", bytes(1_000_000)), files.delete("a")):
+                with pytest.raises(Forbidden):
+                    await refused
+        process.send_signal(signal.SIGTERM)
+        assert await ended(process) == (0, "")
 
 
 async def test_the_address_can_be_chosen() -> None:

@@ -104,6 +104,7 @@ class PathSink(Sink):
         self._file = PartFile(algorithm, full=self._full, name=name)
         self._target: _Target | None = None
         self._part: str | None = None
+        self._modified: float | None = None
         self._stream: _DescriptorSink | None = None
 
     @property
@@ -210,7 +211,7 @@ class PathSink(Sink):
         if not self.offset:
             with self._full_disk_is_typed():
                 _write_note(self._part, None if info.etag is None else _Note(self._name, info.etag, info.size))
-        self.etag = info.etag
+        self.etag, self._modified = info.etag, info.modified
 
     def _publish(self) -> None:
         part, target = self._part, self._target
@@ -221,6 +222,7 @@ class PathSink(Sink):
             raise FileExistsError(errno.EEXIST, "something else has taken the file's place meanwhile", self._path)
         if now.status is not None:
             self._file.take_bits(now.status)
+        self._take_time(part)
         self._file.sync()
         if sys.platform == "win32":
             self._file.close()  # what is open can't be moved there
@@ -230,6 +232,7 @@ class PathSink(Sink):
             if error.errno not in _MOUNTED:
                 raise
             _copy(part, now.path, self._name)
+            self._take_time(now.path)
             os.unlink(part)
             _remove_note(part)
         else:
@@ -239,6 +242,12 @@ class PathSink(Sink):
         self._file.reset()  # here, since the task that waits for this thread may be cancelled meanwhile
         with suppress(PermissionError):  # a folder that may be written, and not read
             disk.sync_folder(os.path.dirname(now.path))
+
+    def _take_time(self, path: str) -> None:
+        """Gives the file the time of the server's. What can't be done is no reason to lose a download."""
+        if self._modified is not None:
+            with suppress(OSError, OverflowError, ValueError):
+                disk.set_modified(path, self._modified)
 
     def _close(self) -> None:
         if self._part is not None and not self.offset:

@@ -90,6 +90,7 @@ class PathSource(Source):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(self._path))
         if not stat.S_ISREG(status.st_mode):
             return None  # opening a FIFO would be seen by its writer
+        self.modified = status.st_mtime
         if status.st_size and getattr(status, "st_blocks", 1):
             return status.st_size
         descriptor = os.open(self._path, _OPEN_FLAGS)

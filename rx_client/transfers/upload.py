@@ -14,7 +14,7 @@ from shared.errors import IntegrityError, InvalidRequest, SourceChanged, SourceE
 from shared.files.sending import FileChanged
 from shared.protocol.digest import DEFAULT_ALGORITHM, Digest
 from shared.protocol.messages import CHUNK_BYTES, UploadEnd, UploadRequest, transfer_metadata
-from shared.protocol.wire import FileInfo
+from shared.protocol.wire import FileInfo, check_modified
 
 from ..events import Completed, TransferEvent
 from ..requests.cold import ColdReactiveXClient
@@ -50,6 +50,7 @@ class UploadTransfer:
     overwrite: bool
     algorithm: str | None
     upload_id: str
+    modified: float | None = None
     # Running digests at offsets that the server may name on the next attempt, oldest first. Without an algorithm, they
     # are for this process alone.
     _digests: deque[Digest] = field(default_factory=deque[Digest])
@@ -91,7 +92,7 @@ class UploadTransfer:
             self._announced = known if self.size is None else self.size
         size = self._announced  # of a source that has grown since the first attempt, too
         request = UploadRequest(
-            self.upload_id, size, self.algorithm, self.overwrite, self._has_sent_all, client, attempt
+            self.upload_id, size, self.algorithm, self.overwrite, self._has_sent_all, client, attempt, self._time()
         )
 
         channel = await requests.open(
@@ -128,6 +129,16 @@ class UploadTransfer:
             raise changes[0] from None
         else:
             return info
+
+    def _time(self) -> float | None:
+        """The file's time; None if it isn't known, or no server takes it."""
+        modified = self.source.modified if self.modified is None else self.modified
+        try:
+            if modified is not None:
+                check_modified(modified)
+        except InvalidRequest:
+            return None  # a file system may have anything
+        return modified
 
     async def _send(
         self, channel: UploadChannel, start: int, size: int | None, changes: list[SourceChanged | SourceExhausted]

@@ -1,6 +1,8 @@
 """A range of a file, as the items of a stream."""
 
 import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -13,6 +15,7 @@ from shared.protocol.digest import Digest
 from shared.protocol.messages import CHUNK_BYTES, ChunkHead, DownloadRequest, transfer_metadata
 
 from ..stores.base import Reader, Store
+from ..stores.failures import typed
 from .pull import Items, PullStream
 
 __all__ = ["read_range"]
@@ -59,7 +62,8 @@ async def read_range(store: Store, name: str, request: DownloadRequest, stream: 
         file = reader.as_file() if stream.sends_files and offset < end else None
         if file is not None:
             content = FileRange(file.descriptor, offset, end, file.executor, file.is_same)
-            await stream.send_file(content, item_bytes, transfer_metadata(head), last_head, running)
+            with _reading(name):
+                await stream.send_file(content, item_bytes, transfer_metadata(head), last_head, running)
             return
         block, at = b"", 0
         while True:
@@ -80,6 +84,18 @@ async def read_range(store: Store, name: str, request: DownloadRequest, stream: 
         raise Changed(f"{name!r} was changed while it was sent", name=name) from None
     finally:
         await reader.close()
+
+
+@contextmanager
+def _reading(name: str) -> Generator[None, None, None]:
+    """Raises what a disk raises as a typed error."""
+    try:
+        yield
+    except OSError as error:
+        failure = typed(error, name)
+        if failure is None:
+            raise
+        raise failure from error
 
 
 async def _running_digest(

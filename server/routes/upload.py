@@ -138,7 +138,12 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
                     self._finish(published)
                     return
             upload = await self._store.begin(
-                self._upload_id, self._name, size=message.size, algorithm=message.digest, overwrite=message.overwrite
+                self._upload_id,
+                self._name,
+                size=message.size,
+                algorithm=message.digest,
+                overwrite=message.overwrite,
+                modified=message.modified,
             )
             try:
                 await self._receive(upload)

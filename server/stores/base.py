@@ -3,7 +3,8 @@
 Every method is a coroutine that may wait for a disk or a network, but never holds the event loop for more than about a
 millisecond. Names have passed `shared.protocol.wire.check_name`; a store takes any such name and gives it back
 unchanged. All errors are `shared.errors.TransferError`; any other exception is a defect and becomes `internal` on the
-wire. Any method may raise ServerFull where the system has no more file descriptors.
+wire. Any method may raise ServerFull where the system has no more file descriptors, StorageUnavailable where the files
+can't be reached, and Forbidden where the system, or the store's configuration, doesn't allow what it does.
 
 A new store derives from `Store`, `Reader` and `Upload`, and overrides the defaults of what it can do beyond the
 abstract methods; `server.stores.parts` has what all uploads share. `tests/stores/test_contract.py` checks it.
@@ -85,7 +86,7 @@ class Upload(ABC):
 
     It has one owner at a time: the newest `Store.begin` with its id takes it over once the call under way, if any, has
     returned. From then on `append`, `flush` and `commit` of the older one raise Superseded, and its `suspend` and
-    `abort` do nothing. The same holds for an upload that `Store.sweep` has dropped.
+    `abort` do nothing. The same holds for an upload that the store has dropped.
 
     Attributes:
         window_bytes: How many bytes beyond the durable ones a sender must be able to send for the store to make
@@ -142,7 +143,10 @@ class Upload(ABC):
 
     @abstractmethod
     async def suspend(self) -> None:
-        """Closes it, and keeps the durable bytes for a later `begin` with the same id. Fine after `commit`, too."""
+        """Closes it, and keeps the durable bytes for a later `begin` with the same id. Fine after `commit`, too.
+
+        Where the last call found no room, the bytes are dropped instead: others need what they take.
+        """
 
     @abstractmethod
     async def abort(self) -> None:
@@ -246,9 +250,19 @@ class Store(ABC):
 
     @abstractmethod
     async def begin(
-        self, upload_id: str, name: str, *, size: int | None, algorithm: str | None, overwrite: bool = True
+        self,
+        upload_id: str,
+        name: str,
+        *,
+        size: int | None,
+        algorithm: str | None,
+        overwrite: bool = True,
+        modified: float | None = None,
     ) -> Upload:
         """Starts the upload `upload_id`, reopens it after its durable bytes, or takes it over from its present owner.
+
+        What uploads under way have announced is reserved for them. Where room is short, here, in `put` and wherever an
+        upload grows, uploads without an owner are dropped, the oldest first; one that goes on later begins anew.
 
         Where another process has left the part, its content is read here for the running digest, which may take long.
 
@@ -259,12 +273,14 @@ class Store(ABC):
             algorithm: Of the digest that `commit` will get, see `shared.protocol.digest`; None if it will get none. A
                 store may compute one all the same.
             overwrite: Whether a file of that name may be replaced.
+            modified: The file's time, in seconds since the epoch, in the years 1 to 9999; None for when it is
+                published. That of the newest `begin` counts.
 
         Raises:
             InvalidRequest: There is such an upload, of another name, size or algorithm; or the algorithm is unknown.
             AlreadyExists: `overwrite` is False and there is such a file.
             TooLarge: `size` is over the store's limit.
-            StorageFull: There is no room even to begin.
+            StorageFull: There is no room for `size`, or even to begin.
         """
 
     @abstractmethod
@@ -317,4 +333,8 @@ class Store(ABC):
 
     @abstractmethod
     async def sweep(self, max_age_seconds: float) -> int:
-        """Drops the unfinished uploads that got no bytes for that long, and returns how many there were."""
+        """Drops the unfinished uploads that have had no owner for that long, and returns how many there were.
+
+        An age is no difference of the wall clock, which may be set meanwhile. An upload with an owner has none: it is
+        only dropped where even 0 seconds are too old.
+        """

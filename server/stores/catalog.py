@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from shared.aio import run_blocking
-from shared.errors import StorageFull
 from shared.protocol.digest import Digest
 from shared.protocol.wire import FileInfo
 
@@ -39,9 +38,12 @@ class Known:
     upload_id: str | None
 
     @classmethod
-    def of(cls, name: str, content: bytes, digest: str, upload_id: str | None = None) -> "Known":
+    def of(
+        cls, name: str, content: bytes, digest: str, upload_id: str | None = None, modified: float | None = None
+    ) -> "Known":
         """A new value, stored now; its etag is its digest."""
-        return cls(content, FileInfo(name, len(content), digest, time.time(), digest), upload_id)
+        modified = time.time() if modified is None else modified
+        return cls(content, FileInfo(name, len(content), digest, modified, digest), upload_id)
 
 
 class Catalog:
@@ -55,11 +57,12 @@ class Catalog:
 
     Attributes:
         used: Bytes that count against the limit: the files', and the unfinished uploads' that the store adds.
+        reserved: Bytes that uploads under way are still going to add.
         max_bytes: The limit; None for none.
     """
 
     def __init__(self, files: MutableMapping[str, bytes]) -> None:
-        self.used = 0
+        self.used = self.reserved = 0
         self.max_bytes: int | None = None
         self._files = files
         self._known: dict[str, Known] = {}
@@ -114,28 +117,26 @@ class Catalog:
 
     def has_room(self, name: str, nbytes: int) -> bool:
         """Whether it is certain that a file of that size can be put; the caller does so at once."""
-        self.see(name)
-        return not self._must_count() and not self._lacks(cost_of(name, nbytes) - self._counted.get(name, 0))
+        return not self._must_count() and not self._lacks(self.growth(name, nbytes))
 
-    async def make_room_for(self, name: str, nbytes: int) -> None:
-        """As `make_room`, for a file of that size in place of the one of that name."""
+    def growth(self, name: str, nbytes: int) -> int:
+        """How many more bytes count with a file of that size in place of the one of that name."""
         self.see(name)
-        await self.make_room(cost_of(name, nbytes) - self._counted.get(name, 0), name)
+        return cost_of(name, nbytes) - self._counted.get(name, 0)
 
-    async def make_room(self, nbytes: int, name: str) -> None:
-        """Raises StorageFull unless there is room for so many more bytes; the caller stores them before it awaits."""
-        if self.max_bytes is None:
-            return
+    async def lacking(self, nbytes: int) -> int:
+        """How many bytes there is no room for, 0 at least, if so many more are to be stored; before the next await."""
         if self._must_count() or (self._lacks(nbytes) and self._may_be_wrong()):
             await self._count()
-        if self._lacks(nbytes):
-            raise StorageFull(f"the server's memory has no room for {nbytes} more bytes", name=name)
+        return self._lacks(nbytes)
 
     def _must_count(self) -> bool:
         return self.max_bytes is not None and time.monotonic() >= self._count_again_at
 
-    def _lacks(self, nbytes: int) -> bool:
-        return self.max_bytes is not None and nbytes > 0 and self.used + nbytes > self.max_bytes
+    def _lacks(self, nbytes: int) -> int:
+        if self.max_bytes is None or nbytes <= 0:
+            return 0
+        return max(self.used + self.reserved + nbytes - self.max_bytes, 0)
 
     def _may_be_wrong(self) -> bool:
         """Whether to count again though it was done just now: others took files away, or it costs nothing."""

@@ -2,12 +2,14 @@
 
 import asyncio
 import io
+import itertools
 import time
+from collections import OrderedDict
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from shared.errors import Changed, NotFound, TooLarge
+from shared.errors import Changed, NotFound, StorageFull, TooLarge
 from shared.protocol.digest import DEFAULT_ALGORITHM
 from shared.protocol.wire import FileInfo
 
@@ -44,6 +46,9 @@ class MemoryStore(Store):
         self._catalog = Catalog(files)
         self._parts: dict[str, _MemoryPart] = {}
         self._names = SortedNames(files)
+        # Those without an owner, the oldest first, and what they count.
+        self._idle: OrderedDict[str, _MemoryPart] = OrderedDict()
+        self._idle_bytes = 0
         self._locks = KeyedLocks()
         self.apply_limits(max_bytes, max_file_bytes)
 
@@ -63,7 +68,9 @@ class MemoryStore(Store):
 
     async def close(self) -> None:
         for part in self._parts.values():
-            part.owner = None
+            if part.owner is not None:
+                part.owner = None
+                self.set_idle(part)
 
     async def stat(self, name: str) -> FileInfo:
         return (await self._look(name)).info
@@ -89,7 +96,14 @@ class MemoryStore(Store):
         return _MemoryReader(await self._look(name))
 
     async def begin(
-        self, upload_id: str, name: str, *, size: int | None, algorithm: str | None, overwrite: bool = True
+        self,
+        upload_id: str,
+        name: str,
+        *,
+        size: int | None,
+        algorithm: str | None,
+        overwrite: bool = True,
+        modified: float | None = None,
     ) -> PartUpload:
         spec = UploadSpec(upload_id, name, size, algorithm or DEFAULT_ALGORITHM)
         spec.check(self._max_file_bytes)
@@ -98,20 +112,22 @@ class MemoryStore(Store):
             if not overwrite and name in self._files:
                 raise already_exists(name)
             part = self._parts.get(upload_id)
-            if part is not None:
-                spec.check_same(part.spec)
-                part.touch()
-            else:
+            if part is None:
                 part = _MemoryPart(spec, self, self._catalog)
-                await self._catalog.make_room(part.cost, name)
+                await self.make_room(part.cost + part.missing, name)
                 self._parts[upload_id] = part
                 self._catalog.used += part.cost
-            return PartUpload(part, lock, overwrite=overwrite, max_bytes=self._max_file_bytes)
+                part.reserve()
+            else:
+                spec.check_same(part.spec)
+                if upload_id in self._idle:
+                    await self._resume(part)
+            return PartUpload(part, lock, overwrite=overwrite, modified=modified, max_bytes=self._max_file_bytes)
 
     async def put(self, name: str, content: bytes) -> None:
         if self._max_file_bytes is not None and len(content) > self._max_file_bytes:
             raise TooLarge(f"a file may have {self._max_file_bytes} bytes here, not {len(content)}", name=name)
-        await self._catalog.make_room_for(name, len(content))
+        await self.make_room(self._catalog.growth(name, len(content)), name)
         self._files[name] = content
         self._catalog.see(name)
 
@@ -157,7 +173,7 @@ class MemoryStore(Store):
     async def move(self, source: str, target: str, *, overwrite: bool = True, if_match: str | None = None) -> FileInfo:
         while True:
             known = await self._look(source)
-            await self._catalog.make_room(cost_of(target, 0) - cost_of(source, 0), target)
+            await self.make_room(cost_of(target, 0) - cost_of(source, 0), target)
             if self._files.get(source) is known.content:
                 break  # else it was replaced while its digest was computed, or the files were counted
         if if_match is not None and if_match != known.info.etag:
@@ -178,12 +194,12 @@ class MemoryStore(Store):
         await self._catalog.free()
         oldest = time.monotonic() - max_age_seconds
         dropped = 0
-        for index, upload_id in enumerate(list(self._parts)):
+        for index, upload_id in enumerate(list(self._parts if max_age_seconds < 0 else self._idle)):
             if not index % FILES_A_SLICE:
                 await asyncio.sleep(0)
             async with self._locks[upload_id]:
                 part = self._parts.get(upload_id)
-                if part is not None and part.touched <= oldest:
+                if part is not None and (max_age_seconds < 0 or (upload_id in self._idle and part.closed < oldest)):
                     part.owner = None
                     await part.drop()
                     dropped += 1
@@ -194,53 +210,132 @@ class MemoryStore(Store):
 
     # For the parts below.
 
+    async def make_room(self, nbytes: int, name: str) -> None:
+        """Raises StorageFull unless there is room for so many more bytes; the caller stores them before it awaits.
+
+        Drops uploads without an owner, the oldest first, if that makes room.
+        """
+        while lacking := await self._catalog.lacking(nbytes):
+            if lacking > self._idle_bytes:
+                raise StorageFull(f"the server's memory has no room for {nbytes} more bytes", name=name)
+            for part in list(itertools.islice(self._idle.values(), FILES_A_SLICE)):
+                lacking -= part.counted
+                self.forget(part)
+                if lacking <= 0:
+                    return
+            await asyncio.sleep(0)
+
+    async def _resume(self, part: "_MemoryPart") -> None:
+        self._leave_idle(part)
+        try:
+            await self.make_room(part.missing, part.spec.name)
+        except BaseException:
+            self.set_idle(part)
+            raise
+        part.reserve()
+
+    def set_idle(self, part: "_MemoryPart") -> None:
+        """Notes that a part has no owner."""
+        part.release()
+        part.closed = time.monotonic()
+        self._idle[part.spec.upload_id] = part
+        self._idle_bytes += part.counted
+
+    def _leave_idle(self, part: "_MemoryPart") -> None:
+        if self._idle.pop(part.spec.upload_id, None) is not None:
+            self._idle_bytes -= part.counted
+
     def forget(self, part: "_MemoryPart") -> None:
         """Notes that a part has ended."""
         del self._parts[part.spec.upload_id]
-        self._catalog.used -= part.cost + part.digest.length
+        self._leave_idle(part)
+        part.release()
+        self._catalog.used -= part.counted
 
-    def publish(self, part: "_MemoryPart", content: bytes, *, overwrite: bool) -> FileInfo:
+    def publish(self, part: "_MemoryPart", content: bytes, *, overwrite: bool, modified: float | None) -> FileInfo:
         """Makes `content`, all of the part's, the file."""
         name = part.spec.name
         if not overwrite and name in self._files:
+            self.set_idle(part)
             raise already_exists(name)
         self.forget(part)
         self._files[name] = content
-        known = Known.of(name, content, part.digest.text(), part.spec.upload_id)
+        known = Known.of(name, content, part.digest.text(), part.spec.upload_id, modified)
         self._catalog.add(name, known)
         return known.info
 
 
 class _MemoryPart(Part):
-    """An unfinished upload in memory."""
+    """An unfinished upload in memory.
+
+    Attributes:
+        cost: What it counts beside its content.
+        closed: When it was closed, by `time.monotonic`, if it has no owner.
+    """
 
     def __init__(self, spec: UploadSpec, store: MemoryStore, catalog: Catalog) -> None:
         super().__init__(spec)
         self.cost: Final = cost_of(spec.name, len(spec.upload_id))
-        self.touched = time.monotonic()
+        self.closed = 0.0
+        self._reserved = 0
+        self._found_no_room = False
         self._store = store
         self._catalog = catalog
         self._buffer = io.BytesIO()
 
     def touch(self) -> None:
         """Postpones its expiry."""
-        self.touched = time.monotonic()
+        self.closed = 0.0
+        self._reserved = 0
+
+    @property
+    def found_no_room(self) -> bool:
+        return self._found_no_room
+
+    @property
+    def counted(self) -> int:
+        """What it counts against the store's limit."""
+        return self.cost + self.digest.length
+
+    @property
+    def missing(self) -> int:
+        """What it is going to need, as far as that is known."""
+        return 0 if self.spec.size is None else self.spec.size - self.digest.length
+
+    def reserve(self) -> None:
+        """Reserves what is missing."""
+        self._reserved = self.missing
+        self._catalog.reserved += self._reserved
+
+    def release(self) -> None:
+        """Gives up what is reserved."""
+        self._catalog.reserved -= self._reserved
+        self._reserved = 0
 
     async def write(self, chunks: Sequence[bytes]) -> None:
-        self.touch()
+        catalog = self._catalog
         for index, chunk in enumerate(chunks):
             if index:
                 await asyncio.sleep(0)  # other callbacks run: a chunk of a megabyte takes almost 1 ms
-            await self._catalog.make_room(len(chunk), self.spec.name)
+            reserved = min(len(chunk), self._reserved)
+            try:
+                await self._store.make_room(len(chunk) - reserved, self.spec.name)
+            except StorageFull:
+                self._found_no_room = True
+                raise
+            self._found_no_room = False
+            self._reserved -= reserved
+            catalog.reserved -= reserved
+            catalog.used += len(chunk)
             self._buffer.write(chunk)
             self.digest.update(chunk)
-            self._catalog.used += len(chunk)
 
-    async def publish(self, *, overwrite: bool) -> FileInfo:
-        return self._store.publish(self, self._buffer.getvalue(), overwrite=overwrite)  # not a copy, in CPython
+    async def publish(self, *, overwrite: bool, modified: float | None) -> FileInfo:
+        content = self._buffer.getvalue()  # not a copy, in CPython
+        return self._store.publish(self, content, overwrite=overwrite, modified=modified)
 
     async def close(self) -> None:
-        """It stays as it is."""
+        self._store.set_idle(self)
 
     async def drop(self) -> None:
         self._store.forget(self)

@@ -68,6 +68,11 @@ class Part(ABC):
         """See `Upload`."""
         return self.digest.length
 
+    @property
+    def found_no_room(self) -> bool:
+        """Whether its last write did: it is dropped rather than suspended then, since others need what it takes."""
+        return False
+
     @abstractmethod
     async def write(self, chunks: Sequence[bytes]) -> None:
         """Adds to the end. However it ends, the digest is that of what was added."""
@@ -81,8 +86,11 @@ class Part(ABC):
         return None
 
     @abstractmethod
-    async def publish(self, *, overwrite: bool) -> FileInfo:
-        """Makes it the file. The part is closed then; after a failure it is kept for a later `begin`."""
+    async def publish(self, *, overwrite: bool, modified: float | None) -> FileInfo:
+        """Makes it the file, with that time, or that of now. The part is closed then.
+
+        After a failure it is kept for a later `begin`.
+        """
 
     @abstractmethod
     async def close(self) -> None:
@@ -100,14 +108,24 @@ class PartUpload(Upload):
         part: The content so far; this upload owns it from now on.
         lock: That of the upload's id. The caller holds it.
         overwrite: Whether a file of that name may be replaced.
+        modified: The file's time; None for now.
         max_bytes: The store's limit for one file.
     """
 
-    def __init__(self, part: Part, lock: asyncio.Lock, *, overwrite: bool, max_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        part: Part,
+        lock: asyncio.Lock,
+        *,
+        overwrite: bool,
+        modified: float | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
         self.window_bytes = part.window_bytes
         self._part = part
         self._lock = lock
         self._overwrite = overwrite
+        self._modified = modified
         self._limit = min((limit for limit in (part.spec.size, max_bytes) if limit is not None), default=None)
         self._is_closed = False
         self._is_unpublished = False
@@ -154,14 +172,14 @@ class PartUpload(Upload):
                 await self._part.drop()
                 raise
             self._is_unpublished = True
-            info = await self._part.publish(overwrite=self._overwrite)
+            info = await self._part.publish(overwrite=self._overwrite, modified=self._modified)
             self._is_unpublished = False
             return info
 
     async def suspend(self) -> None:
         async with self._lock:
             if self._release():
-                await self._part.close()
+                await (self._part.drop() if self._part.found_no_room else self._part.close())
 
     async def abort(self) -> None:
         async with self._lock:

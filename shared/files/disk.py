@@ -1,9 +1,12 @@
 """File calls that differ between Linux, macOS and Windows. All of them block."""
 
 import errno
+import math
 import os
+import shutil
 import stat
 import sys
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -18,8 +21,11 @@ else:
 
 __all__ = [
     "MAX_VECTORS",
+    "close",
     "create_from",
+    "free_bytes",
     "full_disk_is_typed",
+    "is_full",
     "lock",
     "max_descriptors",
     "open_to_extend",
@@ -28,12 +34,16 @@ __all__ = [
     "read_at",
     "regular_file",
     "remove",
+    "set_modified",
     "sync_folder",
+    "taken_bytes",
     "write_at",
 ]
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _LOCKED: Final = frozenset({errno.EACCES, errno.EAGAIN, errno.EDEADLK})
+# What a file system, or its server, answers that has no locks.
+_LOCKLESS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 
 MAX_VECTORS: Final = 1024
 """The system's IOV_MAX on Linux, macOS and the BSDs: the most buffers that one call writes."""
@@ -49,9 +59,28 @@ def full_disk_is_typed(message: str, name: str | None = None) -> Generator[None,
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if is_full(error) or error.errno == errno.EFBIG:
             raise StorageFull(message, name=name) from error
         raise
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk or a quota has no room, and will have some when other files are removed."""
+    return error.errno in _FULL
+
+
+def free_bytes(path: str) -> int | None:
+    """What can still be written to the file system of a folder; None where there is no limit, or none is known."""
+    if sys.platform == "win32":
+        return shutil.disk_usage(path).free
+    status = os.statvfs(path)
+    blocks = status.f_bavail if os.geteuid() else status.f_bfree  # some are reserved for the superuser
+    return blocks * status.f_frsize if status.f_blocks else None
+
+
+def taken_bytes(status: os.stat_result) -> int:
+    """What removing a file makes free."""
+    return status.st_size if sys.platform == "win32" else status.st_blocks * 512
 
 
 def max_descriptors() -> int | None:
@@ -151,6 +180,15 @@ def remove(path: str) -> None:
         os.unlink(path)
 
 
+def set_modified(path: str, seconds: float | None) -> None:
+    """Sets a file's time, or what the file system can have that is next to it; None is now, to the nanosecond."""
+    now = modified = time.time_ns()
+    if seconds is not None:
+        whole = math.floor(seconds)
+        modified = whole * 10**9 + round((seconds - whole) * 10**9)  # exact: a float of all nanoseconds wouldn't be
+    os.utime(path, ns=(now, modified))
+
+
 def sync_folder(path: str) -> None:
     """Makes the folder's entries survive the machine, where a folder can be synced."""
     if sys.platform != "win32":
@@ -161,20 +199,58 @@ def sync_folder(path: str) -> None:
             os.close(fd)
 
 
-def lock(fd: int) -> None:
-    """Locks an open file until `fd` is closed or the process ends, however it ends.
+def lock(fd: int) -> bool:
+    """Locks an open file until `close(fd)`, or until the process ends, however it ends.
 
-    Raises BlockingIOError if the lock is held already, by this process or another one.
+    Returns:
+        Whether it is locked; False on a file system without locks.
+
+    Raises:
+        BlockingIOError: The lock is held already, by this process or another one.
     """
+    _locked.add(fd)  # first, for a fork meanwhile
     try:
         if sys.platform == "win32":
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        _locked.discard(fd)
         if error.errno in _LOCKED:
             raise BlockingIOError(error.errno, "the lock is held already") from None
+        if error.errno in _LOCKLESS:
+            return False
         raise
+    return True
+
+
+def close(fd: int) -> None:
+    """Closes a file, and unlocks it: without that, a process that was forked meanwhile would hold the lock on."""
+    if fd in _locked:
+        _locked.discard(fd)
+        if sys.platform != "win32":
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
+# The descriptors whose files this process has locked.
+_locked: Final[set[int]] = set()
+
+
+def _leave_locks() -> None:
+    """In a forked process: what its parent has locked isn't held here, so that it is free when the parent is killed."""
+    if _locked:
+        with suppress(OSError):
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in _locked:
+                os.dup2(null, fd, inheritable=False)  # not closed: the number must not become another file's
+            os.close(null)
+        _locked.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 if sys.platform == "win32":

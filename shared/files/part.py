@@ -1,12 +1,15 @@
 """A file that isn't whole yet: what the server's directory store and the client's `PathSink` both do with it."""
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
+from functools import partial
 from typing import Final, Protocol
 
+from ..errors import StorageFull
 from ..protocol.digest import Count, Digest
 from . import disk
 from .pipes import move_from
@@ -55,18 +58,29 @@ class PartFile:
         full: The message of the StorageFull that a full disk, a quota or the system's file size limit becomes.
         name: The file that this error is about.
         executor: See `FileTarget`.
+        on_failure: Called in the thread with what a write raised; returns what is to be raised instead, or None to
+            try again.
 
     Attributes:
         digest: Of the bytes so far; the next byte belongs at its `length`.
         path: Where the file is; empty until it is opened.
+        full_at: Where the last write that found no room began; None if all did.
     """
 
-    def __init__(self, algorithm: str | None, *, full: str, name: str, executor: Executor | None = None) -> None:
+    def __init__(
+        self,
+        algorithm: str | None,
+        *,
+        full: str,
+        name: str,
+        executor: Executor | None = None,
+        on_failure: Callable[[OSError], Exception | None] | None = None,
+    ) -> None:
         self.executor: Final = executor
         self.path = ""
+        self.full_at: int | None = None
         self._algorithm = algorithm
-        self._full = full
-        self._name = name
+        self._on_failure = on_failure or partial(_full_disk_is_typed, full, name)
         self._fd: int | None = None
         self._inode: int | None = None
         self.reset()
@@ -82,7 +96,8 @@ class PartFile:
             path: Where it is.
             flags: Beside `os.O_RDWR`, for example `os.O_CREAT`.
             mode: Of a new file.
-            locked: Whether to lock it until it is closed; raises BlockingIOError as `disk.lock`.
+            locked: Whether to lock it until it is closed, where the file system has locks; raises BlockingIOError as
+                `disk.lock`.
         """
         fd = disk.open_to_extend(path, flags, mode)
         try:
@@ -90,7 +105,7 @@ class PartFile:
                 disk.lock(fd)
             status = os.fstat(fd)
         except BaseException:
-            os.close(fd)
+            disk.close(fd)
             raise
         if status.st_ino != self._inode or status.st_size < self.digest.length:
             self.reset()
@@ -145,17 +160,20 @@ class PartFile:
         fd = self._open_fd()
         views = [memoryview(chunk) for chunk in chunks if chunk]
         first = 0
-        with disk.full_disk_is_typed(self._full, self._name):
-            while first < len(views):
+        while first < len(views):
+            try:
                 written = disk.write_at(fd, views[first : first + disk.MAX_VECTORS], self.digest.length)
-                while written:
-                    done = views[first][:written]
-                    self.digest.update(done)
-                    written -= len(done)
-                    if len(done) == len(views[first]):
-                        first += 1
-                    else:
-                        views[first] = views[first][len(done) :]
+            except OSError as error:
+                self._recover(error)
+                continue
+            while written:
+                done = views[first][:written]
+                self.digest.update(done)
+                written -= len(done)
+                if len(done) == len(views[first]):
+                    first += 1
+                else:
+                    views[first] = views[first][len(done) :]
 
     @property
     def write_from(self) -> Callable[[int, int], None] | None:
@@ -164,11 +182,19 @@ class PartFile:
     def _write_from(self, pipe: int, nbytes: int) -> None:
         fd, count = self._open_fd(), self.digest
         assert isinstance(count, Count), "a digest must see the bytes"
-        with disk.full_disk_is_typed(self._full, self._name):
-            while nbytes:
-                moved = move_from(pipe, fd, nbytes, count.length)
-                count.add(moved)
-                nbytes -= moved
+        while nbytes:
+            moved = move_from(pipe, fd, nbytes, count.length, self._recover)
+            count.add(moved)
+            nbytes -= moved
+
+    def _recover(self, error: OSError) -> None:
+        """Returns if the write that raised `error` may be tried again; else raises what the caller is to get."""
+        failure = self._on_failure(error)
+        if failure is None:
+            return
+        if disk.is_full(error):
+            self.full_at = self.digest.length
+        raise failure from (None if failure is error else error)
 
     def sync(self) -> None:
         """Makes the bytes survive a crash of the machine."""
@@ -178,9 +204,14 @@ class PartFile:
         """Closes the file; closing twice is fine."""
         fd, self._fd = self._fd, None
         if fd is not None:
-            os.close(fd)
+            disk.close(fd)
 
     def _open_fd(self) -> int:
         if self._fd is None:
             raise RuntimeError("the part isn't open")
         return self._fd
+
+
+def _full_disk_is_typed(message: str, name: str, error: OSError) -> Exception:
+    is_full = disk.is_full(error) or error.errno == errno.EFBIG
+    return StorageFull(message, name=name) if is_full else error

@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -60,15 +61,23 @@ def is_unsupported(error: OSError) -> bool:
     return error.errno in _UNSUPPORTED
 
 
-def move_from(pipe: int, file: int, nbytes: int, offset: int) -> int:
-    """Moves up to `nbytes` from a pipe to a file, and whatever was taken out of the pipe; how many. Blocks."""
-    try:
-        return os.splice(pipe, file, nbytes, offset_dst=offset)
-    except OSError as error:
-        if not is_unsupported(error):
-            raise
+def move_from(pipe: int, file: int, nbytes: int, offset: int, recover: Callable[[OSError], None]) -> int:
+    """Moves up to `nbytes` from a pipe to a file, and whatever was taken out of the pipe; how many. Blocks.
+
+    `recover` is called with what a write raised; the write is tried again, unless that raises.
+    """
+    while True:
+        try:
+            return os.splice(pipe, file, nbytes, offset_dst=offset)
+        except OSError as error:
+            if is_unsupported(error):
+                break
+            recover(error)
     view = memoryview(os.read(pipe, nbytes))
     written = 0
     while written < len(view):
-        written += os.pwrite(file, view[written:], offset + written)
+        try:
+            written += os.pwrite(file, view[written:], offset + written)
+        except OSError as error:
+            recover(error)
     return written

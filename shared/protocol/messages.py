@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, NamedTuple, Self, cast, get_args, get_
 from ..errors import InvalidRequest
 from .digest import DEFAULT_ALGORITHM, algorithm_of, check_algorithm
 from .metadata import MetadataItem, build_metadata, parse_metadata
-from .wire import FileInfo, check_name, request_metadata
+from .wire import FileInfo, check_modified, check_name, request_metadata
 
 __all__ = [
     "CHUNK_BYTES",
@@ -165,6 +165,7 @@ class UploadRequest(_Message):
         attempt: Grows with each attempt of that client. One with a lower number than the server has seen of this upload
             and client is a late arrival of a lost connection, and ends with Superseded. Without `client` and `attempt`
             the last one to arrive counts as the newest.
+        modified: When the content was last changed, in seconds since the epoch; None for when it is published.
     """
 
     upload_id: Annotated[str, check_upload_id]
@@ -174,6 +175,7 @@ class UploadRequest(_Message):
     sent_all: bool = False
     client: Annotated[str | None, check_upload_id] = None
     attempt: int | None = None
+    modified: Annotated[float | None, check_modified] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,16 +312,11 @@ def _fields_of(kind: type[_Message]) -> Sequence[_Field]:
 
 
 def _info(fields: Json) -> FileInfo:
-    modified = fields.get("modified")
-    if modified is not None and (isinstance(modified, bool) or not isinstance(modified, int | float)):
-        raise _wrong("modified", "a number of seconds")
-    if modified is not None and not abs(modified) <= sys.float_info.max:  # JSON has larger integers; Python's also NaN
-        raise _wrong("modified", "a number of seconds")
     return FileInfo(
         name=check_name(_text(fields, "name")),
         size=_number(fields, "size"),
         etag=_optional_text(fields, "etag"),
-        modified=modified,
+        modified=None if fields.get("modified") is None else _seconds(fields, "modified"),
         digest=_optional_text(fields, "digest"),
     )
 
@@ -328,6 +325,14 @@ def _number(fields: Json, key: str) -> int:
     value = fields.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_OFFSET:
         raise _wrong(key, "a whole number, 0 to 2**63 - 1")
+    return value
+
+
+def _seconds(fields: Json, key: str) -> float:
+    value = fields.get(key)
+    # JSON has integers that are larger than any float, and Python's also NaN.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise _wrong(key, "a number of seconds")
     return value
 
 
@@ -359,6 +364,7 @@ def _wrong(key: str, kind: str) -> InvalidRequest:
 
 _READERS: Final[Mapping[object, Callable[[Json, str], object]]] = {
     int: _number,
+    float: _seconds,
     str: _text,
     bool: _flag,
     FileInfo: lambda fields, _: _info(fields),

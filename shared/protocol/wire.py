@@ -17,6 +17,7 @@ __all__ = [
     "FileInfo",
     "Route",
     "chat_filename_mimetype",
+    "check_modified",
     "check_name",
     "decode_name",
     "encode_name",
@@ -41,6 +42,10 @@ MAX_NAME_BYTES: Final = 1024
 """The longest file name, in bytes of UTF-8."""
 
 
+_FIRST_SECOND: Final = -62_135_596_800
+_END_SECOND: Final = 253_402_300_800
+
+
 class Route:
     """The routes' names; one may serve several interaction models."""
 
@@ -61,7 +66,8 @@ class FileInfo:
         name: Its name.
         size: Its content's length in bytes.
         etag: Changes whenever the content does; opaque.
-        modified: When it was published, in seconds since the epoch.
+        modified: When its content was last changed, as the uploader says, else when it was published; in seconds since
+            the epoch.
         digest: The whole content's, as `algorithm:hex`.
     """
 
@@ -70,6 +76,12 @@ class FileInfo:
     etag: str | None = None
     modified: float | None = None
     digest: str | None = None
+
+
+def check_modified(seconds: float) -> None:
+    """Raises InvalidRequest unless a file can have this time: one of the years 1 to 9999."""
+    if not _FIRST_SECOND <= seconds < _END_SECOND:  # nor is NaN between them
+        raise InvalidRequest("'modified' must be a number of seconds since the epoch, in the years 1 to 9999")
 
 
 def check_name(name: str) -> str:

@@ -35,9 +35,18 @@ class PartwiseStore:
         return getattr(self._inner, name)  # all but uploads
 
     async def begin(
-        self, upload_id: str, name: str, *, size: int | None, algorithm: str | None, overwrite: bool = True
+        self,
+        upload_id: str,
+        name: str,
+        *,
+        size: int | None,
+        algorithm: str | None,
+        overwrite: bool = True,
+        modified: float | None = None,
     ) -> Upload:
-        inner = await self._inner.begin(upload_id, name, size=size, algorithm=algorithm, overwrite=overwrite)
+        inner = await self._inner.begin(
+            upload_id, name, size=size, algorithm=algorithm, overwrite=overwrite, modified=modified
+        )
         limit = min((each for each in (size, self._max_file_bytes) if each is not None), default=None)
         return _PartwiseUpload(inner, limit, self._part_bytes)
 

@@ -39,8 +39,9 @@ async def begin(
     size: int | None = None,
     algorithm: str = ALGORITHM,
     overwrite: bool = True,
+    modified: float | None = None,
 ) -> Upload:
-    return await store.begin(upload_id, name, size=size, algorithm=algorithm, overwrite=overwrite)
+    return await store.begin(upload_id, name, size=size, algorithm=algorithm, overwrite=overwrite, modified=modified)
 
 
 async def flushed(upload: Upload) -> int:

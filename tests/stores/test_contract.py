@@ -6,6 +6,7 @@ A test may not assume that every byte received is durable: `support.flushed` say
 import asyncio
 import inspect
 import os
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -103,6 +104,48 @@ async def test_the_etag_changes_with_the_content_however_fast(store: Store) -> N
     etags = {(await put(store, "a", b"%03d" % number)).etag for number in range(50)}
 
     assert len(etags) == 50
+
+
+@pytest.mark.parametrize("modified", [0, 1_700_000_000, 1_700_000_000.1234567, 3.5, -86400.25])
+async def test_a_file_has_the_time_that_its_uploader_says(store: Store, modified: float) -> None:
+    upload = await begin(store, "a", modified=1.0)
+    await upload.append([b"content"])
+    await upload.suspend()
+    upload = await begin(store, "a", modified=modified)  # the newest one counts
+    await upload.append([b"content"[upload.received :]])
+
+    info = await upload.commit(None)
+    assert info.modified == modified
+    assert await store.stat("a") == info
+    assert [each.modified for each in await listed(store)] == [modified]
+    before = time.time()
+    await store.put("a", b"new")
+    now = (await store.stat("a")).modified
+    assert now is not None
+    assert before - 5 < now < time.time() + 5
+
+
+@pytest.mark.parametrize("algorithm", ["xxh3-128", None])
+async def test_the_etag_changes_though_time_and_size_do_not(store: Store, algorithm: str | None) -> None:
+    etags: list[str | None] = []
+    for number in range(20):
+        upload = await store.begin(f"u{number}", "a", size=3, algorithm=algorithm, modified=1_700_000_000)
+        await upload.append([b"%03d" % number])
+        etags.append((await upload.commit(None)).etag)
+        assert (await store.stat("a")).etag == etags[-1]
+    assert len(set(etags)) == 20
+
+
+@pytest.mark.parametrize("algorithm", ["xxh3-128", None])
+async def test_a_move_keeps_the_time_and_the_etag(store: Store, algorithm: str | None) -> None:
+    upload = await store.begin("u1", "a", size=7, algorithm=algorithm, modified=1_700_000_000.5)
+    await upload.append([b"content"])
+    info = await upload.commit(None)
+    for source, target in (("a", "b"), ("b", "../c"), ("../c", "a")):
+        moved = await store.move(source, target, if_match=info.etag)
+        assert moved == await store.stat(target) == replace(info, name=target)
+    await store.put("b", b"CONTENT")
+    assert (await store.stat("b")).etag != info.etag
 
 
 async def test_an_upload_goes_on_where_it_stopped(store: Store) -> None:
@@ -608,6 +651,28 @@ async def test_sweep_drops_uploads_that_got_no_bytes(store: Store) -> None:
     await uploads[1].suspend()
     assert await names_in(store) == {"file"}
     assert (await begin(store, "a", upload_id="u0")).received == 0
+
+
+@pytest.mark.parametrize("days", [2, -20_000])
+async def test_ages_do_not_come_from_the_wall_clock(store: Store, monkeypatch: pytest.MonkeyPatch, days: int) -> None:
+    owned = await begin(store, "a", upload_id="owned")
+    idle = await begin(store, "b", upload_id="idle")
+    await idle.suspend()
+    wall, monotonic = time.time, time.monotonic
+    monkeypatch.setattr(time, "time", lambda: wall() + days * 86400)
+    assert await store.sweep(86400) == 0
+
+    later = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + later)
+    resumed = await begin(store, "b", upload_id="idle")
+    later = 2 * 86400
+    assert await store.sweep(86400) == 0, "both have an owner"
+    await resumed.suspend()
+    assert await store.sweep(86400) == 0
+    later *= 2
+    assert await store.sweep(86400) == 1
+    await owned.append([b"more"])
+    await owned.commit(None)
 
 
 async def test_a_thread_that_writes_to_the_file_gets_the_errors_of_append(open_store: OpenStore) -> None:

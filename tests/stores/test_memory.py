@@ -152,6 +152,71 @@ async def test_files_and_unfinished_uploads_together_have_a_limit() -> None:
     assert await names_in(store) == {"a", "c", "d"}
 
 
+async def suspended(store: MemoryStore, upload_id: str, nbytes: int, *, size: int | None = None) -> None:
+    """An unfinished upload without an owner."""
+    upload = await begin(store, "n", upload_id=upload_id, size=size)
+    await upload.append([bytes(nbytes)])
+    await upload.suspend()
+
+
+async def test_uploads_without_an_owner_make_room_the_oldest_first() -> None:
+    store = MemoryStore({}, max_bytes=10 * ENTRY)
+    owned = await begin(store, "n", upload_id="owned")
+    await owned.append([bytes(100)])
+    for upload_id in ("u1", "u2", "u3", "u4"):
+        await suspended(store, upload_id, 900)
+    resumed = await begin(store, "n", upload_id="u1")
+    await resumed.suspend()  # it is the youngest now
+
+    await store.put("a", bytes(2 * ENTRY))
+    assert list(store._parts) == ["owned", "u1", "u3", "u4"]
+    assert not store.put_at_once("b", bytes(ENTRY)), "only a put that waits drops uploads"
+    upload = await begin(store, "b", upload_id="sized", size=ENTRY)
+    assert list(store._parts) == ["owned", "u1", "u4", "sized"]
+    await owned.append([bytes(1500)])
+    assert list(store._parts) == ["owned", "u1", "sized"]
+    assert await store.uploaded("u1", "n") == 900
+    await upload.append([bytes(ENTRY)])
+    await upload.commit(None)
+    assert (await begin(store, "n", upload_id="u4")).received == 0, "what was dropped begins anew"
+
+
+async def test_an_upload_that_does_not_fit_is_refused_when_it_begins_and_drops_nothing() -> None:
+    store = MemoryStore({"a": bytes(4 * ENTRY)}, max_bytes=14 * ENTRY)
+    await suspended(store, "u1", ENTRY, size=3 * ENTRY)
+    with pytest.raises(StorageFull):
+        await begin(store, "b", upload_id="u2", size=9 * ENTRY)
+    assert await store.uploaded("u1", "n") == ENTRY
+
+    # What is announced is reserved, as long as it has an owner, and it is not counted twice.
+    first = await begin(store, "b", upload_id="u2", size=4 * ENTRY)
+    for _ in range(4):
+        with pytest.raises(StorageFull):
+            await begin(store, "c", upload_id="u3", size=4 * ENTRY)
+        with pytest.raises(StorageFull):
+            await store.put("c", bytes(4 * ENTRY))
+        await first.append([bytes(ENTRY)])
+    assert await store.uploaded("u1", "n") == ENTRY
+    await first.suspend()
+    await (await begin(store, "c", upload_id="u3", size=7 * ENTRY)).abort()
+    assert not store._parts
+    assert (store._catalog.reserved, store._idle_bytes) == (0, 0)
+
+
+async def test_an_upload_that_found_no_room_is_dropped_with_its_owner() -> None:
+    store = MemoryStore({}, max_bytes=4 * ENTRY)
+    endless = await begin(store, "a", upload_id="endless")
+    other = await begin(store, "b", upload_id="other")
+    with pytest.raises(StorageFull):
+        await endless.append([bytes(ENTRY)] * 3)
+    assert endless.received > 0
+    await endless.suspend()
+    with pytest.raises(NotFound):
+        await store.uploaded("endless", "a")
+    await other.append([bytes(2 * ENTRY)])
+    await other.commit(None)
+
+
 async def until_full(add: Callable[[int], Awaitable[object]]) -> None:
     """Adds one after the other until there is no room, which is soon."""
     async with asyncio.timeout(30):

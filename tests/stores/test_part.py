@@ -68,6 +68,17 @@ def test_a_lock_is_held_until_it_is_closed(tmp_path: Path) -> None:
     other.close()
 
 
+def test_a_lock_ends_with_the_file_though_another_process_has_it_open(tmp_path: Path) -> None:
+    path = str(tmp_path / "part")
+    one, other = part_file(), part_file()
+    one.open(path, os.O_CREAT, locked=True)
+    inherited = os.dup(one._open_fd())  # as in a forked process
+    one.close()
+    other.open(path, os.O_CREAT, locked=True)
+    other.close()
+    os.close(inherited)
+
+
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     (tmp_path / "part").symlink_to("secret")

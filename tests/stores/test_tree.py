@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from server.stores.base import Store
-from server.stores.directory import listing
+from server.stores.directory import listing, records
 from server.stores.directory.names import encode, fingerprint
 from server.stores.directory.store import DirectoryStore
 from server.stores.directory.tree import OpenFolder
-from shared.errors import NotFound
+from shared.errors import NotFound, StorageUnavailable
 from shared.protocol.wire import check_name
 
 from .support import NAMES, begin, digest_of, get, listed, names_in, put
@@ -333,7 +333,7 @@ async def test_a_failed_commit_leaves_no_folder(
     upload = await begin(directory, "a/b/c", overwrite=False)
     monkeypatch.setattr(os, "link", broken)
     monkeypatch.setattr(os, "rename", broken)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(StorageUnavailable):
         await upload.commit(None)
     assert not _folders(root)
 
@@ -601,6 +601,22 @@ async def test_files_that_an_older_version_encoded_are_moved(directory: Director
         await store.delete(name)
     assert _folders(root) == {"taken"}
     await store.close()
+
+
+async def test_a_file_whose_path_has_become_free_keeps_its_digest(
+    directory: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(directory, "a", b"")
+    info = await put(directory, "a/b", b"content")
+    await directory.delete("a")
+    await directory.close()
+    monkeypatch.setattr(records, "_PUBLISHED_WITHIN_NS", 1_000_000_000)
+    await asyncio.sleep(1.2)
+    for _ in range(2):
+        store = await _opened(root)
+        assert await listed(store) == [info]
+        assert _files(root) == {"a/b": b"content"}
+        await store.close()
 
 
 async def test_a_file_by_hand_at_the_path_of_an_encoded_one_is_kept(directory: DirectoryStore, root: Path) -> None:

@@ -112,10 +112,19 @@ class WatchedStore:
         return _WatchedReader(self, reader)
 
     async def begin(
-        self, upload_id: str, name: str, *, size: int | None, algorithm: str, overwrite: bool = True
+        self,
+        upload_id: str,
+        name: str,
+        *,
+        size: int | None,
+        algorithm: str,
+        overwrite: bool = True,
+        modified: float | None = None,
     ) -> Upload:
         await self.before_begin()
-        upload = await self.inner.begin(upload_id, name, size=size, algorithm=algorithm, overwrite=overwrite)
+        upload = await self.inner.begin(
+            upload_id, name, size=size, algorithm=algorithm, overwrite=overwrite, modified=modified
+        )
         self.writers += 1
         self.began.append(upload.received)
         return _WatchedUpload(self, upload)

@@ -440,7 +440,7 @@ async def test_nothing_is_written_behind_what_could_not_be(
         while (got := await peer.receive()) is not None and got.kind != ERROR:
             pass
         assert got is not None
-        assert got.error[1].partition(":")[0] == ("storage_full" if error == errno.ENOSPC else "internal")
+        assert got.error[1].partition(":")[0] == ("storage_full" if error == errno.ENOSPC else "storage_unavailable")
         await eventually(lambda: not store._open)
         assert part.digest.length == len(data)
         # The connection goes on, and so does the upload.

@@ -19,7 +19,7 @@ from reactivex.subject import Subject
 from rx_client import Completed, FileClient, Progress, Started
 from rx_client.operators import retry_backoff
 from rx_client.transfers.content import FileContent
-from server import FileServer
+from server import ChatData, FileServer, Limits, serve
 from server.stores.directory.store import DirectoryStore
 from server.stores.owners import UploadOwners
 from shared import (
@@ -35,8 +35,19 @@ from shared import (
     TooLarge,
 )
 from shared.protocol.messages import UploadRequest
+from tests.conftest import Mount
 from tests.faults import fault_proxy
-from tests.support import client_stream_ids, eventually
+from tests.support import (
+    ERROR,
+    REQUEST_CHANNEL,
+    client_stream_ids,
+    eventually,
+    name_item,
+    raw_peer,
+    request,
+    route_item,
+    transfer_item,
+)
 from tests.transfers.helpers import (
     QUICK,
     WITHOUT_LANE,
@@ -808,11 +819,90 @@ async def test_unfinished_uploads_expire(server: FileServer, store: WatchedStore
     check_story(events, 50_000, 50_000)
 
 
+async def test_disposed_uploads_cost_others_nothing_and_begin_anew() -> None:
+    files: dict[str, bytes] = {}
+    data = content(300_000)
+    limits = Limits(max_store_bytes=1_000_000)
+    async with serve(data=ChatData(files), limits=limits) as server, connected(server.uri) as client:
+
+        async def unfinished() -> AsyncIterator[bytes]:
+            yield data
+            await asyncio.Event().wait()
+
+        first = client.upload_from("first", data, chunk_size=SMALL)
+        await first.pipe(ops.take(20))
+        await client.settle()
+        for number in range(40):
+            await client.upload_from("n", unfinished(), chunk_size=100_000, digest=None).pipe(ops.take(2))
+            await client.upload("x", data[: 100_000 + number])
+        await client.settle()
+        await eventually(lambda: not server.work.active)
+        # The part of the first one went long ago: it starts over by itself.
+        check_story(await first.pipe(ops.to_list()), len(data), len(data))
+        assert files["first"] == data
+        assert server.work.failed == 0
+
+
+async def test_an_upload_that_does_not_fit_in_memory_is_refused_before_it_is_sent() -> None:
+    limits = Limits(max_store_bytes=1_000_000)
+    async with serve(data=ChatData({"a": bytes(600_000)}), limits=limits) as server, connected(server.uri) as client:
+        recorder = Recorder()
+        client.upload_from("n", content(500_000)).subscribe(recorder)
+        await recorder.ended()
+        assert isinstance(recorder.error, StorageFull)
+        assert recorder.items == []
+        with pytest.raises(StorageFull):  # its size isn't known
+            await client.upload_from("n", generator(content(500_000)))
+        await client.settle()
+        await eventually(lambda: not server.work.active)
+        await client.upload("b", bytes(390_000))  # nothing is left of it
+
+
 async def test_many_uploads_at_once(store: WatchedStore, files: FileClient) -> None:
     many = {f"n{number}": content(70_000 + number, number) for number in range(20)}
     await reactivex.merge(*[files.upload_from(name, data, chunk_size=5000) for name, data in many.items()])
     for name, data in many.items():
         assert await store.content(name) == data
+
+
+async def test_the_time_travels_up_and_down(store: WatchedStore, files: FileClient, tmp_path: Path) -> None:
+    source = on_disk(content(70_000), tmp_path)
+    for modified in (1_000_000_000, 1_700_000_000.123456, -1.5):
+        os.utime(source, (modified, modified))
+        expected = source.stat().st_mtime
+        completed = await files.upload_from("n", source)
+        assert isinstance(completed, Completed)
+        assert completed.info.modified == expected
+        assert (await files.stat("n")).modified == expected
+        for digest in ("xxh3-128", None):
+            await files.download_to("n", tmp_path / "got", digest=digest)
+            assert (tmp_path / "got").stat().st_mtime == expected
+    await files.upload_from("n", b"bytes", modified=5)
+    assert (await files.stat("n")).modified == 5
+    await files.upload_from("n", source, modified=6.5)
+    assert (await files.list_files(details=True)).modified == 6.5
+    await files.upload_from("n", b"bytes")
+    now = (await files.stat("n")).modified
+    assert now is not None
+    assert abs(now - time.time()) < 3600
+
+
+async def test_a_time_that_no_file_can_have(server: FileServer, files: FileClient) -> None:
+    for modified in (float("nan"), float("inf"), 1e15, -1e15):
+        with pytest.raises(ValueError, match="modified"):
+            files.upload_from("n", b"", modified=modified)
+    for wrong in ("now", True):
+        with pytest.raises(TypeError, match="modified"):
+            files.upload_from("n", b"", modified=wrong)  # type: ignore[arg-type]
+    async with raw_peer(server.uri) as peer:
+        for number, modified in enumerate((float("nan"), float("-inf"), 1e300, 10**400, "now", True, [])):
+            metadata = route_item("file.upload") + name_item(b"n") + transfer_item(upload_id="u", modified=modified)
+            await peer.send(request(2 * number + 1, REQUEST_CHANNEL, metadata, n=5))
+            got = await peer.receive()
+            while got is not None and got.kind != ERROR:
+                got = await peer.receive()
+            assert got is not None
+            assert got.error[1].startswith("invalid_request:")
 
 
 async def test_a_full_disk_is_typed_and_gone_on_from_when_there_is_room(
@@ -831,3 +921,48 @@ async def test_a_full_disk_is_typed_and_gone_on_from_when_there_is_room(
         check_story(events, len(data), len(data), resumed_from=1_000_005)
         assert await full.content("n") == data
         assert full.appended == len(data)
+
+
+@pytest.mark.parametrize("digest", ["xxh3-128", None])
+@pytest.mark.parametrize("is_sized", [True, False])
+async def test_an_upload_that_does_not_fit_on_the_disk_leaves_its_room_to_others(
+    mount: Mount, tmp_path: Path, is_sized: bool, digest: str | None
+) -> None:
+    folder = mount("size=2m")
+    data = content(3_000_000)
+    source = on_disk(data, tmp_path)
+    async with serve(data=ChatData(DirectoryStore(folder))) as server, connected(server.uri) as files:
+        upload = files.upload_from("n", source if is_sized else pieces(data, 100_000), digest=digest)
+        recorder = Recorder()
+        upload.subscribe(recorder)
+        await recorder.ended()
+        assert isinstance(recorder.error, StorageFull)
+        assert bool(recorder.items) != is_sized, "with a size it is refused when it begins"
+        assert os.listdir(folder / ".rxfiles" / "parts") == []
+        await files.upload_from("n", data[:1_500_000])
+        with pytest.raises(StorageFull):
+            await files.upload("whole", data)
+        await eventually(lambda: not os.listdir(folder / ".rxfiles" / "parts"))
+        await files.upload("n", b"x")
+
+
+async def test_disposed_uploads_to_a_disk_cost_others_nothing_and_begin_anew(mount: Mount) -> None:
+    folder = mount("size=2m")
+    data = content(600_000)
+    async with serve(data=ChatData(DirectoryStore(folder))) as server, connected(server.uri) as files:
+
+        async def unfinished() -> AsyncIterator[bytes]:
+            yield data
+            await asyncio.Event().wait()
+
+        first = files.upload_from("first", data, chunk_size=SMALL)
+        await first.pipe(ops.take(20))
+        await files.settle()
+        for number in range(10):
+            size = 700_000 if number % 2 else None
+            await files.upload_from(f"{number}", unfinished(), size=size, chunk_size=100_000).pipe(ops.take(2))
+            await files.upload("x", data[: 400_000 + number])
+        await files.settle()
+        await eventually(lambda: not server.work.active)
+        check_story(await first.pipe(ops.to_list()), len(data), len(data))
+        assert server.work.failed == 0

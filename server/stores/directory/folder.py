@@ -19,9 +19,9 @@ Nothing is ever written in the place of a file: a content is written as a part, 
 killed between any two steps:
 
 - An upload exists while its `.part` does. Its `.json` is written before that, and removed after it.
-- A file's record is written before the file, and holds the digest of both the new and the old content, each under the
-  size, time and inode of its own; so the content that is there finds its digest, and no other content ever does. A file
-  that was written by hand has no digest.
+- A file's record is written before the file, and holds the digest of both the new and the old content, each under what
+  the file system says of it; so the content that is there finds its digest, and no other content does. A file that was
+  written by hand has no digest.
 - A file that is moved has its new name's record before it has the name, and loses the old name's record last. Where
   nothing may be overwritten it may be left with both names; to move it again ends that.
 - A part with two names was published by a link, and its own name is what is left of that.
@@ -33,22 +33,27 @@ encoded, though their names can be paths.
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from shared.errors import Changed, NotFound
 from shared.files import disk
 from shared.protocol.wire import FileInfo
 
 from ..base import Page
+from ..failures import FULL
 from ..parts import already_exists
 from . import names
+from .folder_lock import FolderLock
 from .listing import Listings, Unserved
 from .made import MadeFolders
 from .places import Places
-from .records import Records, entries
+from .records import Content, Records, entries, etag_of
 from .tree import RESERVED, OpenFolder, Place, Tree
-from .unfinished import FULL, UnfinishedUploads, UploadFile
+from .unfinished import UnfinishedUploads, UploadFile
 
 __all__ = ["Folder"]
 
@@ -60,6 +65,7 @@ class Folder:
 
     Args:
         path: The folder; made if it isn't there.
+        read_only: Whether nothing is written to it, not even a lock.
         follow_links: See `DirectoryStore`.
 
     Attributes:
@@ -67,10 +73,11 @@ class Folder:
         uploads: The unfinished ones.
     """
 
-    def __init__(self, path: str, *, follow_links: bool = False) -> None:
+    def __init__(self, path: str, *, read_only: bool = False, follow_links: bool = False) -> None:
         root = os.path.abspath(path)
         tree = Tree(root, follow_links=follow_links)
         self._root = root
+        self._read_only = read_only
         self._own = os.path.join(root, RESERVED)
         self._scratch = os.path.join(self._own, "tmp")
         self._records = Records(os.path.join(self._own, "records"), self._scratch)
@@ -78,37 +85,54 @@ class Folder:
         self._places = Places(tree, os.path.join(self._own, "names"), self._made, self._records)
         self.listings = Listings(self._places)
         self.uploads = UnfinishedUploads(os.path.join(self._own, "parts"), self._scratch)
-        self._lock: int | None = None
+        self._lock_path = os.path.join(self._own, "lock")
+        self._lock = FolderLock(root, None if read_only else self._lock_path)
+        self._reopening = threading.Lock()
 
     def open(self) -> None:
         """Locks the folder and removes what a killed process left behind; BlockingIOError if another one uses it."""
+        if self._read_only:
+            self._lock.take()
+            return
         root = self._root
         is_new = not os.path.isdir(root)
         own = (self._places.encoded, self._records.path, self._made.path, self.uploads.path, self._scratch)
         for path in own:
             os.makedirs(path, exist_ok=True)
+        with suppress(OSError):  # it may be another user's
+            os.chmod(self.uploads.path, 0o700)  # what replaces a private file is private from the start
         # What is published in them later must be found again, even after a power failure.
         disk.sync_folder(self._own)
         disk.sync_folder(root)
         if is_new:
             disk.sync_folder(os.path.dirname(root))
-        self._lock = disk.open_to_extend(os.path.join(self._own, "lock"), os.O_CREAT)
+        self._lock.take()
         try:
-            disk.lock(self._lock)
             self._places.probe(self._scratch)
             self._clean()
-        except BlockingIOError as error:
-            self.close()
-            raise BlockingIOError(error.errno, "another process serves this folder", root) from None
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Unlocks it."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            os.close(lock)
+        self._lock.release()
+
+    def check(self) -> None:
+        """Opens the folder that is in the place of the one that was opened, unless that is still there.
+
+        Raises:
+            OSError: There is none, or it can't be opened.
+        """
+        if self._lock.is_there():
+            return
+        with self._reopening:
+            if self._lock.is_there():
+                return  # another thread has done it
+            self._lock.check_place()
+            self.close()
+            self.open()
+        _log.warning("%s is there again, and served", self._root)
 
     def log_unserved(self, is_stopped: Callable[[], bool]) -> None:
         """Logs in one line what is in the folder and isn't served, if there is anything; gives up when stopped."""
@@ -165,7 +189,7 @@ class Folder:
             if source == target:
                 return info
             try:
-                self._place(place, target, info.digest, None, overwrite=overwrite)
+                self._place(place, target, info.digest, None, overwrite=overwrite, etag=info.etag)
             except FileNotFoundError:
                 if place.folder.status(place.entry) is not None:
                     raise  # something else is missing
@@ -174,14 +198,23 @@ class Folder:
         self._records.remove(names.fingerprint(source))
         return replace(info, name=target)
 
+    def seal(self, upload: UploadFile, modified: float | None) -> None:
+        """Seals an upload that is going to be published with that time."""
+        try:
+            with self._places.find(upload.spec.name) as place:
+                old = _status(place)
+        except NotFound:
+            old = None
+        upload.seal(modified, old)
+
     def publish(self, upload: UploadFile, *, overwrite: bool) -> FileInfo:
         """Makes the sealed upload a file; AlreadyExists if there is one, and `overwrite` is False."""
         name, content = upload.spec.name, upload.content
         folder, entry = os.path.split(content.path)
         with Place(OpenFolder(folder), entry, os.lstat(content.path)) as part:
-            self._place(part, name, content.digest.value, upload.spec.upload_id, overwrite=overwrite)
+            status = self._place(part, name, content.digest.value, upload.spec.upload_id, overwrite=overwrite)
         upload.forget()
-        return self._info(name, _status(part))
+        return self._info(name, status)
 
     def published(self, upload_id: str, name: str) -> FileInfo | None:
         """The file, if it is the one that this upload published."""
@@ -190,7 +223,7 @@ class Folder:
                 status = _status(place)
         except NotFound:
             return None
-        return self._info(name, status) if self._records.publisher(name, _signature(status)) == upload_id else None
+        return self._info(name, status) if self._records.publisher(name, status) == upload_id else None
 
     def orphans(self) -> Sequence[str]:
         """The names that have a record but no file."""
@@ -209,7 +242,16 @@ class Folder:
             raise Changed(f"{name!r} has changed", name=name)
         return info
 
-    def _place(self, source: Place, name: str, digest: str | None, upload_id: str | None, *, overwrite: bool) -> None:
+    def _place(
+        self,
+        source: Place,
+        name: str,
+        digest: str | None,
+        upload_id: str | None,
+        *,
+        overwrite: bool,
+        etag: str | None = None,
+    ) -> os.stat_result:
         """Makes what is at `source` the file of that name, its record first; AlreadyExists as for `publish`."""
         with disk.full_disk_is_typed(FULL, name):
             status = _status(source)
@@ -222,21 +264,25 @@ class Folder:
             is_begun = old is not None and os.path.samestat(old, status)
             if old is not None and not overwrite and not is_begun:
                 raise already_exists(name)
-            self._records.write(name, _signature(status), digest, upload_id, None if old is None else _signature(old))
+            record = Content(status, etag or digest or etag_of(status), digest)
+            self.uploads.with_room(lambda: self._records.write(name, record, upload_id, old))
             try:
-                self._places.put(source, name, overwrite=overwrite, is_begun=is_begun)
+                put = partial(self._places.put, source, name, overwrite=overwrite, is_begun=is_begun)
+                placed = self.uploads.with_room(put)
             except FileExistsError:
                 raise already_exists(name) from None
+            self._records.note(name, placed)
+        return placed
 
     def _info(self, name: str, status: os.stat_result) -> FileInfo:
-        signature = _signature(status)
-        digest = self._records.digest(name, signature)
-        return FileInfo(name, status.st_size, digest or signature, status.st_mtime, digest)
+        content = self._records.content(name, status)
+        return FileInfo(name, status.st_size, content.etag, status.st_mtime, content.digest)
 
     def _clean(self) -> None:
         for entry in entries(self._scratch):
             disk.remove(entry.path)
-        self.uploads.clean()
+        os.utime(self._lock_path)  # takes no room on a full disk
+        self.uploads.clean(os.stat(self._lock_path).st_mtime)
         if moved := self._places.move_to_paths():
             _log.info("%s: %d files with encoded names were moved to their paths", self._root, moved)
         for key in self._records.fingerprints():
@@ -256,11 +302,3 @@ def _by_kind(counted: tuple[Unserved, int]) -> str:
 def _status(place: Place) -> os.stat_result:
     assert place.status is not None, "`Places.find` finds files only"
     return place.status
-
-
-def _signature(status: os.stat_result) -> str:
-    """Identifies a content of a file without reading it.
-
-    An upload gets a time with nanoseconds when it is published, so no two uploaded contents share a signature.
-    """
-    return f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ino:x}"

@@ -60,10 +60,10 @@ class Places:
         key = names.fingerprint_in(entry)
         return names.decode(entry) if key is None else self._records.name_of(key)
 
-    def put(self, source: Place, name: str, *, overwrite: bool, is_begun: bool = False) -> None:
+    def put(self, source: Place, name: str, *, overwrite: bool, is_begun: bool = False) -> os.stat_result:
         """Renames the file at `source` to the place of `name`: that of its file, else its path, else the encoded one.
 
-        The folders on the path are made, and everything is synced up to the root.
+        The folders on the path are made, and everything is synced up to the root. Returns the file's status there.
 
         Args:
             source: Where it is.
@@ -79,20 +79,17 @@ class Places:
             for attempt in range(_MAX_TRIES):
                 try:
                     with self._target(name) as place:
-                        is_done = _move(source, place, overwrite=overwrite, is_begun=is_begun)
-                        is_in_tree = is_done and not place.is_encoded
+                        status = _move(source, place, overwrite=overwrite, is_begun=is_begun)
+                        is_in_tree = status is not None and not place.is_encoded
                     if is_in_tree and "/" in name:
                         self.tree.sync(name.split("/")[:-2])  # the file's own folder is synced
-                    break
+                    return status or self._put_encoded(source, name, overwrite=overwrite)
                 except _TAKEN as error:
                     is_taken = isinstance(error, FileExistsError) and self.has(name)
                     is_gone = source.folder.status(source.entry) is None
                     if is_taken or is_gone or attempt == _MAX_TRIES - 1:
                         raise
-            else:
-                raise AssertionError("the last attempt raises")
-            if not is_done:
-                self._put_encoded(source, name, overwrite=overwrite)
+            raise AssertionError("the last attempt raises")
         finally:
             if not is_in_tree:
                 self._prune(name)
@@ -135,10 +132,10 @@ class Places:
             for entry in entries:
                 name = self.name_of(entry.name)
                 path = None if name is None else names.path_of(name)
-                if path is None:
+                if name is None or path is None:
                     continue
                 with suppress(OSError):  # it is served from where it is
-                    if self._move_to_path(entry.path, path):
+                    if self._move_to_path(entry.path, name, path):
                         folders.add(tuple(path[:-1]))
                         moved += 1
                         continue
@@ -194,25 +191,30 @@ class Places:
         folder.close()
         return None
 
-    def _put_encoded(self, source: Place, name: str, *, overwrite: bool) -> None:
+    def _put_encoded(self, source: Place, name: str, *, overwrite: bool) -> os.stat_result:
         """Puts a file where nothing can be renamed to its path, and removes the one that is there."""
         with self.encoded_place(names.encode(name)) as place:
-            if not _move(source, place, overwrite=overwrite):
+            if (status := _move(source, place, overwrite=overwrite)) is None:
                 raise OSError(errno.EXDEV, "the file is on another file system", name)
         if (path := names.path_of(name)) is not None and (old := self.tree.place(path)) is not None:
             with old:
                 _unlink(old.folder, old.entry)
+        return status
 
-    def _move_to_path(self, source: str, path: list[str]) -> bool:
+    def _move_to_path(self, source: str, name: str, path: list[str]) -> bool:
         if (place := self._free_place(path)) is None:
             return False
         with place:
+            status = os.lstat(source)
+            known = self._records.content(name, status)
             if place.status is None:
                 disk.create_from(source, place.path, dst_dir_fd=place.dir_fd)
-            elif os.path.samestat(place.status, os.lstat(source)):
+            elif os.path.samestat(place.status, status):
                 os.unlink(source)  # the process was killed in between
             else:
                 return False
+            if (moved := place.folder.status(place.entry)) is not None:
+                self._records.carry(name, known, moved)
             return True
 
     def _prune(self, name: str) -> None:
@@ -220,8 +222,8 @@ class Places:
             self._made.prune(path[:-1])
 
 
-def _move(source: Place, place: Place, *, overwrite: bool, is_begun: bool = False) -> bool:
-    """Renames the file at `source` to `place`, and returns whether that is possible there."""
+def _move(source: Place, place: Place, *, overwrite: bool, is_begun: bool = False) -> os.stat_result | None:
+    """Renames the file at `source` to `place`, and returns its status there; None if that isn't possible there."""
     try:
         if is_begun:
             os.unlink(source.path, dir_fd=source.dir_fd)
@@ -231,10 +233,10 @@ def _move(source: Place, place: Place, *, overwrite: bool, is_begun: bool = Fals
             disk.create_from(source.path, place.path, source.dir_fd, place.dir_fd)
     except OSError as error:
         if error.errno in _IMPOSSIBLE:
-            return False
+            return None
         raise
     place.folder.sync()  # first: the file system may make the folders on the path durable with it
-    return True
+    return place.folder.status(place.entry) or source.status  # another program may have removed it by now
 
 
 def _unlink(folder: OpenFolder, entry: str) -> None:

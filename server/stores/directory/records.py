@@ -2,28 +2,47 @@
 
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from shared.files import disk
 
 from . import names
 
-__all__ = ["Records", "entries", "key_of", "read_json", "write_json"]
+__all__ = ["Content", "Records", "entries", "etag_of", "key_of", "read_json", "write_json"]
 
 # A listing of more files than these reads the records of all of them again.
 _DIGESTS_IN_MEMORY: Final = 8192
 
+# How long it may take from the end of an upload until its file has its place.
+_PUBLISHED_WITHIN_NS: Final = 60 * 10**9
+
 _serial: Final = count()
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A file's content: its status, its etag, and its digest if that is known."""
+
+    status: os.stat_result
+    etag: str
+    digest: str | None
 
 
 class Records:
     """One record for each file, `<SHA-256 of the name>.json`: its full name, its digest and its upload's id.
 
     A record is written before its file is replaced, so it holds the digests of both the old and the new content, each
-    under the `signature` of its own.
+    under its signature: size, time and inode; and the etag of one without a digest, which a move doesn't change.
+
+    Another program may give a file another content of the same signature, as its time is one that anybody can set; but
+    not without changing the time of its status, which nobody can. That one isn't known when the record is written, as
+    the renaming itself changes it: what is recorded holds if this process has seen the file renamed at that very time,
+    or if that is within a minute of the record's.
 
     Args:
         path: The folder with the records.
@@ -33,25 +52,52 @@ class Records:
     def __init__(self, path: str, scratch: str) -> None:
         self.path: Final = path
         self._scratch = scratch
-        self._digest_of = lru_cache(_DIGESTS_IN_MEMORY)(self._read_digest)
+        self._known = lru_cache(_DIGESTS_IN_MEMORY)(self._read)
+        # What this process has published: the signature and the status's time of each name's content.
+        self._published: OrderedDict[str, tuple[str, int]] = OrderedDict()
 
-    def digest(self, name: str, signature: str) -> str | None:
-        """The digest of the content with that signature; None if it isn't known."""
-        return self._digest_of(name, signature)
+    def content(self, name: str, status: os.stat_result) -> "Content":
+        """What is known of the content with that status."""
+        known = self._known(name, _signature(status), status.st_ctime_ns)
+        return Content(status, etag_of(status), None) if known is None else Content(status, *known)
 
-    def publisher(self, name: str, signature: str) -> str | None:
+    def publisher(self, name: str, status: os.stat_result) -> str | None:
         """The id of the upload that published the content; None if it isn't known."""
-        return self._of(name, "published").get(signature)
+        return self._of(name, "published").get(_signature(status))
 
-    def write(
-        self, name: str, signature: str, digest: str | None, upload_id: str | None, old_signature: str | None
-    ) -> None:
-        """Records a content that is about to get the name, and keeps the digest of the one that it replaces."""
-        digests = {} if digest is None else {signature: digest}
-        if old_signature is not None and (old_digest := self.digest(name, old_signature)) is not None:
-            digests[old_signature] = old_digest
-        record = {"name": name, "digests": digests, "published": {} if upload_id is None else {signature: upload_id}}
+    def write(self, name: str, content: "Content", upload_id: str | None, old: os.stat_result | None) -> None:
+        """Records a content that is about to get the name, and keeps what is known of the one that it replaces.
+
+        Args:
+            content: Its status is that of the file before it is renamed.
+            upload_id: Of the upload that publishes it; None for a file that is moved.
+            old: Of the file that it replaces; None if there is none.
+        """
+        contents = [content] if old is None else [self.content(name, old), content]
+        digests, etags, sealed = dict[str, str](), dict[str, str](), dict[str, int]()
+        for each in contents:
+            signature = _signature(each.status)
+            sealed[signature] = each.status.st_ctime_ns
+            if each.digest is not None:
+                digests[signature] = each.digest
+            if each.etag != each.digest:
+                etags[signature] = each.etag
+        published = {} if upload_id is None else {_signature(content.status): upload_id}
+        record = {"name": name, "digests": digests, "etags": etags, "sealed": sealed, "published": published}
         write_json(self._path(names.fingerprint(name)), record, scratch=self._scratch, durable=True)
+
+    def note(self, name: str, status: os.stat_result) -> None:
+        """Notes the status that a content has now that it is published."""
+        self._published[name] = _signature(status), status.st_ctime_ns
+        self._published.move_to_end(name)
+        if len(self._published) > _DIGESTS_IN_MEMORY:
+            self._published.popitem(last=False)
+
+    def carry(self, name: str, known: "Content", status: os.stat_result) -> None:
+        """Records what is known of a content whose file was renamed, without another name: it has `status` now."""
+        is_timed = isinstance(self._of(name, "sealed").get(_signature(status)), int)
+        if is_timed and known.etag != etag_of(known.status):
+            self.write(name, Content(status, known.etag, known.digest), None, None)
 
     def name_of(self, key: str) -> str | None:
         """The full name whose fingerprint is `key`; None if there is no such record."""
@@ -72,14 +118,35 @@ class Records:
     def _path(self, key: str) -> str:
         return os.path.join(self.path, f"{key}.json")
 
-    def _read_digest(self, name: str, signature: str) -> str | None:
-        return self._of(name, "digests").get(signature)
+    def _read(self, name: str, signature: str, changed: int) -> tuple[str, str | None] | None:
+        """The etag and the digest of the content with that signature and time of its status, if they are recorded."""
+        published = self._published.get(name)
+        if published is not None and published[0] == signature:
+            is_same = published[1] == changed
+        else:
+            sealed = self._of(name, "sealed").get(signature)
+            # A record of an older version has none; its files have the times at which they were published.
+            is_same = not isinstance(sealed, int) or sealed <= changed <= sealed + _PUBLISHED_WITHIN_NS
+        if not is_same:
+            return None
+        digest = self._of(name, "digests").get(signature)
+        etag = self._of(name, "etags").get(signature, digest)
+        return None if etag is None else (etag, digest)
 
-    def _of(self, name: str, kind: str) -> Mapping[str, str]:
+    def _of(self, name: str, kind: str) -> Mapping[str, Any]:
         record = read_json(self._path(names.fingerprint(name)))
         by_signature = record.get(kind)
         is_valid = record.get("name") == name and isinstance(by_signature, dict)
-        return cast("dict[str, str]", by_signature) if is_valid else {}
+        return cast("dict[str, Any]", by_signature) if is_valid else {}
+
+
+def _signature(status: os.stat_result) -> str:
+    return f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ino:x}"
+
+
+def etag_of(status: os.stat_result) -> str:
+    """Identifies a content whose digest isn't known, as far as the file system tells contents apart."""
+    return f"{_signature(status)}-{status.st_ctime_ns:x}"
 
 
 def entries(path: str) -> list[os.DirEntry[str]]:
@@ -98,7 +165,7 @@ def read_json(path: str) -> Mapping[str, object]:
     try:
         with open(path, "rb") as file:
             record: object = json.loads(file.read())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, PermissionError, ValueError):
         return {}
     return cast("dict[str, object]", record) if isinstance(record, dict) else {}
 

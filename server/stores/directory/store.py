@@ -1,27 +1,28 @@
 """Files in a folder of a disk: `server.stores.base.Store` over `Folder`, with no disk work in the event loop."""
 
 import asyncio
-import errno
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from os import PathLike, close, fspath, fstat
-from typing import Final, ParamSpec, TypeVar, cast
+from os import PathLike, fspath
+from typing import Final, ParamSpec, TypeVar
 from uuid import uuid4
 
 from shared.aio import run_blocking, wait_uncancelled
-from shared.errors import Changed, NotFound, ServerFull
+from shared.errors import Forbidden, NotFound
 from shared.files import disk
 from shared.files.part import FileTarget
 from shared.protocol.digest import DEFAULT_ALGORITHM
 from shared.protocol.wire import FileInfo
 
-from ..base import PAGE_FILES, OpenFile, Page, Reader, Store
+from ..base import PAGE_FILES, Page, Reader, Store
+from ..failures import READ_ONLY, too_many_files, typed
 from ..parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists
 from .folder import Folder
 from .names import fingerprint
+from .reader import DirectoryReader
 from .unfinished import UploadFile
 
 __all__ = ["DirectoryStore"]
@@ -54,28 +55,37 @@ class DirectoryStore(Store):
 
     A full disk, or a quota, is StorageFull wherever something is written. Uploads and readers may have half of the
     descriptors that the process may open, as its limit was at the start; a call beyond that, or that reaches the
-    system's own limit, raises ServerFull. On Windows a file can't be replaced or deleted while it is read: that is a
-    PermissionError.
+    system's own limit, raises ServerFull. A folder that was removed, or whose disk was unmounted or fails, is
+    StorageUnavailable, until it is back, or another one is in its place. What the system doesn't allow is Forbidden. On
+    Windows a file can't be replaced or deleted while it is read: that is StorageUnavailable, too.
 
     Args:
         path: The folder; `start` makes it if it isn't there.
         max_file_bytes: The largest file it takes; None for no limit.
+        read_only: Whether nothing is written to the folder, not even a lock: everything that would is Forbidden. It
+            must be there, and other processes may use it.
         follow_links: Whether links that lead to a file or folder below `path` are served like what they lead to; no
             link is followed that leads elsewhere, or to a folder that it is in. An upload replaces what the link leads
             to, a delete removes the link.
     """
 
     def __init__(
-        self, path: str | PathLike[str], max_file_bytes: int | None = None, *, follow_links: bool = False
+        self,
+        path: str | PathLike[str],
+        max_file_bytes: int | None = None,
+        *,
+        read_only: bool = False,
+        follow_links: bool = False,
     ) -> None:
-        self._folder = Folder(fspath(path), follow_links=follow_links)
+        self._folder = Folder(fspath(path), read_only=read_only, follow_links=follow_links)
+        self._read_only = read_only
         self._max_file_bytes = max_file_bytes
         self._locks = KeyedLocks()
         # One page at a time, so that the folders' names that all listings share need no lock, and threads are left.
         self._listing = asyncio.Lock()
         self._open: dict[str, _DirectoryPart] = {}
         self._suspended: OrderedDict[str, UploadFile] = OrderedDict()
-        self._readers: set[_DirectoryReader] = set()
+        self._readers: set[DirectoryReader] = set()
         self._opening = 0
         self._max_open: int | None = None
         self._executor: ThreadPoolExecutor | None = None
@@ -130,11 +140,11 @@ class DirectoryStore(Store):
 
     async def list(self, prefix: str = "", after: str = "", limit: int = PAGE_FILES) -> Page:
         async with self._listing:
-            return await self.run(self._folder.list, prefix, after, limit)
+            return await self.run(self._list, prefix, after, limit)
 
     async def open(self, name: str) -> Reader:
         self._check_open_files()
-        reader = _DirectoryReader(self, name)
+        reader = DirectoryReader(self, name)
         self._readers.add(reader)
         try:
             await self.run(reader.open, self._folder)
@@ -144,8 +154,16 @@ class DirectoryStore(Store):
         return reader
 
     async def begin(
-        self, upload_id: str, name: str, *, size: int | None, algorithm: str | None, overwrite: bool = True
+        self,
+        upload_id: str,
+        name: str,
+        *,
+        size: int | None,
+        algorithm: str | None,
+        overwrite: bool = True,
+        modified: float | None = None,
     ) -> PartUpload:
+        self._check_writable(name)
         spec = UploadSpec(upload_id, name, size, algorithm)
         spec.check(self._max_file_bytes)
         key = fingerprint(upload_id)
@@ -158,7 +176,7 @@ class DirectoryStore(Store):
                 spec.check_same(part.spec)
             else:
                 part = await self._open_part(key, spec)
-            return PartUpload(part, lock, overwrite=overwrite, max_bytes=self._max_file_bytes)
+            return PartUpload(part, lock, overwrite=overwrite, modified=modified, max_bytes=self._max_file_bytes)
 
     async def put(self, name: str, content: bytes) -> None:
         upload = await self.begin(uuid4().hex, name, size=len(content), algorithm=DEFAULT_ALGORITHM)
@@ -179,14 +197,17 @@ class DirectoryStore(Store):
         elif (found := await self.run(self._folder.uploads.find, key)) is not None:
             spec, durable = found[0], found[1].st_size
         if spec is None or spec.name != name:
+            await self.run(self._folder.check)
             raise NotFound(f"no unfinished upload {upload_id!r} of {name!r}", name=name)
         return durable
 
     async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
+        self._check_writable(name)
         async with self.lock_of_file(name):
             return await self.run(self._folder.delete, name, if_match)
 
     async def move(self, source: str, target: str, *, overwrite: bool = True, if_match: str | None = None) -> FileInfo:
+        self._check_writable(source)
         async with AsyncExitStack() as locks:
             for name in sorted({source.casefold(), target.casefold()}):  # in the same order in every call
                 await locks.enter_async_context(self.lock_of_file(name))
@@ -195,19 +216,23 @@ class DirectoryStore(Store):
     async def sweep(self, max_age_seconds: float) -> int:
         async with self._listing:
             self._folder.listings.free()
-        oldest = time.time() - max_age_seconds
+        if self._read_only:
+            return 0
+        uploads, oldest = self._folder.uploads, time.monotonic() - max_age_seconds
         dropped = 0
-        for key in await self.run(self._folder.uploads.stale, oldest):
+        for key in [*await self.run(uploads.stale, oldest), *(self._open if max_age_seconds < 0 else ())]:
             async with self._locks[f"upload {key}"]:
-                if not await self.run(self._folder.uploads.is_stale, key, oldest):
-                    continue  # it has gone on meanwhile
-                dropped += 1
                 if (part := self._open.get(key)) is not None:
+                    if max_age_seconds >= 0:
+                        continue  # it has gone on meanwhile
                     part.owner = None
                     await part.drop()
-                else:
+                elif uploads.is_stale(key, oldest):
                     self._suspended.pop(key, None)
-                    await self.run(self._folder.uploads.drop, key)
+                    await self.run(uploads.drop, key)
+                else:
+                    continue
+                dropped += 1
         for name in await self.run(self._folder.orphans):
             async with self.lock_of_file(name):
                 await self.run(self._folder.drop_orphan, name)
@@ -224,16 +249,33 @@ class DirectoryStore(Store):
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a blocking function, called in one of the store's threads."""
-        try:
-            return await run_blocking(self.executor, function, *args, **kwargs)
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise _too_many_files() from error
-            raise
+        return await run_blocking(self.executor, self._call, function, *args, **kwargs)
 
-    async def publish(self, part: "_DirectoryPart", *, overwrite: bool) -> FileInfo:
+    def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls a function; the system's errors get typed, and a file isn't missing where the whole folder is."""
+        try:
+            try:
+                return function(*args, **kwargs)
+            except NotFound:
+                self._folder.check()
+                raise
+        except OSError as error:
+            failure = typed(error)
+            if failure is None:
+                raise
+            raise failure from error
+
+    def _list(self, prefix: str, after: str, limit: int) -> Page:
+        self._folder.check()
+        return self._folder.list(prefix, after, limit)
+
+    def _open_file(self, file: UploadFile) -> bool:
+        self._folder.check()
+        return file.open()
+
+    async def publish(self, part: "_DirectoryPart", *, overwrite: bool, modified: float | None) -> FileInfo:
         """Makes a part the file."""
-        await self.run(part.file.seal)
+        await self.run(self._folder.seal, part.file, modified)
         async with self.lock_of_file(part.spec.name):
             return await self.run(self._folder.publish, part.file, overwrite=overwrite)
 
@@ -254,7 +296,7 @@ class DirectoryStore(Store):
         """Whether a part that was closed has been opened anew."""
         return self._open.get(part.key, part) is not part
 
-    def forget_reader(self, reader: "_DirectoryReader") -> None:
+    def forget_reader(self, reader: "DirectoryReader") -> None:
         """Notes that a reader is closed."""
         self._readers.discard(reader)
 
@@ -262,7 +304,11 @@ class DirectoryStore(Store):
         """Raises ServerFull where one more may not be opened."""
         is_open = len(self._open) + len(self._readers) + self._opening
         if self._max_open is not None and is_open >= self._max_open:
-            raise _too_many_files()
+            raise too_many_files()
+
+    def _check_writable(self, name: str) -> None:
+        if self._read_only:
+            raise Forbidden(READ_ONLY, name=name)
 
     async def _open_part(self, key: str, spec: UploadSpec) -> "_DirectoryPart":
         self._check_open_files()
@@ -271,11 +317,11 @@ class DirectoryStore(Store):
             file = UploadFile(self._folder.uploads, spec, self.executor)
         self._opening += 1
         try:
-            is_complete = await self.run(file.open)
+            is_complete = await self.run(self._open_file, file)
             while not is_complete:
                 is_complete = await self.run(file.content.catch_up)
         except BaseException:
-            await self.run(file.content.close)
+            await self.run(file.close)
             raise
         finally:
             self._opening -= 1
@@ -296,21 +342,29 @@ class _DirectoryPart(Part):
     async def write(self, chunks: Sequence[bytes]) -> None:
         await self._store.run(self.file.content.write_all, chunks)
 
+    @property
+    def found_no_room(self) -> bool:
+        return self.file.found_no_room
+
     def as_file(self) -> FileTarget:
         return self.file.content
 
-    async def publish(self, *, overwrite: bool) -> FileInfo:
+    async def publish(self, *, overwrite: bool, modified: float | None) -> FileInfo:
         is_published = False
         try:
-            info = await self._store.publish(self, overwrite=overwrite)
+            info = await self._store.publish(self, overwrite=overwrite, modified=modified)
             is_published = True
         finally:
-            self._store.forget(self, keep=not is_published)
+            try:
+                if not is_published:
+                    await self._store.run(self.file.close)
+            finally:
+                self._store.forget(self, keep=not is_published)
         return info
 
     async def close(self) -> None:
         try:
-            await self._store.run(self.file.content.close)
+            await self._store.run(self.file.close)
         finally:
             self._store.forget(self, keep=True)
 
@@ -321,57 +375,3 @@ class _DirectoryPart(Part):
             await self._store.run(self.file.drop)
         finally:
             self._store.forget(self, keep=False)
-
-
-class _DirectoryReader(Reader):
-    """A file's descriptor: it stays with the content that it was opened for."""
-
-    def __init__(self, store: DirectoryStore, name: str) -> None:
-        self._store = store
-        self._name = name
-        self._lock = asyncio.Lock()
-        self._fd: int | None = None
-        self._info: FileInfo | None = None
-        self._written = 0
-
-    @property
-    def info(self) -> FileInfo:
-        assert self._info is not None, "`open` sets it"
-        return self._info
-
-    async def read(self, offset: int, length: int) -> bytes:
-        async with self._lock:  # the descriptor's number mustn't become another file's while a thread reads
-            return await self._store.run(self._read, offset, length)
-
-    def as_file(self) -> OpenFile:
-        assert self._fd is not None, "`open` sets it"
-        return OpenFile(self._fd, self._store.executor, self._is_same)
-
-    async def close(self) -> None:
-        async with self._lock:
-            fd, self._fd = self._fd, None
-            self._store.forget_reader(self)
-            if fd is not None:
-                await self._store.run(close, fd)
-
-    def open(self, folder: Folder) -> None:
-        """Blocks."""
-        self._fd, self._info = folder.open_file(self._name)
-        self._written = fstat(self._fd).st_mtime_ns
-
-    def _read(self, offset: int, length: int) -> bytes:
-        if self._fd is None:
-            raise RuntimeError("the reader is closed")
-        expected = max(0, min(length, self.info.size - offset))
-        data = disk.read_at(self._fd, expected, offset)
-        if len(data) < expected or not self._is_same():
-            raise Changed(f"{self._name!r} was changed while it was read", name=self._name)
-        return data
-
-    def _is_same(self) -> bool:
-        status = fstat(cast(int, self._fd))
-        return (status.st_size, status.st_mtime_ns) == (self.info.size, self._written)
-
-
-def _too_many_files() -> ServerFull:
-    return ServerFull("too many files are open just now; try again later")

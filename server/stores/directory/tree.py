@@ -8,6 +8,7 @@ step is looked at before it is made. Everything blocks.
 import errno
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
@@ -165,7 +166,7 @@ class Tree:
     def __init__(self, root: str, *, follow_links: bool = False) -> None:
         self.root: Final = root
         self.follow_links: Final = follow_links
-        self.is_exact = True
+        self.is_exact = sys.platform not in ("darwin", "win32")  # for a folder that is only read; see `Places.probe`
 
     def folder(self, path: Sequence[str], make: Make | None = None) -> OpenFolder | None:
         """The folder at `path`, open; None if there is none, it can't be read, or is in itself by way of a link.

@@ -1,0 +1,85 @@
+"""One open file of a served folder, which the store's threads read."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from os import close, fstat
+from typing import ParamSpec, Protocol, TypeVar, cast
+
+from shared.errors import Changed
+from shared.files import disk
+from shared.protocol.wire import FileInfo
+
+from ..base import OpenFile, Reader
+from .folder import Folder
+
+__all__ = ["DirectoryReader"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class StoreThreads(Protocol):
+    """What a reader needs of its store."""
+
+    @property
+    def executor(self) -> ThreadPoolExecutor: ...
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    def forget_reader(self, reader: "DirectoryReader") -> None: ...
+
+
+class DirectoryReader(Reader):
+    """A file's descriptor: it stays with the content that it was opened for.
+
+    Args:
+        store: Is notified when the reader is closed.
+        name: The file's.
+    """
+
+    def __init__(self, store: StoreThreads, name: str) -> None:
+        self._store = store
+        self._name = name
+        self._lock = asyncio.Lock()
+        self._fd: int | None = None
+        self._info: FileInfo | None = None
+        self._written = 0
+
+    @property
+    def info(self) -> FileInfo:
+        assert self._info is not None, "`open` sets it"
+        return self._info
+
+    async def read(self, offset: int, length: int) -> bytes:
+        async with self._lock:  # the descriptor's number mustn't become another file's while a thread reads
+            return await self._store.run(self._read, offset, length)
+
+    def as_file(self) -> OpenFile:
+        assert self._fd is not None, "`open` sets it"
+        return OpenFile(self._fd, self._store.executor, self._is_same)
+
+    async def close(self) -> None:
+        async with self._lock:
+            fd, self._fd = self._fd, None
+            self._store.forget_reader(self)
+            if fd is not None:
+                await self._store.run(close, fd)
+
+    def open(self, folder: Folder) -> None:
+        """Blocks."""
+        self._fd, self._info = folder.open_file(self._name)
+        self._written = fstat(self._fd).st_mtime_ns
+
+    def _read(self, offset: int, length: int) -> bytes:
+        if self._fd is None:
+            raise RuntimeError("the reader is closed")
+        expected = max(0, min(length, self.info.size - offset))
+        data = disk.read_at(self._fd, expected, offset)
+        if len(data) < expected or not self._is_same():
+            raise Changed(f"{self._name!r} was changed while it was read", name=self._name)
+        return data
+
+    def _is_same(self) -> bool:
+        status = fstat(cast(int, self._fd))
+        return (status.st_size, status.st_mtime_ns) == (self.info.size, self._written)
