@@ -1,9 +1,10 @@
 """A piece of a file in a transfer, and the credit that it holds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-__all__ = ["Chunk", "release"]
+from .rx.demand import Hold, ItemCredit, emitting
+
+__all__ = ["Chunk", "hold"]
 
 
 class Chunk:
@@ -22,7 +23,7 @@ class Chunk:
     def __init__(self, offset: int, data: bytes, on_released: Callable[[], None] | None = None) -> None:
         self.offset = offset
         self.data = data
-        self._credit = _Credit(on_released)
+        self._credit = ItemCredit(on_released)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -36,9 +37,7 @@ class Chunk:
         Raises:
             RuntimeError: The credit has gone back already.
         """
-        if not self._credit.holders:
-            raise RuntimeError("a chunk can be retained only before its on_next returns; its credit has gone back")
-        self._credit.holders += 1
+        self._retainable().retain()
 
     def release(self) -> None:
         """Undoes one `retain`; the last release gives the credit back.
@@ -46,12 +45,20 @@ class Chunk:
         Raises:
             RuntimeError: It was released more often than retained.
         """
-        credit = self._credit
-        if not credit.holders:
+        if not self._credit.is_held:
             raise RuntimeError("the chunk was released more often than retained")
-        credit.holders -= 1
-        if not credit.holders and credit.on_released is not None:
-            credit.on_released()
+        self._credit.release()
+
+    def deliver(self, on_next: Callable[["Chunk"], object]) -> None:
+        """Calls `on_next` with this chunk, and releases it."""
+        try:
+            Hold(self._credit).emit(on_next, self)
+        finally:
+            self.release()
+
+    def hold(self) -> Hold:
+        """Retains the chunk, and whatever else it costs the source that is delivering it."""
+        return emitting().retain(self._retainable())
 
     def replace(self, data: bytes) -> "Chunk":
         """A chunk of other bytes (compressed, say) with the same credit, for the next stage of a pipeline."""
@@ -59,16 +66,16 @@ class Chunk:
         chunk._credit = self._credit
         return chunk
 
+    def _retainable(self) -> ItemCredit:
+        if not self._credit.is_held:
+            raise RuntimeError("a chunk can be retained only before its on_next returns; its credit has gone back")
+        return self._credit
 
-def release(item: object) -> None:
-    """Releases `item` if it is a chunk; other items hold no credit."""
-    if isinstance(item, Chunk):
-        item.release()
 
+def hold(item: object) -> Hold:
+    """Holds what `item`, which is being delivered, costs its source; to be released when the consumer is done with it.
 
-@dataclass(slots=True)
-class _Credit:
-    """Counts a chunk's holders; the first is the `on_next` that delivers it."""
-
-    on_released: Callable[[], None] | None
-    holders: int = 1
+    Raises:
+        RuntimeError: It is a chunk whose credit has gone back.
+    """
+    return item.hold() if isinstance(item, Chunk) else emitting().retain()

@@ -28,6 +28,7 @@ from rx_client.examples.context import Context, WrongResult
 from rx_client.examples.relay import relay, slow_link
 from rx_client.operators import _map_async, _to_async_iter, retry_backoff
 from rx_client.requests.response import ResponseRequest
+from rx_client.rx.demand import Hold, ItemCredit
 from rx_client.transfers.upload import UploadTransfer
 from server import ChatData, FileServer, MemoryStore, serve
 from shared import ServerError, StorageFull
@@ -517,7 +518,7 @@ def credit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with `limit_rate` (TRAPS 9), a chunk's credit goes back when it arrives, even if the chunk is still in use."""
     monkeypatch.setattr(Chunk, "retain", lambda self: None)
     for operator in (_map_async, _to_async_iter):
-        monkeypatch.setattr(operator, "release", lambda item: None)
+        monkeypatch.setattr(operator, "hold", lambda item: Hold(ItemCredit(None)))
 
 
 @pytest.mark.usefixtures("credit_at_once")

@@ -11,6 +11,7 @@ thread. Subscribe in the event loop's thread.
 `map_async`               an asynchronous function of each item, in order, with demand
 `for_each_async`          an asynchronous action on each item, with demand
 `to_async_iter`           `async for`, with demand
+`from_async_iter`         the way back: an observable of what `async for` would get
 ========================  ==========================================================================
 
 The order in a pipe matters: `stall_timeout` before `retry_backoff` limits each attempt; `progress_every`, which holds
@@ -31,6 +32,7 @@ The examples in the docstrings run in `python -m asyncio`, where `await` works, 
 """
 
 from ._for_each_async import for_each_async
+from ._from_async_iter import from_async_iter
 from ._map_async import map_async
 from ._progress_every import progress_every
 from ._retry_backoff import retry_backoff
@@ -40,6 +42,7 @@ from ._transfer_all import transfer_all
 
 __all__ = [
     "for_each_async",
+    "from_async_iter",
     "map_async",
     "progress_every",
     "retry_backoff",

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from reactivex import Observable, abc
-from reactivex.disposable import CompositeDisposable, SingleAssignmentDisposable
+from reactivex.disposable import CompositeDisposable, Disposable, SingleAssignmentDisposable
 
+from ..rx.demand import Hold, emitting
 from ..rx.observables import LoopObservable
 
 __all__ = ["transfer_all"]
@@ -17,9 +18,10 @@ T = TypeVar("T")
 def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], Observable[T]]:
     """Subscribes to the transfers that the source emits, in order, and merges their items.
 
-    Any number of transfers may wait to be subscribed to: they are cold, and take a few hundred bytes each. Unlike
-    RxPY's `merge(max_concurrent=...)`, it starts none after another one has failed. The merged events don't name their
-    transfer: `map` each transfer's events before they are merged, and use `retry_backoff` and the like there, too.
+    Unlike RxPY's `merge(max_concurrent=...)`, it starts none after another one has failed. A transfer that waits holds
+    the credit of its item, so that a source that can be slowed down (see `map_async`) isn't far ahead; of those of
+    another source any number may wait: they are cold, and take a few hundred bytes each. Events have their file's
+    `name`. Use `retry_backoff` and the like on each transfer, before they are merged.
 
     ::
 
@@ -54,7 +56,7 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
     def _transfer_all(source: Observable[Observable[T]]) -> Observable[T]:
         def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
             subscriptions = CompositeDisposable()
-            waiting: deque[Observable[T]] = deque()
+            waiting: deque[tuple[Observable[T], Hold]] = deque()
             active = 0
             is_starting = is_source_done = False
 
@@ -67,7 +69,9 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
                 is_starting = True
                 while waiting and active < max_concurrent and not subscriptions.is_disposed:
                     active += 1
-                    run(waiting.popleft())
+                    transfer, held = waiting.popleft()
+                    run(transfer)
+                    held.release()
                 is_starting = False
                 if is_source_done and not active:
                     observer.on_completed()
@@ -91,7 +95,9 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
                 observer.on_error(error)
 
             def on_next(transfer: Observable[T]) -> None:
-                waiting.append(transfer)
+                if subscriptions.is_disposed:
+                    return
+                waiting.append((transfer, emitting().retain()))
                 start()
 
             def on_completed() -> None:
@@ -99,8 +105,13 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
                 is_source_done = True
                 start()
 
+            def drop_waiting() -> None:
+                while waiting:
+                    waiting.popleft()[1].release()
+
             upstream = SingleAssignmentDisposable()
             subscriptions.add(upstream)
+            subscriptions.add(Disposable(drop_waiting))
             upstream.disposable = source.subscribe(on_next, on_error, on_completed, scheduler=scheduler)
             return subscriptions
 

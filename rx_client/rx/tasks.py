@@ -16,7 +16,7 @@ T = TypeVar("T")
 def from_coroutine(
     work: Callable[[Callable[[T], None]], Coroutine[Any, Any, None]], tasks: set[asyncio.Task[None]]
 ) -> TransferObservable[T]:
-    """An observable that runs `work(emit)` in a task for each subscription; it completes, or fails, as the task does.
+    """A transfer that runs `work(emit)` in a task for each subscription; it completes, or fails, as the task does.
 
     Disposing cancels the task; what `work` cleans up then goes on after the dispose has returned.
 

@@ -103,11 +103,7 @@ class ChunkRequest(RangeRequest):
         self.receiver.on_bytes(len(data))
         if self._digest is not None:
             self._digest.update(data)
-        chunk = Chunk(offset, data, self._on_consumed)
-        try:
-            self._observer.on_next(chunk)
-        finally:
-            chunk.release()
+        Chunk(offset, data, self._on_consumed).deliver(self._observer.on_next)
 
     def _on_complete(self) -> None:
         if self._digest is not None:

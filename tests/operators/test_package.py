@@ -22,6 +22,7 @@ from .helpers import transfer
 
 EXPORTED = [
     "for_each_async",
+    "from_async_iter",
     "map_async",
     "progress_every",
     "retry_backoff",
@@ -85,7 +86,7 @@ def expected_output(example: doctest.Example) -> str:
     return example.exc_msg or example.want
 
 
-@pytest.mark.parametrize("name", [name for name in EXPORTED if name != "to_async_iter"])
+@pytest.mark.parametrize("name", [name for name in EXPORTED if not name.endswith("_async_iter")])
 async def test_operators_piped_after_ours_run_on_the_loop(name: str) -> None:
     threads: set[threading.Thread] = set()
     arguments = {
