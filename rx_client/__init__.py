@@ -4,7 +4,17 @@ from .chunks import Chunk
 from .client import FileClient
 from .connection.options import ConnectOptions, parse_uri
 from .connection.states import Connected, Connecting, ConnectionState, Disconnected
-from .events import Completed, Progress, Retrying, Started, TransferEvent
+from .events import (
+    Completed,
+    Failed,
+    Progress,
+    Retrying,
+    Skipped,
+    Started,
+    TotalProgress,
+    TransferEvent,
+    TreeEvent,
+)
 from .requests.cold import ColdReactiveXClient
 from .transfers.sinks import AsyncWriter
 
@@ -18,10 +28,14 @@ __all__ = [
     "Connecting",
     "ConnectionState",
     "Disconnected",
+    "Failed",
     "FileClient",
     "Progress",
     "Retrying",
+    "Skipped",
     "Started",
+    "TotalProgress",
     "TransferEvent",
+    "TreeEvent",
     "parse_uri",
 ]

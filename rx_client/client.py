@@ -490,7 +490,7 @@ class FileClient:
             except TransferError as error:
                 raise _about(error, name) from error.__cause__
 
-        return from_coroutine(named, self._tasks).pipe(within(deadline, name))
+        return from_coroutine(named, self._tasks, name).pipe(within(deadline, name))
 
 
 def _check_type(name: str) -> None:

@@ -13,6 +13,7 @@ EXPORTED = {
         *("AsyncWriter", "Chunk", "ColdReactiveXClient", "FileClient", "parse_uri"),
         *("ConnectOptions", "Connected", "Connecting", "ConnectionState", "Disconnected"),
         *("Completed", "Progress", "Retrying", "Started", "TransferEvent"),
+        *("Failed", "Skipped", "TotalProgress", "TreeEvent"),
     },
     "server": {
         *("ChatData", "ChatUserSession", "FileServer", "get_file_name", "serve"),

@@ -7,7 +7,7 @@ RxPY's time-based operators run on a thread of their own when the subscription n
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar, TypeVarTuple, cast
+from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
@@ -59,12 +59,22 @@ class TransferObservable(LoopObservable[T]):
     """An observable whose items are the `TransferEvent`s of one transfer.
 
     The class is how an operator knows before the first event that it may emit events of its own; see `retry_backoff`.
+
+    Args:
+        subscribe: As for `reactivex.Observable`.
+        name: The file's.
     """
+
+    def __init__(self, subscribe: abc.Subscription[T], name: str) -> None:
+        super().__init__(subscribe)
+        self.name: Final = name
 
 
 def like(source: Observable[Any], subscribe: abc.Subscription[T]) -> LoopObservable[T]:
     """An observable for an operator that passes on what `source` emits: of a transfer where `source` is one."""
-    return TransferObservable(subscribe) if isinstance(source, TransferObservable) else LoopObservable(subscribe)
+    if isinstance(source, TransferObservable):
+        return TransferObservable(subscribe, source.name)
+    return LoopObservable(subscribe)
 
 
 def on_loop(source: Observable[T]) -> LoopObservable[T]:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def from_coroutine(
-    work: Callable[[Callable[[T], None]], Coroutine[Any, Any, None]], tasks: set[asyncio.Task[None]]
+    work: Callable[[Callable[[T], None]], Coroutine[Any, Any, None]], tasks: set[asyncio.Task[None]], name: str
 ) -> TransferObservable[T]:
     """A transfer that runs `work(emit)` in a task for each subscription; it completes, or fails, as the task does.
 
@@ -23,6 +23,7 @@ def from_coroutine(
     Args:
         work: Calls `emit` for each item. An observer that raises does so out of `emit`.
         tasks: Holds each task while it runs, so that their end can be waited for.
+        name: The file's.
     """
 
     def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
@@ -55,4 +56,4 @@ def from_coroutine(
 
         return disposable_on(loop, dispose)
 
-    return TransferObservable(subscribe)
+    return TransferObservable(subscribe, name)

@@ -67,6 +67,7 @@ class UploadChannel(Request):
         self.chunk_bytes = chunk_bytes or (FILE_CHUNK_BYTES if is_large else CHUNK_BYTES)
         self.info: FileInfo | None = None  # once the server has verified and published the file
         self._sender = UploadSender((window or DEFAULT_WINDOW) * self.chunk_bytes)
+        self._name = name
         self._upload = request
         self._emit = emit
         self._on_committed = on_committed
@@ -173,14 +174,16 @@ class UploadChannel(Request):
         if said is None:
             raise ProtocolError("the server sent a receipt that says nothing")
         receipt = Receipt.from_json(said)
+        if receipt.info is not None and receipt.info.name != self._name:
+            raise ProtocolError("the server published another file than was sent", name=self._name)
         self.info = receipt.info
         before = self._sender.committed
         start = self._sender.on_receipt(receipt)
         if start is not None:
             self._start = start
-            self._emit(Started(self._upload.upload_id, self._upload.size, start))
+            self._emit(Started(self._upload.upload_id, self._upload.size, start, name=self._name))
         elif receipt.committed > before:
-            self._emit(Progress(receipt.committed, self._upload.size))
+            self._emit(Progress(receipt.committed, self._upload.size, name=self._name))
         self.arrived += start is not None or receipt.committed > before  # a repeated receipt is no progress
         self._on_committed(receipt.committed)
         self._on_credit()

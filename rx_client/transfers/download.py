@@ -257,7 +257,7 @@ async def _receive(
     try:
         info = (await stream.head()).info
         await sink.begin(info)
-        emit(Started(None, info.size, sink.offset))
+        emit(Started(None, info.size, sink.offset, name=name))
         reported = sink.offset
         stream.write_to(sink)
         is_more = True
@@ -265,7 +265,7 @@ async def _receive(
             is_more = await stream.written()
             if sink.offset > reported:
                 reported = sink.offset
-                emit(Progress(reported, info.size))
+                emit(Progress(reported, info.size, name=name))
         return stream.receiver.complete(sink.digest)
     finally:
         await stream.stop()
