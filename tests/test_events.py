@@ -5,7 +5,7 @@ from pathlib import Path
 
 from reactivex import operators as ops
 
-from rx_client import Completed, FileClient, Progress, Retrying, Started, TotalProgress
+from rx_client import Completed, ConnectOptions, FileClient, Progress, Retrying, Started, TotalProgress
 from rx_client.operators import retry_backoff
 from server import serve
 from shared.errors import ConnectionFailed, ConnectionLost
@@ -44,7 +44,8 @@ async def test_every_event_names_its_file(tmp_path: Path) -> None:
 
 
 async def test_a_retry_before_the_first_event_names_its_file_too() -> None:
-    async with serve() as server, FileClient.connect(server.uri) as files:
+    options = ConnectOptions(reconnect_timeout=0.2, reconnect_cap=0.1)
+    async with serve() as server, FileClient.connect(server.uri, options=options) as files:
         await server.close()
         upload, heard = files.upload_from("a", b"content").pipe(retry_backoff(1, base=0.01)), Recorder()
         upload.subscribe(heard)
