@@ -16,6 +16,7 @@ from .events import (
     TreeEvent,
 )
 from .requests.cold import ColdReactiveXClient
+from .transfers.limit import RateLimit, rate_limit
 from .transfers.sinks import AsyncWriter
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Failed",
     "FileClient",
     "Progress",
+    "RateLimit",
     "Retrying",
     "Skipped",
     "Started",
@@ -38,4 +40,5 @@ __all__ = [
     "TransferEvent",
     "TreeEvent",
     "parse_uri",
+    "rate_limit",
 ]

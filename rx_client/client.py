@@ -51,6 +51,7 @@ from .rx.deadlines import within
 from .rx.observables import on_loop
 from .rx.tasks import from_coroutine
 from .transfers.download import ChunkRequest, answered_info, download_into
+from .transfers.limit import RateLimit, Share, after_payment
 from .transfers.sinks import AsyncWriter, PathSink, Sink, WriterSink
 from .transfers.sources import SourceLike, to_source
 from .transfers.upload import UploadTransfer
@@ -234,6 +235,7 @@ class FileClient:
         overwrite: bool = True,
         digest: str | None = DEFAULT_ALGORITHM,
         upload_id: str | None = None,
+        limit: RateLimit | None = None,
         deadline: float | None = None,
     ) -> Observable[TransferEvent]:
         """Uploads a file of any size, a chunk at a time; `retry` resumes it where the server has it.
@@ -254,6 +256,7 @@ class FileClient:
             window: Items that may be under way and not yet durable, 1 or more. None is 16.
             overwrite: Whether a file of that name may be replaced.
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; made up if None.
+            limit: Of bytes a second, shared with other transfers; see `rate_limit`. Items are smaller then.
 
         Returns:
             Emits Started, Progress whenever more bytes are durable at the server, Completed when the file is verified
@@ -286,6 +289,7 @@ class FileClient:
             overwrite=overwrite,
             algorithm=digest,
             upload_id=upload_id or uuid4().hex,
+            limit=limit,
         )
         return self._transfer(name, lambda emit: transfer.attempt(self._requests, emit, self._tasks), deadline)
 
@@ -297,6 +301,7 @@ class FileClient:
         offset: int = 0,
         window: int | None = None,
         digest: str | None = DEFAULT_ALGORITHM,
+        limit: RateLimit | None = None,
         deadline: float | None = None,
     ) -> Observable[TransferEvent]:
         """Downloads a file of any size, a chunk at a time; `retry` resumes it where the sink has it.
@@ -309,6 +314,7 @@ class FileClient:
             sink: A path, whose folder exists; or an object with `async def write(data: bytes)`.
             offset: For a writer that has the file's first bytes: how many. They are not verified.
             window: Items that the server may be ahead of the sink, 1 or more. None is 16.
+            limit: As for `upload_from`.
 
         Returns:
             Emits Started (again with `resumed_from=0` if the file changed and is started over), Progress whenever more
@@ -342,7 +348,7 @@ class FileClient:
         return self._transfer(
             name,
             lambda emit: download_into(
-                self._requests, name, into, algorithm=digest, digest_from=offset, window=window, emit=emit
+                self._requests, name, into, algorithm=digest, digest_from=offset, window=window, limit=limit, emit=emit
             ),
             deadline,
         )
@@ -356,6 +362,7 @@ class FileClient:
         *,
         if_match: str | None = None,
         digest: str | None = DEFAULT_ALGORITHM,
+        limit: RateLimit | None = None,
         deadline: float | None = None,
     ) -> Observable[Chunk]:
         """Emits a range of a file as it arrives; the server is never more than `window` chunks ahead of the consumer.
@@ -368,6 +375,7 @@ class FileClient:
             length: How many bytes; None for all to the end. A range beyond the end is cut there.
             window: Chunks, 1 or more.
             if_match: The etag that the file must have; None if any will do.
+            limit: As for `upload_from`.
 
         Returns:
             Emits the chunks, in order; one without bytes if the range is empty. Completes when all have arrived and the
@@ -385,9 +393,13 @@ class FileClient:
         _check_range("window", window, 1, MAX_REQUEST_N)
         _check_word(check_algorithm, digest)
         request = DownloadRequest(offset, length, if_match, digest)
-        chunks: Observable[Chunk] = self._requests.cold(
-            lambda rsocket, observer: ChunkRequest(rsocket, name, request, window, observer)
-        )
+
+        def ask(share: Share | None) -> Observable[Chunk]:
+            return self._requests.cold(
+                lambda rsocket, observer: ChunkRequest(rsocket, name, request, window, share, observer)
+            )
+
+        chunks = ask(None) if limit is None else after_payment(limit, ask)
         return _naming(name, chunks).pipe(within(deadline, name))
 
     def stat(self, name: str, *, deadline: float | None = None) -> Observable[FileInfo]:

@@ -18,6 +18,7 @@ from shared.protocol.messages import CHUNK_BYTES, UploadEnd, UploadRequest, tran
 from ..events import Completed, TransferEvent
 from ..requests.cold import ColdReactiveXClient
 from .channel import UploadChannel
+from .limit import RateLimit
 from .sources import OpenPath, PathSource, Source
 
 __all__ = ["UploadTransfer"]
@@ -42,6 +43,7 @@ class UploadTransfer:
     overwrite: bool
     algorithm: str | None
     upload_id: str
+    limit: RateLimit | None = None
     # Running digests at offsets that the server may name on the next attempt, oldest first.
     _digests: deque[Digest] = field(default_factory=deque[Digest])
     _version: object = None
@@ -74,6 +76,7 @@ class UploadTransfer:
                 chunk_bytes=self.chunk_bytes,
                 window=self.window,
                 is_file=isinstance(self.source, PathSource),
+                share=None if self.limit is None else self.limit.share(self.chunk_bytes or CHUNK_BYTES),
                 emit=emit,
                 on_committed=self._forget,
             )
