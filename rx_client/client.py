@@ -44,7 +44,7 @@ from .chunks import Chunk
 from .connection.managed import Connection
 from .connection.options import Auth, ConnectOptions
 from .connection.states import ConnectionState
-from .events import TransferEvent
+from .events import TransferEvent, TreeEvent
 from .requests.base import MAX_REQUEST_N, MAX_SMALL_BYTES
 from .requests.cold import ColdReactiveXClient
 from .rx.deadlines import within
@@ -54,6 +54,7 @@ from .transfers.download import ChunkRequest, answered_info, download_into
 from .transfers.limit import RateLimit, Share, after_payment
 from .transfers.sinks import AsyncWriter, PathSink, Sink, WriterSink
 from .transfers.sources import SourceLike, to_source
+from .transfers.trees import EachTransfer, NameFilter, TreeOptions, as_prefix, download_tree, upload_tree
 from .transfers.upload import UploadTransfer
 
 __all__ = ["Content", "FileClient"]
@@ -401,6 +402,125 @@ class FileClient:
 
         chunks = ask(None) if limit is None else after_payment(limit, ask)
         return _naming(name, chunks).pipe(within(deadline, name))
+
+    def upload_tree(
+        self,
+        folder: str | os.PathLike[str],
+        prefix: str = "",
+        *,
+        include: NameFilter | None = None,
+        exclude: NameFilter | None = None,
+        overwrite: bool = True,
+        follow_symlinks: bool = False,
+        max_concurrent: int = 4,
+        each: EachTransfer | None = None,
+        keep_going: bool = True,
+        digest: str | None = DEFAULT_ALGORITHM,
+        limit: RateLimit | None = None,
+        deadline: float | None = None,
+    ) -> Observable[TreeEvent]:
+        """Uploads every file below a local folder, hidden ones included; in no particular order.
+
+        The folder is read as transfers begin: no more than a few hundred names wait, and those of unread folders. What
+        isn't a file, and what has no name that the server could take (not UTF-8, say), is skipped. Folders without
+        files aren't kept.
+
+        Args:
+            folder: Its path.
+            prefix: A folder of the server: `a` makes `a/b/c` of `b/c`. The empty one adds nothing.
+            include: Which files; None for all. A pattern of their names below the folder with `*`, `?` and `[...]`, of
+                which `*` also matches slashes; several patterns; or a function of the name.
+            exclude: Which of them not; None for none.
+            overwrite: Whether files of the server may be replaced; else those that exist are skipped, so that a second
+                run goes on where the first one stopped.
+            follow_symlinks: Whether symbolic links are followed; else they are skipped.
+            max_concurrent: The most transfers at a time.
+            each: An operator for each file's transfer, such as `retry_backoff()`, or several by `reactivex.compose`.
+            keep_going: Whether the others go on after the failure of one; else that ends them all. A server that can't
+                be reached any more does so in any case.
+            limit: As for `upload_from`.
+
+        Returns:
+            Emits the events of all transfers, each with the server's `name`; Failed for each that has failed, also for
+            a folder that can't be read; Skipped for each that is left out, unless by `include` or `exclude`. Completes
+            when all have ended. See `total_progress` for sums.
+
+        Raises:
+            ValueError: `max_concurrent` is less than 1.
+
+        Raises (through `on_error`):
+            OSError: The folder itself can't be read.
+            Exception: With `keep_going=False`, the first failure of one.
+        """
+        _check_type(prefix)
+        _check_range("max_concurrent", max_concurrent, 1)
+        _check_word(check_algorithm, digest)
+        options = TreeOptions(include, exclude, max_concurrent, each, keep_going)
+        return upload_tree(
+            Path(folder),
+            as_prefix(prefix),
+            lambda name, path: self.upload_from(name, path, overwrite=overwrite, digest=digest, limit=limit),
+            options=options,
+            follow_symlinks=follow_symlinks,
+        ).pipe(within(deadline))
+
+    def download_tree(
+        self,
+        prefix: str,
+        folder: str | os.PathLike[str],
+        *,
+        include: NameFilter | None = None,
+        exclude: NameFilter | None = None,
+        overwrite: bool = True,
+        max_concurrent: int = 4,
+        each: EachTransfer | None = None,
+        keep_going: bool = True,
+        digest: str | None = DEFAULT_ALGORITHM,
+        limit: RateLimit | None = None,
+        deadline: float | None = None,
+    ) -> Observable[TreeEvent]:
+        """Downloads every file below a folder of the server, in the server's order. Nothing lands outside of `folder`.
+
+        The server lists its files as transfers begin. A name that can't be a safe path on every system is skipped: one
+        with `..`, a backslash or a colon, an absolute one, one with a part that is a device of Windows (`CON`,
+        `nul.txt`) or that ends with a dot or a space; so is one whose way leads out of `folder` by a symbolic link, or
+        meets a file where a folder has to be, and, where upper and lower case are the same, one that differs in nothing
+        else from another one.
+
+        Args:
+            prefix: The folder of the server: `a` makes `b/c` of `a/b/c`. The empty one stands for all files.
+            folder: The local folder; made if it isn't there.
+            include: As for `upload_tree`.
+            exclude: As for `upload_tree`.
+            overwrite: Whether local files may be replaced; else those that exist are skipped.
+            max_concurrent: The most transfers at a time.
+            each: As for `upload_tree`.
+            keep_going: As for `upload_tree`.
+            limit: As for `upload_from`.
+
+        Returns:
+            As for `upload_tree`.
+
+        Raises:
+            ValueError: `max_concurrent` is less than 1.
+
+        Raises (through `on_error`):
+            OSError: `folder` can't be made, or nothing can be put there.
+            Exception: With `keep_going=False`, the first failure of one.
+        """
+        _check_type(prefix)
+        _check_range("max_concurrent", max_concurrent, 1)
+        _check_word(check_algorithm, digest)
+        below = as_prefix(prefix)
+        options = TreeOptions(include, exclude, max_concurrent, each, keep_going)
+        return download_tree(
+            below,
+            Path(folder),
+            self.list_files(prefix=below),
+            lambda name, path: self.download_to(name, path, digest=digest, limit=limit),
+            options=options,
+            overwrite=overwrite,
+        ).pipe(within(deadline))
 
     def stat(self, name: str, *, deadline: float | None = None) -> Observable[FileInfo]:
         """Asks what is known of a file.
