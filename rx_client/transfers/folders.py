@@ -215,7 +215,7 @@ class TargetFolder:
 
     def _stays_inside(self, path: str) -> bool:
         real = os.path.realpath(path)
-        return os.path.commonpath([self._root, real]) == self._root
+        return real == self._root or real.startswith(os.path.join(self._root, ""))
 
 
 def unsafe_reason(name: str) -> str | None:
