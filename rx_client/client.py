@@ -249,8 +249,8 @@ class FileClient:
         Args:
             source: A path; a binary file object (from its present position; it stays open); bytes; an iterable or
                 asynchronous iterable of bytes; a function that makes one from an offset, so that a retry can go on
-                there; or an Observable of bytes, of which no more than `window` items may wait. Iterables that aren't
-                lists or tuples are run in a thread.
+                there; or an Observable of bytes, of which no more than `window` items may wait, unless its source can
+                be slowed down, as `from_async_iter` can. Iterables that aren't lists or tuples are run in a thread.
             size: The content's length in bytes, where the source doesn't know it; the server checks it.
             chunk_size: Bytes in one item, 1 to 960,000. Where this and `window` are the defaults, a path without TLS is
                 sent in items of 524,288.

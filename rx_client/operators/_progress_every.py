@@ -20,8 +20,8 @@ def progress_every(
     """Emits at most one `Progress` in `seconds`, the latest; every other item at once.
 
     The first `Progress` is emitted at once. A later one is held back until the period is over, or until another kind of
-    item, the completion or an error comes. So the last one is never dropped, and the order is kept. Only `TotalProgress`
-    is held for the whole period, as other items that come then are of single files, of which there may be thousands.
+    item, the completion or an error comes. So the last one is never dropped, and the order is kept. A `TotalProgress`
+    is held for the whole period, since the other items that come then are of single files, maybe of thousands.
 
     ::
 

@@ -67,7 +67,7 @@ def to_source(source: SourceLike, window: int) -> "Source | PathSource":
     if isinstance(source, str | os.PathLike):
         return PathSource(Path(cast("str | os.PathLike[str]", source)))
     if isinstance(source, Observable):
-        # It can't be slowed down: `to_async_iter` bounds its items, and takes them from any thread.
+        # `to_async_iter` slows it down or bounds its items, and takes them from any thread.
         return _ItemsSource(lambda: to_async_iter(window)(cast("Observable[bytes]", source)), is_replayable=True)
     if isinstance(source, io.TextIOBase):
         raise TypeError("a source gives bytes; open the file in binary mode")
