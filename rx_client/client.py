@@ -481,7 +481,8 @@ class FileClient:
     ) -> Observable[TreeEvent]:
         """Downloads every file below a folder of the server, in the server's order. Nothing lands outside of `folder`.
 
-        The server lists its files as transfers begin. A name that can't be a safe path on every system is skipped: one
+        The server lists its files as transfers begin; a listing whose connection is lost goes on where it was, if the
+        server has an order of names. A name that can't be a safe path on every system is skipped: one
         with `..`, a backslash or a colon, an absolute one, one with a part that is a device of Windows (`CON`,
         `nul.txt`) or that ends with a dot or a space; so is one whose way leads out of `folder` by a symbolic link, or
         meets a file where a folder has to be, and, where upper and lower case are the same, one that differs in nothing

@@ -15,6 +15,7 @@ from shared.errors import AlreadyExists, ClientClosed, ConnectionFailed, Connect
 from ..events import Failed, Skipped, TransferEvent, TreeEvent
 from ..operators import from_async_iter, transfer_all
 from .folders import LocalFile, TargetFolder, walk
+from .listing import resumed
 
 __all__ = ["EachTransfer", "NameFilter", "TreeOptions", "as_prefix", "download_tree", "upload_tree"]
 
@@ -120,7 +121,7 @@ def download_tree(
         )
 
     def transfers(target: TargetFolder) -> Observable[TreeEvent]:
-        return names.pipe(
+        return resumed(names).pipe(
             ops.filter(is_selected), ops.map(lambda name: begin(target, name)), transfer_all(options.max_concurrent)
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reactivex
 from reactivex import Observable
 from reactivex import operators as ops
 
@@ -16,8 +17,17 @@ from rx_client import Completed, ConnectOptions, Failed, FileClient, Skipped, To
 from rx_client.operators import retry_backoff, total_progress
 from rx_client.transfers import folders
 from rx_client.transfers.folders import unsafe_reason
+from rx_client.transfers.listing import resumed
 from server import ChatData, FileServer, serve
-from shared.errors import ClientClosed, ConnectionFailed, ConnectionLost, DeadlineExceeded, IntegrityError
+from shared.errors import (
+    ClientClosed,
+    ConnectionFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    IntegrityError,
+    ProtocolError,
+)
+from tests.faults import fault_proxy
 from tests.support import eventually
 
 from .helpers import Recorder
@@ -435,6 +445,67 @@ async def test_a_failed_download_is_an_event_and_the_others_go_on(
     assert list(failed(tree)) == ["7"]
 
 
+async def test_a_listing_goes_on_after_the_loss_of_its_connection(
+    server: FileServer, data: ChatData, tmp_path: Path
+) -> None:
+    names = [f"{number:04}" for number in range(1000)]
+    data.files.update(dict.fromkeys(names, b"content"))
+    listed: list[str] = []
+    async with fault_proxy(server.uri) as proxy, FileClient.connect(proxy.uri) as files:
+
+        def cut(name: str) -> bool:
+            listed.append(name)
+            if name in ("0300", "0700"):
+                proxy.cut()
+            return True
+
+        each = retry_backoff(10, base=0.01)
+        tree = await events(files.download_tree("", tmp_path, include=cut, each=each))
+    assert listed == names
+    assert completed(tree) == names
+    assert not failed(tree)
+
+
+def in_turn(*attempts: Observable[str]) -> Observable[str]:
+    coming = iter(attempts)
+    return reactivex.defer(lambda _: next(coming))
+
+
+LOST = ConnectionLost("lost")
+
+
+@pytest.mark.parametrize(
+    ("attempts", "expected"),
+    [
+        ([("a", "b", LOST), ("a", "b", "c")], ["a", "b", "c"]),
+        ([("a", LOST), ("a", "b", LOST), ("b", "c")], ["a", "b", "c"]),
+        ([("a", LOST), ("b", "c")], ["a", "b", "c"]),
+        ([("a", LOST), (LOST,)], ConnectionLost),
+        ([("a", LOST), ("a", LOST)], ConnectionLost),
+        ([(LOST,)], ConnectionLost),
+        ([("b", "a", LOST)], ConnectionLost),
+        ([("b", "a", "c")], ["b", "a", "c"]),
+        ([("a", "b", LOST), ("b", "a", "c")], ProtocolError),
+        ([("a", IntegrityError("no"))], IntegrityError),
+    ],
+)
+async def test_what_a_listing_does_after_a_failure(
+    attempts: list[tuple[str | Exception, ...]], expected: list[str] | type[Exception]
+) -> None:
+    sources = [
+        reactivex.concat(
+            *(reactivex.throw(each) if isinstance(each, Exception) else reactivex.just(each) for each in one)
+        )
+        for one in attempts
+    ]
+    listing = resumed(in_turn(*sources)).pipe(ops.to_list())
+    if isinstance(expected, list):
+        assert await listing == expected
+    else:
+        with pytest.raises(expected):
+            await listing
+
+
 # Both
 
 
@@ -473,8 +544,6 @@ async def test_no_more_transfers_at_a_time_than_allowed(
         return transfer.pipe(ops.do_action(lambda _: None), _around(begin, end))
 
     def _around(begin: Callable[[object], Observable[Any]], end: Callable[[], None]) -> Any:
-        import reactivex
-
         return lambda _: reactivex.defer(begin).pipe(ops.finally_action(end))
 
     tree = (
