@@ -65,8 +65,8 @@ class RangeRequest(Request):
         self._share = share
         self._demand = Demand(window, None if share is None else 1)
 
-    def send(self, connector: Connector, on_sent: Callable[[], None] | None = None) -> None:
-        super().send(connector, on_sent)
+    def send(self, connector: Connector) -> None:
+        super().send(connector)
         if self._share is not None:
             self._share.on_granted = self._request_one
             self._share.want(self._demand.missing)
