@@ -1,5 +1,6 @@
 """A piece of a file in a transfer, and the credit that it holds."""
 
+import asyncio
 from collections.abc import Callable
 
 from .rx.demand import Hold, ItemCredit, emitting
@@ -11,7 +12,7 @@ class Chunk:
     """Some bytes of a file, and the credit that the server spent to send them.
 
     The credit goes back, so that the server may send another chunk, when the subscriber's `on_next` returns; or, if
-    `retain` was called inside it, when `release` was called as often as `retain`.
+    `retain` was called inside it, when `release` was called as often as `retain`, in any thread.
 
     Attributes:
         offset: The bytes' position in the file.
@@ -20,10 +21,16 @@ class Chunk:
 
     __slots__ = ("_credit", "data", "offset")
 
-    def __init__(self, offset: int, data: bytes, on_released: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        offset: int,
+        data: bytes,
+        on_released: Callable[[], None] | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self.offset = offset
         self.data = data
-        self._credit = ItemCredit(on_released)
+        self._credit = ItemCredit(on_released, loop)
 
     def __len__(self) -> int:
         return len(self.data)

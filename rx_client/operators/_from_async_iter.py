@@ -122,7 +122,7 @@ class _Iteration(Generic[T]):
     def _emit(self, item: T) -> None:
         self._is_waiting = False
         self._held += 1
-        held = Hold(ItemCredit(self._on_released))
+        held = Hold(ItemCredit(self._on_released, self.loop))
         try:
             held.emit(self._observer.on_next, item)
         finally:

@@ -24,7 +24,7 @@ def to_async_iter(window: int = 16) -> "Callable[[Observable[T]], ItemIterator[T
 
     An item's credit is held until the next item is asked for, so that a source that can be slowed down (see
     `map_async`) is never more than its own window ahead of the loop. Of the items of another source at most `window`
-    wait. The source may emit in any thread; an item from another thread has the credit of a `Chunk` only.
+    wait. The source may emit in any thread.
 
     ::
 

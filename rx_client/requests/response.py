@@ -84,7 +84,7 @@ class StreamRequest(Request):
             if is_requested:
                 self._demand.on_arrived()
             item = Payload(bytes(frame.data or b""), bytes(frame.metadata or b""))
-            credit = ItemCredit(self._on_consumed if is_requested else None)
+            credit = ItemCredit(self._on_consumed if is_requested else None, asyncio.get_running_loop())
             # A consumer that holds an item must know whether that slows the server down.
             is_bounded = is_requested and self._demand.window < MAX_REQUEST_N
             try:

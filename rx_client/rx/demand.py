@@ -6,6 +6,7 @@ that call takes, and an operator that keeps an item beyond the call holds the cr
 become of the item on its way.
 """
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -14,19 +15,26 @@ __all__ = ["NO_HOLD", "Hold", "ItemCredit", "emitting"]
 
 T = TypeVar("T")
 
+# Of the counts of all credits: each is held for a moment.
+_lock: Final = threading.Lock()
+
 
 class ItemCredit:
     """What a source spent on one item; it goes back when all holders have released it, the source itself included.
 
+    May be held in any thread.
+
     Args:
         on_released: Called once, when it goes back.
+        loop: Where that is called; None for wherever it is released.
     """
 
-    __slots__ = ("_holders", "_on_released")
+    __slots__ = ("_holders", "_loop", "_on_released")
 
-    def __init__(self, on_released: Callable[[], None] | None) -> None:
+    def __init__(self, on_released: Callable[[], None] | None, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self._holders = 1
         self._on_released = on_released
+        self._loop = loop
 
     @property
     def is_held(self) -> bool:
@@ -35,13 +43,20 @@ class ItemCredit:
 
     def retain(self) -> None:
         """Adds a holder; ask `is_held` first."""
-        self._holders += 1
+        with _lock:
+            self._holders += 1
 
     def release(self) -> None:
         """Removes a holder; ask `is_held` first."""
-        self._holders -= 1
-        if not self._holders and self._on_released is not None:
+        with _lock:
+            self._holders -= 1
+            is_last = not self._holders
+        if not is_last or self._on_released is None:
+            return
+        if self._loop is None or _is_running(self._loop):
             self._on_released()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._on_released)
 
 
 class Hold:
@@ -87,6 +102,13 @@ NO_HOLD: Final = Hold()
 def emitting() -> Hold:
     """What the item holds that is being delivered in this thread; to be asked inside of `on_next`."""
     return _current.hold
+
+
+def _is_running(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 class _Current(threading.local):

@@ -13,12 +13,16 @@ from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 from reactivex.scheduler.eventloop import AsyncIOScheduler
 
+from ..chunks import hold
+from .demand import Hold
+
 __all__ = [
     "LoopObservable",
     "TransferObservable",
     "call_on",
     "deliver",
     "disposable_on",
+    "emit_on",
     "like",
     "on_loop",
     "report_raised",
@@ -27,6 +31,7 @@ __all__ = [
 ]
 
 T = TypeVar("T", covariant=True)
+U = TypeVar("U")
 Arguments = TypeVarTuple("Arguments")
 
 
@@ -119,14 +124,28 @@ def report_raised(notify: Callable[[*Arguments], object], *arguments: *Arguments
 
 def call_on(loop: asyncio.AbstractEventLoop, function: Callable[[*Arguments], object], *arguments: *Arguments) -> None:
     """Calls `function` in the thread of `loop`: at once if this is that thread, else soon; never after its end."""
-    try:
-        is_there = asyncio.get_running_loop() is loop
-    except RuntimeError:
-        is_there = False
-    if is_there:
+    if _is_running(loop):
         function(*arguments)
     elif not loop.is_closed():
         loop.call_soon_threadsafe(function, *arguments)
+
+
+def emit_on(loop: asyncio.AbstractEventLoop, on_next: Callable[[U], None]) -> Callable[[U], None]:
+    """`on_next`, called in the thread of `loop` for an item that may be emitted in any; keeps its credit until then."""
+
+    def emit(item: U) -> None:
+        if _is_running(loop):
+            on_next(item)
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(emit_held, item, hold(item))
+
+    def emit_held(item: U, held: Hold) -> None:
+        try:
+            held.emit(on_next, item)
+        finally:
+            held.release()
+
+    return emit
 
 
 def subscribe_on(
@@ -138,7 +157,7 @@ def subscribe_on(
 ) -> abc.DisposableBase:
     """Subscribes to a source that may emit in any thread; what it calls is called in the thread of `loop`."""
     return source.subscribe(
-        partial(call_on, loop, on_next),
+        emit_on(loop, on_next),
         partial(call_on, loop, on_error),
         partial(call_on, loop, on_completed),
         scheduler=AsyncIOScheduler(loop),
@@ -148,6 +167,13 @@ def subscribe_on(
 def disposable_on(loop: asyncio.AbstractEventLoop, dispose: Callable[[], None]) -> Disposable:
     """A disposable for what belongs to `loop`, that can be disposed of from any thread; see `call_on`."""
     return Disposable(partial(call_on, loop, dispose))
+
+
+def _is_running(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def _running_scheduler() -> abc.SchedulerBase | None:

@@ -125,6 +125,7 @@ class ChunkRequest(RangeRequest):
     ) -> None:
         super().__init__(socket, name, request, window, share, observer.on_error)
         self._observer = observer
+        self._loop = asyncio.get_running_loop()
         self._digest = None if request.digest is None else Digest(request.digest)
 
     def _on_chunk(self, data: bytes) -> None:
@@ -136,7 +137,7 @@ class ChunkRequest(RangeRequest):
             self._share.settle(self._demand.arrived, self.receiver.received)
         if self._digest is not None:
             self._digest.update(data)
-        Chunk(offset, data, self._on_consumed).deliver(self._observer.on_next)
+        Chunk(offset, data, self._on_consumed, self._loop).deliver(self._observer.on_next)
 
     def _on_complete(self) -> None:
         if self._digest is not None:

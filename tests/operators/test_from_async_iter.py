@@ -5,8 +5,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from reactivex import Observable, Subject
+from reactivex import Observable, Subject, abc
 from reactivex import operators as ops
+from reactivex.disposable import Disposable
 
 from rx_client.chunks import Chunk
 from rx_client.operators import for_each_async, from_async_iter, map_async, to_async_iter, transfer_all
@@ -329,6 +330,32 @@ async def test_what_make_does_wrong_is_emitted() -> None:
         await from_async_iter(broken)
     with pytest.raises(TypeError, match="must return an asynchronous iterable, not list"):
         await from_async_iter(lambda: [1, 2])  # type: ignore[arg-type,return-value]  # pyright: ignore
+
+
+async def test_the_demand_reaches_an_iterator_in_another_thread() -> None:
+    numbers = Numbers(300)
+    ready: asyncio.Future[asyncio.AbstractEventLoop] = asyncio.get_running_loop().create_future()
+    here = asyncio.get_running_loop()
+
+    async def run_there() -> None:
+        here.call_soon_threadsafe(ready.set_result, asyncio.get_running_loop())
+        await eventually(lambda: numbers.closed)
+
+    thread = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(run_there())))
+    there = await ready
+
+    def subscribe(observer: abc.ObserverBase[int], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
+        there.call_soon_threadsafe(lambda: from_async_iter(numbers, 4).subscribe(observer))
+        return Disposable()
+
+    taken = 0
+    async with Observable(subscribe).pipe(ops.map(str), to_async_iter(1)) as items:
+        async for _ in items:
+            taken += 1
+            await asyncio.sleep(0)
+            assert numbers.produced - taken <= 4
+    assert taken == 300
+    await thread
 
 
 async def test_there_and_back() -> None:
