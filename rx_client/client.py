@@ -4,7 +4,7 @@ import asyncio
 import math
 import os
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal, TypeVar, overload
@@ -48,6 +48,7 @@ from .events import TransferEvent, TreeEvent
 from .requests.base import MAX_REQUEST_N, MAX_SMALL_BYTES
 from .requests.cold import ColdReactiveXClient
 from .rx.deadlines import within
+from .rx.loops import LoopScheduler, required_loop
 from .rx.observables import on_loop
 from .rx.tasks import from_coroutine
 from .transfers.download import ChunkRequest, answered_info, download_into
@@ -73,8 +74,13 @@ class FileClient:
     """Uploads, downloads and lists files over one RSocket connection.
 
     What its methods return is cold: nothing is sent before it is subscribed to, each subscription is one request, and
-    disposing a subscription cancels that request alone. Awaiting an observable gives its last value. Everything runs on
-    the event loop that the connection belongs to; operators that need time use it, too.
+    disposing a subscription cancels that request alone. Awaiting an observable gives its last value. Requests run
+    on the event loop that the connection belongs to; operators that need time use it, too.
+
+    Subscribe, await, `run` and dispose in any thread and any event loop: the request is handed to the client's loop. A
+    subscriber in another loop is called in its own loop, one in a thread without a loop in the client's; end the pipe
+    with `ops.observe_on(...)` for another place. If the client's loop can't take the request, since it doesn't run, is
+    closed, or is what `run` would block, the subscription fails at once with WrongLoop.
 
     In all methods `name` is 1 to 1,024 bytes of UTF-8 without control characters, `deadline` is how many seconds a
     subscription may take, None for no limit, and `digest` is `xxh3-128`, `sha-256`, or None to do without verification.
@@ -96,7 +102,11 @@ class FileClient:
     @staticmethod
     @asynccontextmanager
     async def connect(
-        uri: str, *, auth: Auth | None = None, tls: ssl.SSLContext | None = None, options: ConnectOptions | None = None
+        uri: str | Sequence[str],
+        *,
+        auth: Auth | None = None,
+        tls: ssl.SSLContext | None = None,
+        options: ConnectOptions | None = None,
     ) -> "AsyncGenerator[FileClient, None]":
         """A client with a connection of its own: `async with FileClient.connect("tcp://localhost:6565") as files:`.
 
@@ -105,14 +115,16 @@ class FileClient:
         0.1 s, what is subscribed to later.
 
         Args:
-            uri: `tcp://HOST[:PORT]`, or `tcps://HOST[:PORT]` with TLS; the port is 6565 if it isn't given.
+            uri: `tcp://HOST[:PORT]`, or `tcps://HOST[:PORT]` with TLS; the port is 6565 if it isn't given. Or several,
+                of servers with the same files: they are tried in turn, beginning with the last one that worked.
             auth: A user name and a password, or a bearer token; None for neither.
             tls: How to verify the server, and this client's certificate; the system's authorities if None.
             options: See `ConnectOptions`.
 
         Raises (on entering the block):
             ValueError: `uri` is something else, or `tls` is given with `tcp`.
-            ConnectionFailed: The connection is refused, the host unknown, the certificate wrong, or no answer comes.
+            ConnectionFailed: The connection is refused, the host unknown, or no answer comes.
+            TlsFailed: A certificate isn't accepted, or only one side is encrypted; not retryable.
             Unauthenticated: The server wants other credentials.
             ServerFull: The server has no room for another connection.
         """
@@ -132,6 +144,17 @@ class FileClient:
         It is rsocket's `ReactiveXClient`, made cold: with demand, reconnects, and typed errors.
         """
         return self._requests
+
+    @property
+    def scheduler(self) -> LoopScheduler:
+        """Schedules on this client's event loop, from any thread: for pipes that begin with an observable of RxPY's.
+
+        For example `reactivex.merge(a, b).pipe(ops.timeout(5)).subscribe(..., scheduler=files.scheduler)`.
+
+        Raises:
+            WrongLoop: The rsocket was given outside of its loop, and no loop runs in this thread.
+        """
+        return LoopScheduler(self._connector.loop or required_loop())
 
     def connection_state(self) -> Observable[ConnectionState]:
         """Emits Connecting, Connected or Disconnected(cause), as it is now and whenever it changes.
@@ -400,7 +423,7 @@ class FileClient:
                 lambda rsocket, observer: ChunkRequest(rsocket, name, request, window, share, observer)
             )
 
-        chunks = ask(None) if limit is None else after_payment(limit, ask)
+        chunks = ask(None) if limit is None else after_payment(limit, ask, self._connector.loop)
         return _naming(name, chunks).pipe(within(deadline, name))
 
     def upload_tree(
@@ -456,13 +479,14 @@ class FileClient:
         _check_range("max_concurrent", max_concurrent, 1)
         _check_word(check_algorithm, digest)
         options = TreeOptions(include, exclude, max_concurrent, each, keep_going)
-        return upload_tree(
+        tree = upload_tree(
             Path(folder),
             as_prefix(prefix),
             lambda name, path: self.upload_from(name, path, overwrite=overwrite, digest=digest, limit=limit),
             options=options,
             follow_symlinks=follow_symlinks,
-        ).pipe(within(deadline))
+        )
+        return on_loop(tree, self._connector.loop).pipe(within(deadline))
 
     def download_tree(
         self,
@@ -514,14 +538,15 @@ class FileClient:
         _check_word(check_algorithm, digest)
         below = as_prefix(prefix)
         options = TreeOptions(include, exclude, max_concurrent, each, keep_going)
-        return download_tree(
+        tree = download_tree(
             below,
             Path(folder),
             self.list_files(prefix=below),
             lambda name, path: self.download_to(name, path, digest=digest, limit=limit),
             options=options,
             overwrite=overwrite,
-        ).pipe(within(deadline))
+        )
+        return on_loop(tree, self._connector.loop).pipe(within(deadline))
 
     def stat(self, name: str, *, deadline: float | None = None) -> Observable[FileInfo]:
         """Asks what is known of a file.
@@ -606,7 +631,7 @@ class FileClient:
         try:
             request = make()
         except InvalidName as error:
-            return _naming(name, reactivex.throw(error))
+            return on_loop(reactivex.throw(_about(error, name)), self._connector.loop)
 
         def explain(error: Exception) -> Exception:
             return _about(error, target if target is not None and isinstance(error, AlreadyExists) else name)
@@ -623,7 +648,7 @@ class FileClient:
             except TransferError as error:
                 raise _about(error, name) from error.__cause__
 
-        return from_coroutine(named, self._tasks, name).pipe(within(deadline, name))
+        return from_coroutine(named, self._tasks, name, self._connector.loop).pipe(within(deadline, name))
 
 
 def _check_type(name: str) -> None:
@@ -648,7 +673,7 @@ def _check_word(check: Callable[[str], object], word: str | None) -> None:
 
 def _naming(name: str, source: Observable[T]) -> Observable[T]:
     """`source`, its errors knowing which file they are about."""
-    return on_loop(source.pipe(ops.catch(lambda error, _: reactivex.throw(_about(error, name)))))
+    return source.pipe(ops.catch(lambda error, _: reactivex.throw(_about(error, name))))
 
 
 def _about(error: Exception, name: str) -> Exception:

@@ -1,6 +1,6 @@
 """The file server: `serve` embeds it in an app or a test, `python -m server` runs it."""
 
-from .app import FileServer, serve, server_tls
+from .app import FileServer, serve
 from .data import ChatData, get_file_name
 from .limits import Limits
 from .routes.context import ConnectionContext
@@ -10,6 +10,7 @@ from .routes.table import Model, Request, Route
 from .stores.base import Reader, Store, Upload
 from .stores.directory.store import DirectoryStore
 from .stores.memory import MemoryStore
+from .tls import server_tls
 from .users import Right, Users
 
 __all__ = [

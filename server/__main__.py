@@ -1,4 +1,4 @@
-"""`python -m server`: serves files until SIGINT or SIGTERM."""
+"""`python -m server`: serves files until SIGINT or SIGTERM; SIGHUP reads the users and the certificates anew."""
 
 import argparse
 import asyncio
@@ -7,17 +7,22 @@ import gc
 import ipaddress
 import logging
 import signal
+import ssl
 import sys
 from typing import Final
 
+from shared.aio import run_blocking
 from shared.files import disk
 
-from .app import DEFAULT_HOST, DEFAULT_PORT, FileServer, serve, server_tls
+from .app import DEFAULT_HOST, DEFAULT_PORT, FileServer, serve
 from .data import ChatData
 from .heap import map_large_blocks
 from .limits import Limits
 from .stores.directory.store import DirectoryStore
+from .tls import server_tls
 from .users import Users
+
+_log = logging.getLogger("server")
 
 _SWITCH_SECONDS: Final = 0.0001
 
@@ -45,32 +50,48 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _server(arguments: list[str] | None) -> FileServer:
-    """The server for these command-line arguments; exits with status 2 if they are wrong."""
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command-line arguments; exits with status 2 if they are wrong."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if not 0 <= options.port <= 65535:
         parser.error(f"--port must be 0 to 65535, not {options.port}")
     if not options.upload_expiry > 0:
         parser.error(f"--upload-expiry must be more than 0 seconds, not {options.upload_expiry}")
+    for name in ("store", "auth_file", "tls_cert", "tls_key", "tls_client_ca"):
+        if getattr(options, name) == "":
+            parser.error(f"--{name.replace('_', '-')} is empty; leave it out, or give a path")
     if (options.tls_cert is None) != (options.tls_key is None) or (options.tls_client_ca and not options.tls_cert):
         parser.error("--tls-cert and --tls-key go together, and --tls-client-ca with them")
     if options.auth_file is None and not options.insecure and not _is_loopback(options.host):
         parser.error(f"{options.host} can be reached by others: give --auth-file, or --insecure to serve every peer")
+    return options
+
+
+def _secrets(options: argparse.Namespace) -> tuple[Users | None, ssl.SSLContext | None]:
+    """The users and the TLS, from their files; raises OSError or ValueError, which name the file."""
+    users = None if options.auth_file is None else Users.read(options.auth_file)
+    tls = None if options.tls_cert is None else server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
+    return users, tls
+
+
+def _server(arguments: list[str] | None) -> tuple[FileServer, argparse.Namespace]:
+    """The server for these command-line arguments; exits with status 2 if they are wrong."""
+    options = _parse(arguments)
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         limits = _limits(options.limit)
-        users = None if options.auth_file is None else Users.read(options.auth_file)
-        tls = None if options.tls_cert is None else server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
+        users, tls = _secrets(options)
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        _parser().error(str(error))
     data = None
     if options.store is not None:
         data = ChatData(DirectoryStore(options.store, max_file_bytes=limits.max_file_bytes))
     expiry = options.upload_expiry
-    return serve(
+    server = serve(
         options.host, options.port, data=data, upload_expiry_seconds=expiry, limits=limits, users=users, tls=tls
     )
+    return server, options
 
 
 def _limits(settings: list[str]) -> Limits:
@@ -94,27 +115,49 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-async def _serve(server: FileServer) -> None:
-    stop = asyncio.Event()
+async def _renew(server: FileServer, options: argparse.Namespace) -> None:
+    """Reads the users and the certificates anew; where one of the files is wrong, all stay as they are."""
+    try:
+        server.renew(*await run_blocking(None, _secrets, options))
+    except (OSError, ValueError) as error:
+        _log.error("users and certificates stay as they are: %s", error)
+    else:
+        _log.info("users and certificates were read anew, for new connections")
+
+
+async def _serve(server: FileServer, options: argparse.Namespace) -> None:
+    stop, hang_up = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    if hasattr(signal, "SIGHUP"):
+        loop.add_signal_handler(signal.SIGHUP, hang_up.set)
+
+    async def renew_when_asked() -> None:
+        while True:
+            await hang_up.wait()
+            hang_up.clear()
+            await _renew(server, options)
+
     async with server:
         print(f"listening on {server.uri}", flush=True)
+        renewing = loop.create_task(renew_when_asked())
         await stop.wait()
+        renewing.cancel()
+        await asyncio.wait([renewing])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the server; returns the process's exit status."""
     disk.raise_max_descriptors()
     map_large_blocks()
-    server = _server(arguments)
+    server, options = _server(arguments)
     # A thread waits for the interpreter after each call to the disk: while the event loop is busy, this long. With
     # Python's default of 5 ms, a listing of some hundred files took 15 s during a flood of bad requests.
     sys.setswitchinterval(_SWITCH_SECONDS)
     gc.freeze()  # the collector skips what is here now, which stays
     try:
-        asyncio.run(_serve(server))
+        asyncio.run(_serve(server, options))
     except OSError as error:
         print(f"can't serve: {error}", file=sys.stderr)
         return 1

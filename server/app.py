@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from os import PathLike
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -15,6 +15,7 @@ from shared.errors import TransferError
 from shared.frames.budget import ReassemblyBudget
 from shared.frames.reassembly import Reassembler
 from shared.logs import limit_repeats, quiet_rsocket
+from shared.presence import RunClock
 from shared.protocol.wire import DEFAULT_PORT
 from shared.transport.base import Transport
 
@@ -28,7 +29,7 @@ from .routes.table import Route
 from .users import Users
 from .work import Work
 
-__all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "FileServer", "serve", "server_tls"]
+__all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "FileServer", "serve"]
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ class FileServer:
         self._users = users
         self._tls = tls
         self._make_session = make_session
-        self._budget = ReassemblyBudget(limits.max_reassembly_bytes)
+        self._clock = RunClock(_WATCH_SECONDS, time.monotonic)
+        self._budget = ReassemblyBudget(limits.max_reassembly_bytes, self._clock.time)
         self._listener: Listener | None = None
         self._connections: dict[Transport, ServerConnection] = {}
 
@@ -136,6 +138,18 @@ class FileServer:
         await self.work.settle()
         await self.data.store.close()
 
+    def renew(self, users: Users | None = None, tls: ssl.SSLContext | None = None) -> None:
+        """Uses these users and this TLS for new connections, None for those it has; what is under way goes on.
+
+        Raises:
+            ValueError: The server has no users, or no TLS, that could be replaced: its peers couldn't know.
+        """
+        if (users is not None and self._users is None) or (tls is not None and self._tls is None):
+            raise ValueError("a server that was made without users, or without TLS, gets none later")
+        self._users, self._tls = users or self._users, tls or self._tls
+        if self._listener is not None:
+            self._listener.tls = self._tls
+
     async def _sweep(self) -> None:
         """Drops expired uploads, now and then."""
         while True:
@@ -152,14 +166,15 @@ class FileServer:
         trimmer = HeapTrimmer()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            self._check_connections()
+            if self._clock.tick():
+                self._check_connections()
             if trimmer.is_due():
                 await run_blocking(None, trimmer.trim)
 
     def _check_connections(self) -> None:
         # Not in the loop above, whose variable would keep the last connection, and all that waits in it, for ever.
         for connection in list(self._connections.values()):
-            connection.check()
+            connection.check(self._clock.time())
 
     def on_connected(self, transport: Transport, on_set_up: Callable[[], None] = lambda: None) -> Reassembler:
         """Serves a connection, also one that another listener has accepted; returns what judges its payloads.
@@ -244,24 +259,3 @@ def serve(
         tls=tls,
         make_session=make_session,
     )
-
-
-def server_tls(
-    certificate: str | PathLike[str], key: str | PathLike[str], client_ca: str | None = None
-) -> ssl.SSLContext:
-    """The TLS of a server.
-
-    Args:
-        certificate: A file with the certificate chain, as PEM.
-        key: A file with the private key, as PEM.
-        client_ca: A file with the authorities that must have signed clients' certificates; None if they need none.
-
-    Raises:
-        OSError: A file can't be read, or isn't what it should be (ssl.SSLError).
-    """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    if client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(client_ca)
-    return context

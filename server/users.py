@@ -14,12 +14,13 @@ import secrets
 import sys
 import unicodedata
 from base64 import b64decode, b64encode
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from argon2 import PasswordHasher, extract_parameters
 from argon2.exceptions import VerificationError
@@ -37,6 +38,7 @@ _HASH: Final = re.compile(
 )
 _MIN_SALT_BYTES: Final = 8
 _MIN_TAG_BYTES: Final = 32
+_BYTE_ORDER_MARK: Final = "\ufeff"
 
 # 128 checks take less time than a connection has for its SETUP by default.
 _MAX_WAITING: Final = 128
@@ -82,15 +84,17 @@ ANYBODY: Final = User("", {"": frozenset(Right)})
 
 
 class Users:
-    """The users of one server, from the lines of their file; raises ValueError if one is malformed."""
+    """The users of one server, from the lines of their file; raises ValueError if one is wrong, or none is there."""
 
     def __init__(self, lines: str) -> None:
         self._hasher = PasswordHasher()
         self._users: dict[str, User] = {}
         self._hashes: dict[str, str] = {}
-        for number, line in enumerate(lines.splitlines(), 1):
+        for number, line in enumerate(lines.removeprefix(_BYTE_ORDER_MARK).split("\n"), 1):
             if line.strip() and not line.startswith("#"):
                 self._add(number, line.strip())
+        if not self._users:
+            raise ValueError("there is no user: `python -m server.users NAME` prints a line with one")
         # An unknown user's password is checked against one of these, so that it takes as long as a known user's: they
         # cost the same as the users' hashes, and are as many.
         costs = [extract_parameters(hashed) for hashed in self._hashes.values() or [self._hasher.hash("")]]
@@ -104,8 +108,16 @@ class Users:
 
     @classmethod
     def read(cls, path: str | Path) -> "Users":
-        """The users in a file; raises OSError if it can't be read, and ValueError if a line is malformed."""
-        return cls(Path(path).read_text(encoding="utf-8"))
+        """The users in a file; raises OSError if it can't be read, and ValueError if a line is wrong, or none there."""
+        content = Path(path).read_bytes()
+        encoding = "utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8"  # PowerShell's > and >>
+        try:
+            return cls(content.decode(encoding))
+        except UnicodeDecodeError as error:
+            number = content.count(b"\n", 0, error.start) + 1
+            raise ValueError(f"{path}: line {number}: the file isn't {encoding.upper()} from here on") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     async def authenticate(
         self, items: list[MetadataItem], is_gone: Callable[[], bool] = lambda: False, address: str = ""
@@ -157,6 +169,8 @@ class Users:
         hashed, colon, permissions = rest.partition(":")
         if not name or name in self._users:
             raise ValueError(f"line {number}: each user has a name, and one line")
+        if (flaw := _flaw(name)) is not None:
+            raise ValueError(f"line {number}: {flaw}")
         if not _is_complete_hash(hashed):
             raise ValueError(
                 f"line {number}: the hash of {name!r} isn't argon2's, or not all of it; "
@@ -198,6 +212,8 @@ def _flaw(name: str) -> str | None:
         return "the name is empty"
     if ":" in name:
         return "the name has a colon, which ends it in the file"
+    if _BYTE_ORDER_MARK in name:
+        return "the name has a byte order mark"
     if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name):
         return "the name has a character that no line can have"
     if name.startswith("#"):
@@ -205,6 +221,11 @@ def _flaw(name: str) -> str | None:
     if name != name.strip():
         return "the name has white space at an end"
     return None
+
+
+def _piped_line(stream: TextIO) -> str:
+    """The first line without its end, which another system may write as CR LF, and without a byte order mark."""
+    return stream.readline().removesuffix("\n").removesuffix("\r").removeprefix(_BYTE_ORDER_MARK)
 
 
 def main() -> int:
@@ -215,11 +236,14 @@ def main() -> int:
     name = sys.argv[1]
     flaw = _flaw(name)
     if flaw is None:
-        password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
-        if password:
-            print(f"{name}:{PasswordHasher().hash(password)}")
-            return 0
-        flaw = "the password is empty"
+        try:
+            password = getpass.getpass() if sys.stdin.isatty() else _piped_line(sys.stdin)
+            if password:
+                print(f"{name}:{PasswordHasher().hash(password)}")
+                return 0
+            flaw = "the password is empty"
+        except UnicodeError:
+            flaw = "the password isn't text"
     print(f"python -m server.users: {flaw}", file=sys.stderr)
     return 2
 

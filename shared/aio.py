@@ -1,11 +1,11 @@
-"""Small asyncio helpers: blocking calls in threads, waits that outlast a cancellation, wake-ups."""
+"""Small asyncio helpers: blocking calls in threads, waits that outlast a cancellation, wake-ups, this thread's loop."""
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
 
-__all__ = ["run_blocking", "wait_uncancelled", "wake"]
+__all__ = ["run_blocking", "running_loop", "wait_uncancelled", "wake"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,6 +41,14 @@ async def wait_uncancelled(future: "asyncio.Future[T]") -> T:
         raise cancelled
     finally:
         del cancelled, future  # their exceptions refer to this frame: a reference cycle otherwise
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def wake(waiter: "asyncio.Future[None] | None") -> None:

@@ -25,7 +25,9 @@ The tree; the errors with `*` are retryable, that is, the same request may succe
     ├── DeadlineExceeded          (also a TimeoutError; the operation took longer than its `deadline`)
     ├── SourceExhausted           (a source can't be read again from where the upload has to go on)
     ├── BackpressureOverflow      (a source that can't be slowed down outran its buffer)
+    ├── WrongLoop                 (also a RuntimeError; used where its event loop can't be reached)
     └── ConnectionFailed *        (also a ConnectionError; no connection could be made)
+        ├── TlsFailed             tls_failed
         └── ConnectionLost *      (the connection ended while the operation was under way)
             └── ClientClosed      (the application closed the client)
 
@@ -60,11 +62,13 @@ __all__ = [
     "Stalled",
     "StorageFull",
     "Superseded",
+    "TlsFailed",
     "TooLarge",
     "TooManyStreams",
     "TransferError",
     "Unauthenticated",
     "UnknownRoute",
+    "WrongLoop",
     "from_error_frame",
     "is_retryable",
     "to_protocol_error",
@@ -188,6 +192,10 @@ class BackpressureOverflow(TransferError):
     """A source that can't be slowed down outran its buffer."""
 
 
+class WrongLoop(TransferError, RuntimeError):
+    """An observable was used outside of its event loop, which can't be handed the work; the message says what to do."""
+
+
 class Stalled(TransferError, TimeoutError, code="stalled", retryable=True):
     """Nothing was moved in the time allowed; a server sends this about a payload whose rest doesn't arrive."""
 
@@ -200,6 +208,10 @@ class ConnectionFailed(TransferError, ConnectionError, retryable=True):
     """No connection could be made: refused, unresolvable, timed out, or the peer rejected our SETUP."""
 
 
+class TlsFailed(ConnectionFailed, code="tls_failed", error_code=ErrorCode.REJECTED_SETUP, retryable=False):
+    """TLS fails for good: a certificate isn't accepted, the versions don't match, or only one side is encrypted."""
+
+
 class ConnectionLost(ConnectionFailed):
     """The connection ended while the operation was under way."""
 
@@ -209,7 +221,9 @@ class ClientClosed(ConnectionLost, retryable=False):
 
 
 _BY_CODE: dict[str, type[TransferError]] = {
-    kind.code: kind for kind in (*TransferError.__subclasses__(), *RequestRefused.__subclasses__()) if kind.code
+    kind.code: kind
+    for kind in (*TransferError.__subclasses__(), *RequestRefused.__subclasses__(), TlsFailed)
+    if kind.code
 }
 
 _SETUP_ERRORS = frozenset({ErrorCode.INVALID_SETUP, ErrorCode.UNSUPPORTED_SETUP, ErrorCode.REJECTED_SETUP})

@@ -7,9 +7,11 @@ import reactivex
 from reactivex import Observable
 from rsocket.rsocket_base import RSocketBase
 
+from shared.aio import running_loop
 from shared.engine import is_usable
 from shared.errors import ConnectionLost
 
+from ..rx.observables import on_loop
 from .backoff import Backoff
 from .options import ConnectOptions
 from .states import Connected, ConnectionState, Disconnected
@@ -23,6 +25,11 @@ _FAILURE_CAP_SECONDS: Final = 0.1
 
 class Connector(Protocol):
     """Gives requests their connection."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that the connection belongs to; None for that of each subscription."""
+        ...
 
     @property
     def progress_timeout(self) -> float:
@@ -73,13 +80,15 @@ class GivenConnection:
 
     def __init__(self, rsocket: RSocketBase) -> None:
         self._rsocket = rsocket
+        self.loop: Final = running_loop()
         self._failure_delay = FailureDelay()
         self.progress_timeout: Final = ConnectOptions().progress_timeout
         self.is_closed: Final = False
 
     def states(self) -> Observable[ConnectionState]:
         lost = Disconnected(ConnectionLost("the connection is closed, or its peer is silent"))
-        return reactivex.defer(lambda _: reactivex.of(Connected() if self.current() is not None else lost))
+        states = reactivex.defer(lambda _: reactivex.of(Connected() if self.current() is not None else lost))
+        return on_loop(states, self.loop)
 
     def current(self) -> RSocketBase | None:
         return self._rsocket if is_usable(self._rsocket) else None

@@ -1,8 +1,9 @@
 """The connection behind a `FileClient`: made once, watched, and made again when an operation needs it."""
 
 import asyncio
-import os
 import ssl
+from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from typing import Final, Self
 
@@ -12,17 +13,18 @@ from rsocket.error_codes import ErrorCode
 from rsocket.payload import Payload
 from rsocket.rsocket_base import RSocketBase
 
-from shared.errors import ClientClosed, ConnectionFailed, TransferError, from_error_frame
+from shared.errors import ClientClosed, ConnectionFailed, TlsFailed, TransferError, from_error_frame
 from shared.frames.reassembly import Reassembler
 from shared.logs import quiet_rsocket
+from shared.presence import TimeoutWhileRunning
 from shared.protocol.metadata import build_bearer, build_metadata, build_simple
 from shared.transport.base import Transport
 
 from ..rx.observables import LoopObservable, report_raised
 from .backoff import Backoff
 from .connector import FailureDelay
-from .dial import Dial, dial_tcp
-from .options import Auth, ConnectOptions
+from .dial import Dial, dial_tcp, to_failure
+from .options import Auth, ConnectOptions, is_encrypted
 from .session import ClientHandler, ClientSession
 from .states import Connected, Connecting, ConnectionState, Disconnected
 
@@ -33,22 +35,27 @@ class Connection:
     """A `Connector` that makes its connection itself, again after each loss; see `FileClient.connect`.
 
     Args:
+        uri: One, or several to be tried in turn.
         dial: Makes a transport, if not over TCP or TLS as `uri` says.
     """
 
     def __init__(
         self,
-        uri: str,
+        uri: str | Sequence[str],
         options: ConnectOptions,
         auth: Auth | None = None,
         tls: ssl.SSLContext | None = None,
         dial: Dial | None = None,
     ) -> None:
-        self._uri = uri
-        self._dial = dial or dial_tcp(uri, tls)
+        uris = [uri] if isinstance(uri, str) else list(uri)
+        if not uris:
+            raise ValueError("there is no URI to connect to")
+        # The one to try first, and those to try then; what fails goes to the end.
+        self._servers = deque((each, dial or dial_tcp(each, tls)) for each in uris)
         credentials = build_bearer(auth) if isinstance(auth, str) else None if auth is None else build_simple(*auth)
         self._setup = None if credentials is None else Payload(b"", build_metadata([credentials]))
         self._options = options
+        self.loop: Final = asyncio.get_running_loop()
         self._backoff = Backoff(options.reconnect_base, min(options.reconnect_cap, options.reconnect_timeout / 2))
         self._failure_delay = FailureDelay()
         self._session: ClientSession | None = None
@@ -71,7 +78,7 @@ class Connection:
                 scheduler=scheduler,
             )
 
-        return LoopObservable(subscribe)
+        return LoopObservable(subscribe, self.loop, is_source=True)
 
     def current(self) -> RSocketBase | None:
         return self._session
@@ -128,26 +135,42 @@ class Connection:
 
     async def _connect_again(self) -> RSocketBase:
         loop, options, backoff = asyncio.get_running_loop(), self._options, self._backoff
-        deadline = loop.time() + options.reconnect_timeout
+        left = options.reconnect_timeout
         self._states.on_next(Connecting())
         try:
             while True:
-                await asyncio.sleep(backoff.wait(loop.time()))
+                delay = backoff.wait(loop.time())
+                await asyncio.sleep(delay)
+                # Each step counts what it may take, so that a process that stands still doesn't run out of time.
+                left -= delay
+                began, seconds = loop.time(), min(options.connect_timeout, left)
                 try:
-                    return await self._open(min(options.connect_timeout, deadline - loop.time()))
+                    return await self._open(seconds)
                 except TransferError as error:
                     now = loop.time()
-                    if not error.retryable or now + backoff.wait(now) >= deadline:
+                    left -= min(now - began, seconds)
+                    if not error.retryable or backoff.wait(now) >= left:
                         self._states.on_next(Disconnected(error))
                         raise
         except asyncio.CancelledError:
             raise ClientClosed("the client was closed") from None  # only `close` cancels this task
 
     async def _open(self, seconds: float) -> RSocketBase:
-        """Makes one attempt; raises ConnectionFailed if it fails or takes too long."""
+        """Makes one attempt with each URI, until one succeeds; raises ConnectionFailed if none does in time."""
         quiet_rsocket()
-        loop = asyncio.get_running_loop()
+        loop, failures = asyncio.get_running_loop(), list[TransferError]()
         self._backoff.begin(loop.time())
+        for left in range(len(self._servers), 0, -1):
+            began, share = loop.time(), seconds / left
+            try:
+                return await self._open_one(*self._servers[0], share)
+            except TransferError as error:
+                failures.append(error)
+                self._servers.rotate(-1)
+            seconds -= min(loop.time() - began, share)
+        raise _summary(failures)
+
+    async def _open_one(self, uri: str, dial: Dial, seconds: float) -> RSocketBase:
         handler = ClientHandler()
         sessions: list[ClientSession] = []
 
@@ -155,24 +178,28 @@ class Connection:
             sessions.append(ClientSession(transport, handler, self._options, self._setup))
             return sessions[0].reassembler
 
+        def on_lost(error: Exception | None) -> None:
+            handler.on_lost(error, sessions[0].transport.failure if sessions else None)
+
         try:
-            async with asyncio.timeout(seconds):
-                await self._dial(on_connected, handler.on_lost)
+            async with TimeoutWhileRunning(seconds):
+                await dial(on_connected, on_lost)
                 session = sessions[0]
                 handler.on_end = lambda code, text: self._end(session, code, text)
                 await session.open()
             if handler.ended is not None:
-                raise _refusal(self._uri, *handler.ended)
+                raise _refusal(uri, handler)
         except TimeoutError:
             reason = f"not answered within {seconds:.2g} s"
             if sessions:
                 reason += " as an RSocket server does; check that it is one, and whether it is encrypted (tcps://)"
-            raise ConnectionFailed(f"no connection to {self._uri}: {reason}") from None
+            elif is_encrypted(uri):
+                reason += "; check the address, and whether the server is encrypted (tcp:// if not)"
+            raise ConnectionFailed(f"no connection to {uri}: {reason}") from None
         except TransferError:
             raise
         except (OSError, UnicodeError) as error:
-            reason = os.strerror(error.errno) if isinstance(error, ConnectionError) and error.errno else str(error)
-            raise ConnectionFailed(f"no connection to {self._uri}: {reason}") from error
+            raise to_failure(uri, error, is_connected=False) from error
         else:
             self._session = session
             self._states.on_next(Connected())
@@ -186,6 +213,8 @@ class Connection:
         """Gives up a connection: what is under way fails at once, the rest is cleaned up soon."""
         if self._session is session:
             self._session = None
+            if session.is_silent:
+                self._servers.rotate(-1)  # another attempt with a server that doesn't answer would take its time
             self._backoff.lost(asyncio.get_running_loop().time())
             if not self.is_closed:
                 self._states.on_next(Disconnected(from_error_frame(code, text.encode())))
@@ -196,8 +225,22 @@ class Connection:
         ending.add_done_callback(self._ending.discard)
 
 
-def _refusal(uri: str, code: ErrorCode, text: str) -> TransferError:
+def _refusal(uri: str, handler: ClientHandler) -> TransferError:
     """Why an attempt failed: the server's own reason where it is one of ours, such as `unauthenticated`."""
+    assert handler.ended is not None, "it has failed"
+    if handler.is_lost:
+        return to_failure(uri, handler.lost_by, is_connected=True)
+    code, text = handler.ended
     error = from_error_frame(code, text.encode())
+    if isinstance(error, TlsFailed):
+        return TlsFailed(f"no connection to {uri}: {error.message}")
     is_ours = not isinstance(error, ConnectionFailed)
     return error if is_ours else ConnectionFailed(f"no connection to {uri}: {error.message}")
+
+
+def _summary(failures: list[TransferError]) -> TransferError:
+    """What the attempts with all URIs failed with: retryable if one of them is."""
+    if len(failures) == 1:
+        return failures[0]
+    kind = type(next((error for error in failures if error.retryable), failures[0]))
+    return kind("; ".join(dict.fromkeys(error.message for error in failures)))

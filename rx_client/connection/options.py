@@ -1,5 +1,6 @@
 """What an application says of a connection: where to, as which user, and how long to wait."""
 
+import re
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -7,10 +8,14 @@ from urllib.parse import urlsplit
 from shared.checks import check_positive
 from shared.protocol.wire import DEFAULT_PORT
 
-__all__ = ["Auth", "ConnectOptions", "parse_uri"]
+__all__ = ["Auth", "ConnectOptions", "is_encrypted", "parse_uri"]
 
 # The SETUP frame has the keepalive times as 31 bits of milliseconds.
 _MAX_KEEPALIVE_SECONDS: Final = 0x7FFFFFFF / 1000
+
+_FORM: Final = "tcp://HOST[:PORT] or tcps://HOST[:PORT]"
+# A URI that an error may repeat: without a query, and with digits where a password would stand.
+_HARMLESS: Final = re.compile(r"[a-zA-Z0-9+.-]*(:/*)?[\w.-]*(:[0-9]*)?/?|[a-z]+://\[[0-9a-fA-F:.]*\](:[0-9]*)?/?")
 
 Auth = tuple[str, str] | str
 """A user name and a password, or a bearer token."""
@@ -20,8 +25,11 @@ Auth = tuple[str, str] | str
 class ConnectOptions:
     """How a client connects, and how long it waits; all in seconds.
 
+    They count the time during which the event loop ran: a process that stands still takes no server for silent.
+
     Attributes:
-        connect_timeout: For one attempt: name resolution, TCP, TLS, and the server's answer to the SETUP.
+        connect_timeout: For one attempt: name resolution, TCP to the first address that answers, TLS, and the server's
+            answer to the SETUP. Several URIs share it: each has its part of what is left.
         keepalive_period: Between two keepalive frames.
         keepalive_timeout: A server is taken for dead if nothing arrived from it, and it took nothing of what waits to
             be sent, for this long. A proxy on the way that takes more than the link behind it carries in this time
@@ -54,14 +62,33 @@ def parse_uri(uri: str) -> tuple[str, int]:
     """The host and port of `tcp://HOST[:PORT]` or `tcps://HOST[:PORT]`; the port is 6565 if it isn't given.
 
     Raises:
-        ValueError: It is something else.
+        TypeError: It is no str.
+        ValueError: It is something else. Its text has no part of `uri` that may be a password.
     """
-    parts = urlsplit(uri)
+    if not isinstance(uri, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"a URI is a str, not {type(uri).__name__}")
+    if "@" in uri:
+        raise ValueError(f"a URI has no user and no password, as in {_FORM}: give connect(..., auth=(name, password))")
+    shown = repr(uri) if _HARMLESS.fullmatch(uri) else "the URI"
     try:
-        port = parts.port
-    except ValueError as error:
-        raise ValueError(f"{uri!r} has no valid port: {error}") from None
-    is_more = parts.path not in ("", "/") or parts.query or parts.username
-    if parts.scheme not in ("tcp", "tcps") or not parts.hostname or is_more:
-        raise ValueError(f"{uri!r} is not of the form tcp://HOST[:PORT] or tcps://HOST[:PORT]")
-    return parts.hostname, DEFAULT_PORT if port is None else port
+        parts = urlsplit(uri)
+        host, is_more = parts.hostname, parts.path not in ("", "/") or parts.query or parts.fragment
+        is_uri = parts.scheme in ("tcp", "tcps") and host and not is_more
+        if is_uri and host:
+            host.encode("idna")
+    except ValueError:  # whose text may have all of it
+        raise ValueError(f"{shown} is not of the form {_FORM}: there can't be such a host") from None
+    if not is_uri or not host:
+        raise ValueError(f"{shown} is not of the form {_FORM}")
+    try:
+        port = DEFAULT_PORT if parts.port is None else parts.port
+    except ValueError:
+        port = 0
+    if not port:
+        raise ValueError(f"{shown} has no valid port, which is a number from 1 to 65535") from None
+    return host, port
+
+
+def is_encrypted(uri: str) -> bool:
+    """Whether a valid URI is one with TLS."""
+    return uri.lower().startswith("tcps:")

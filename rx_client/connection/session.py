@@ -6,6 +6,7 @@ on a dead connection waits for ever. So each connection has an `RSocketClient` o
 
 import asyncio
 import math
+import ssl
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
@@ -22,8 +23,10 @@ from rsocket.payload import Payload
 from rsocket.request_handler import BaseRequestHandler
 
 from shared.engine import ClientEngine
+from shared.errors import TlsFailed, from_error_frame
 from shared.frames.budget import ReassemblyLimits
 from shared.frames.outbox import Outbox
+from shared.presence import RunClock, Standstill
 from shared.protocol.wire import FRAGMENT_SIZE_BYTES, MAX_METADATA_BYTES
 from shared.transport.base import Transport
 
@@ -50,6 +53,8 @@ class ClientHandler(BaseRequestHandler):
     Attributes:
         on_end: Called once, with an error code and text, when the connection ends.
         ended: What it was called with; None while the connection works.
+        is_lost: Whether the connection ended without a word of the server's.
+        lost_by: What ended it then.
         first_sign: Set when the first keepalive has arrived, or the connection has ended before.
     """
 
@@ -57,6 +62,8 @@ class ClientHandler(BaseRequestHandler):
         super().__init__()
         self.on_end: Callable[[ErrorCode, str], None] | None = None
         self.ended: tuple[ErrorCode, str] | None = None
+        self.is_lost = False
+        self.lost_by: Exception | None = None
         self.first_sign = asyncio.Event()
 
     async def on_error(self, error_code: ErrorCode, payload: Payload) -> None:
@@ -72,9 +79,16 @@ class ClientHandler(BaseRequestHandler):
     async def request_channel(self, payload: Payload) -> tuple[Publisher | None, Subscriber | None]:
         raise _NOTHING_HERE
 
-    def on_lost(self, error: Exception | None) -> None:
-        """The transport has ended."""
-        self.end(ErrorCode.CONNECTION_ERROR, "the connection to the server was lost")
+    def on_lost(self, error: Exception | None, failure: str | None) -> None:
+        """The transport has ended; `failure` says why, if this side ended it."""
+        if failure is not None and isinstance(from_error_frame(ErrorCode.REJECTED_SETUP, failure.encode()), TlsFailed):
+            self.end(ErrorCode.REJECTED_SETUP, f"{TlsFailed.code}: the server is encrypted: use tcps://")
+            return
+        if failure is None and self.ended is None:
+            self.is_lost, self.lost_by = True, error
+        reason = str(error) if failure is None and isinstance(error, ssl.SSLError) else failure
+        text = "the connection to the server was lost"
+        self.end(ErrorCode.CONNECTION_ERROR, f"{text}: {reason}" if reason else text)
 
     def end(self, code: ErrorCode, text: str) -> None:
         """Gives up the connection; only the first call counts."""
@@ -90,6 +104,9 @@ class ClientSession(ClientEngine):
     """rsocket's client over one connected transport, which knows a slow peer from a dead one.
 
     `handler` is notified of the connection's end; `setup` is the SETUP's payload, with credentials.
+
+    Attributes:
+        is_silent: Whether the connection was given up since the server was silent.
     """
 
     def __init__(
@@ -98,6 +115,7 @@ class ClientSession(ClientEngine):
         self._client_handler = handler
         self._timeout = options.keepalive_timeout
         self.transport = transport
+        self.is_silent = False
         self._init_engine(_LIMITS, None, Outbox(_ANSWERS))
         super().__init__(
             single_transport_provider(self.make_feed()),
@@ -137,19 +155,25 @@ class ClientSession(ClientEngine):
 
     async def watch_peer(self) -> None:
         """In place of rsocket's, which only counts keepalives: on a slow link they wait behind megabytes."""
-        loop, timeout = asyncio.get_running_loop(), self._timeout
+        timeout, period = self._timeout, self._timeout / _LOOKS_PER_TIMEOUT
         await self._client_handler.first_sign.wait()  # until then the attempt's own timeout counts
-        alive_at = loop.time()
-        while loop.time() - alive_at <= timeout:
+        clock, silence = RunClock(period, asyncio.get_running_loop().time), Standstill()
+        taken, is_backlog, taken_of_backlog, unread = 0, False, 0, 0
+        while True:
+            await asyncio.sleep(period)
+            can_judge = clock.tick()
             # What arrives is a sign of life, and so is what the peer takes of a backlog, since keepalives are behind
             # it. What it takes without a backlog is none: the system of a stopped process goes on to take a little.
-            flow = self.transport.flow
-            is_backlog, taken = flow.waiting_bytes > _BACKLOG_BYTES, flow.taken_bytes
-            await asyncio.sleep(timeout / _LOOKS_PER_TIMEOUT)
+            # What waits unread may be one.
             flow = self.transport.flow
             if is_backlog and flow.taken_bytes > taken:
-                alive_at = loop.time()
-            alive_at = max(alive_at, flow.received_at)
+                taken_of_backlog = flow.taken_bytes
+            is_backlog, taken = flow.waiting_bytes > _BACKLOG_BYTES, flow.taken_bytes
+            unread += self.transport.has_unread
+            silent_for = silence.look(clock.time(), (flow.received_at, taken_of_backlog, unread))
+            if can_judge and silent_for > timeout:
+                break
+        self.is_silent = True
         self._client_handler.end(ErrorCode.CONNECTION_ERROR, f"the server was silent for {timeout:g} s")
 
     async def handle_keep_alive(self, frame: KeepAliveFrame) -> None:

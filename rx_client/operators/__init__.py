@@ -1,7 +1,7 @@
 """Operators for transfers and their chunks: RxPY operators, for `pipe`, that run on the event loop.
 
 Their timers run on the scheduler that they are given, else on the subscription's, else on the running loop; never in a
-thread. Subscribe in the event loop's thread.
+thread of RxPY's.
 
 ========================  ==========================================================================
 `retry_backoff`           subscribes again after a transient failure, with growing delays

@@ -7,7 +7,8 @@ from typing import Generic, TypeVar
 from reactivex import Observable, abc
 
 from ..rx.demand import Hold, ItemCredit
-from ..rx.observables import LoopObservable, disposable_on, report_raised
+from ..rx.loops import disposable_on, required_loop
+from ..rx.observables import LoopObservable, report_raised
 
 __all__ = ["from_async_iter"]
 
@@ -54,6 +55,7 @@ def from_async_iter(make: Callable[[], AsyncIterable[T]], window: int = 16) -> O
 
     Raises (through `on_error`):
         Exception: What `make` or the iterator raised; TypeError if `make` returned something else.
+        WrongLoop: There is no running event loop.
     """
     if not callable(make):
         raise TypeError(f"make is a function that returns an asynchronous iterable, not {type(make).__name__}")
@@ -72,7 +74,7 @@ class _Iteration(Generic[T]):
     """One subscription: the task that iterates, and how many items the consumer holds."""
 
     def __init__(self, make: Callable[[], AsyncIterable[T]], window: int, observer: abc.ObserverBase[T]) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.loop = required_loop()
         self._make = make
         self._window = window
         self._observer = observer

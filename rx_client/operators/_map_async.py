@@ -13,7 +13,8 @@ from shared.errors import BackpressureOverflow
 
 from ..chunks import hold
 from ..rx.demand import Hold
-from ..rx.observables import LoopObservable, disposable_on
+from ..rx.loops import disposable_on, required_loop, subscribe_on
+from ..rx.observables import LoopObservable, loop_of
 
 __all__ = ["map_async"]
 
@@ -65,7 +66,8 @@ def map_async(
 
     Raises (through `on_error`):
         Exception: What `fn` raised, at once, or the source's error; the other calls have been cancelled.
-        RuntimeError: A call was cancelled, by itself or from outside; or there is no running event loop.
+        RuntimeError: A call was cancelled, by itself or from outside.
+        WrongLoop: There is no running event loop.
         BackpressureOverflow: More than `max_pending` items without credit waited.
     """
     if concurrency < 1:
@@ -76,12 +78,12 @@ def map_async(
     def _map_async(source: Observable[T]) -> Observable[U]:
         def subscribe(observer: abc.ObserverBase[U], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
             mapping = _Mapping(fn, concurrency, max_pending, observer)
-            mapping.upstream.disposable = source.subscribe(
-                mapping.on_next, mapping.fail, mapping.on_completed, scheduler=scheduler
+            mapping.upstream.disposable = subscribe_on(
+                mapping.loop, source, mapping.on_next, mapping.fail, mapping.on_completed, scheduler
             )
             return disposable_on(mapping.loop, mapping.stop)
 
-        return LoopObservable(subscribe)
+        return LoopObservable(subscribe, loop_of(source))
 
     return _map_async
 
@@ -94,7 +96,7 @@ class _Mapping(Generic[T, U]):
     concurrency: int
     max_pending: int
     observer: abc.ObserverBase[U]
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    loop: asyncio.AbstractEventLoop = field(default_factory=required_loop)
     upstream: SingleAssignmentDisposable = field(default_factory=SingleAssignmentDisposable)
     waiting: deque[tuple[T, Hold]] = field(default_factory=deque[tuple[T, Hold]])
     calls: "deque[_Call[T, U]]" = field(default_factory=deque["_Call[T, U]"])

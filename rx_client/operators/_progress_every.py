@@ -7,7 +7,8 @@ from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, SerialDisposable
 
 from ..events import Progress, TotalProgress
-from ..rx.observables import deliver, like, time_scheduler
+from ..rx.loops import time_scheduler
+from ..rx.observables import deliver, like
 
 __all__ = ["progress_every"]
 
@@ -47,7 +48,7 @@ def progress_every(
 
     Raises (through `on_error`):
         Exception: The source's error.
-        RuntimeError: There is neither a scheduler nor a running event loop.
+        WrongLoop: There is neither a scheduler nor a running event loop.
     """
     if not seconds > 0:
         raise ValueError(f"the period must be more than 0 seconds, not {seconds}")

@@ -10,7 +10,8 @@ from reactivex.disposable import SerialDisposable, SingleAssignmentDisposable
 from shared.errors import is_retryable
 
 from ..events import Progress, Retrying, Started, TransferEvent
-from ..rx.observables import TransferObservable, deliver, like, time_scheduler
+from ..rx.loops import time_scheduler
+from ..rx.observables import TransferObservable, deliver, like
 
 __all__ = ["retry_backoff"]
 
@@ -76,7 +77,7 @@ def retry_backoff(
     Raises (through `on_error`):
         Exception: The source's last error, unchanged, when it isn't transient or no attempt is left; or what `when` or
             `random` raised.
-        RuntimeError: There is neither a scheduler nor a running event loop.
+        WrongLoop: There is neither a scheduler nor a running event loop.
     """
     if attempts < 0:
         raise ValueError(f"attempts must be 0 or more, not {attempts}")

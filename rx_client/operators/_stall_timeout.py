@@ -1,7 +1,8 @@
 """A timeout for a lack of progress, whatever the time that the whole transfer takes."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from datetime import timedelta
+from typing import Final, TypeVar
 
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, SerialDisposable, SingleAssignmentDisposable
@@ -9,11 +10,15 @@ from reactivex.disposable import CompositeDisposable, SerialDisposable, SingleAs
 from shared.errors import Stalled
 
 from ..events import Progress, Retrying, Started
-from ..rx.observables import like, time_scheduler
+from ..rx.loops import time_scheduler
+from ..rx.observables import like
 
 __all__ = ["stall_timeout"]
 
 T = TypeVar("T")
+
+# By how much of the allowed time the timer may be late before the loop is known to have stood still.
+_LATE: Final = 0.5
 
 
 def stall_timeout(
@@ -26,7 +31,8 @@ def stall_timeout(
     - a `Progress` with more bytes `transferred` than the attempt had before; another `Progress` doesn't count;
     - `Started`: the server has answered, and the count of bytes may be lower than before;
     - `Retrying`, which also adds the delay that it announces;
-    - any other item. So a consumer that holds a source's chunks for too long causes the error, too.
+    - any other item. So a consumer that holds a source's chunks for too long causes the error, too;
+    - the end of a time in which the event loop stood still, since progress may wait to be read then.
 
     ::
 
@@ -53,7 +59,7 @@ def stall_timeout(
     Raises (through `on_error`):
         Stalled: The time is over; the source has been disposed of.
         Exception: The source's error.
-        RuntimeError: There is neither a scheduler nor a running event loop.
+        WrongLoop: There is neither a scheduler nor a running event loop.
     """
     if not seconds > 0:
         raise ValueError(f"the time allowed must be more than 0 seconds, not {seconds}")
@@ -64,11 +70,17 @@ def stall_timeout(
             upstream = SingleAssignmentDisposable()
             timer = SerialDisposable()
             furthest = 0
+            due_at = timers.now
 
             def allow(time: float) -> None:
+                nonlocal due_at
+                due_at = timers.now + timedelta(seconds=time)
                 timer.disposable = timers.schedule_relative(time, on_stall)
 
             def on_stall(_: abc.SchedulerBase, __: object = None) -> None:
+                if (timers.now - due_at).total_seconds() > seconds * _LATE:
+                    allow(seconds)  # this process stood still, and progress may wait to be read
+                    return
                 upstream.dispose()
                 observer.on_error(Stalled(f"no progress for {seconds:g} s"))
 

@@ -12,7 +12,7 @@ from shared.errors import BackpressureOverflow
 
 from ..chunks import hold
 from ..rx.demand import NO_HOLD, Hold
-from ..rx.observables import subscribe_on
+from ..rx.loops import required_loop, subscribe_on
 
 __all__ = ["ItemIterator", "to_async_iter"]
 
@@ -111,7 +111,7 @@ class _Inbox(Generic[T]):
         self._changed = asyncio.Event()
 
     def subscribe(self, source: Observable[T]) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.loop = required_loop()
         self._upstream.disposable = subscribe_on(self.loop, source, self._on_next, self._end, self._end)
 
     async def take(self) -> T:

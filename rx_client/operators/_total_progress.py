@@ -6,7 +6,7 @@ from typing import TypeVar
 from reactivex import Observable, abc
 
 from ..events import Completed, Failed, Progress, Skipped, Started, TotalProgress
-from ..rx.observables import LoopObservable
+from ..rx.observables import LoopObservable, loop_of
 
 __all__ = ["total_progress"]
 
@@ -75,7 +75,7 @@ def total_progress(total: int | None = None) -> Callable[[Observable[T]], Observ
 
             return source.subscribe(on_next, observer.on_error, observer.on_completed, scheduler=scheduler)
 
-        return LoopObservable(subscribe)
+        return LoopObservable(subscribe, loop_of(source))
 
     return _total_progress
 

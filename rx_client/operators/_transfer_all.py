@@ -2,13 +2,14 @@
 
 from collections import deque
 from collections.abc import Callable
+from threading import RLock
 from typing import TypeVar
 
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable, SingleAssignmentDisposable
 
 from ..rx.demand import Hold, emitting
-from ..rx.observables import LoopObservable
+from ..rx.observables import LoopObservable, loop_of
 
 __all__ = ["transfer_all"]
 
@@ -55,26 +56,30 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
 
     def _transfer_all(source: Observable[Observable[T]]) -> Observable[T]:
         def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-            subscriptions = CompositeDisposable()
+            # Transfers emit in their client's loop, the source where it likes.
+            lock = RLock()
+            upstream = SingleAssignmentDisposable()
+            subscriptions = CompositeDisposable(upstream)
             waiting: deque[tuple[Observable[T], Hold]] = deque()
             active = 0
             is_starting = is_source_done = False
 
             def start() -> None:
                 nonlocal active, is_starting
-                # A transfer that completes while it is subscribed to calls this again: the loop below goes on, and
-                # the stack doesn't grow with each.
-                if is_starting:
-                    return
-                is_starting = True
-                while waiting and active < max_concurrent and not subscriptions.is_disposed:
-                    active += 1
-                    transfer, held = waiting.popleft()
-                    run(transfer)
-                    held.release()
-                is_starting = False
-                if is_source_done and not active:
-                    observer.on_completed()
+                with lock:
+                    # A transfer that completes while it is subscribed to calls this again: the loop below goes on, and
+                    # the stack doesn't grow with each.
+                    if is_starting:
+                        return
+                    is_starting = True
+                    while waiting and active < max_concurrent and not subscriptions.is_disposed:
+                        active += 1
+                        transfer, held = waiting.popleft()
+                        run(transfer)
+                        held.release()
+                    is_starting = False
+                    if is_source_done and not active:
+                        observer.on_completed()
 
             def run(transfer: Observable[T]) -> None:
                 subscription = SingleAssignmentDisposable()
@@ -82,7 +87,8 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
 
                 def on_transfer_completed() -> None:
                     nonlocal active
-                    active -= 1
+                    with lock:
+                        active -= 1
                     subscriptions.remove(subscription)
                     start()
 
@@ -95,10 +101,9 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
                 observer.on_error(error)
 
             def on_next(transfer: Observable[T]) -> None:
-                if subscriptions.is_disposed:
-                    return
-                waiting.append((transfer, emitting().retain()))
-                start()
+                if not subscriptions.is_disposed:
+                    waiting.append((transfer, emitting().retain()))
+                    start()
 
             def on_completed() -> None:
                 nonlocal is_source_done
@@ -109,12 +114,10 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
                 while waiting:
                     waiting.popleft()[1].release()
 
-            upstream = SingleAssignmentDisposable()
-            subscriptions.add(upstream)
             subscriptions.add(Disposable(drop_waiting))
             upstream.disposable = source.subscribe(on_next, on_error, on_completed, scheduler=scheduler)
             return subscriptions
 
-        return LoopObservable(subscribe)
+        return LoopObservable(subscribe, loop_of(source))
 
     return _transfer_all

@@ -9,7 +9,8 @@ from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, SerialDisposable
 
 from ..events import Completed, Failed, Progress, Retrying, Started, TotalProgress
-from ..rx.observables import deliver, like, time_scheduler
+from ..rx.loops import time_scheduler
+from ..rx.observables import deliver, like
 
 __all__ = ["with_rate"]
 
@@ -57,7 +58,7 @@ def with_rate(
 
     Raises (through `on_error`):
         Exception: The source's error.
-        RuntimeError: There is neither a scheduler nor a running event loop.
+        WrongLoop: There is neither a scheduler nor a running event loop.
     """
     if not window > 0:
         raise ValueError(f"the window must be more than 0 seconds, not {window}")

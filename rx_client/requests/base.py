@@ -76,7 +76,7 @@ class Request(StreamHandler, Requester):
 
     # The state of the stall check: when something moved last, and how far everything had come by then (see `_check`).
     _timer: asyncio.TimerHandle | None = None
-    _moved_at = 0.0
+    _due_at = _moved_at = 0.0
     _seen = (-1, 0, 0, 0)
     _handed_until = 0
 
@@ -143,7 +143,9 @@ class Request(StreamHandler, Requester):
         timeout = self.progress_timeout or connector.progress_timeout
         if timeout != math.inf:
             first_check = min(timeout / _CHECKS_PER_TIMEOUT, _FIRST_CHECK_SECONDS)
-            self._timer = asyncio.get_running_loop().call_later(first_check, self._check, timeout)
+            loop = asyncio.get_running_loop()
+            self._due_at = loop.time() + first_check
+            self._timer = loop.call_later(first_check, self._check, timeout)
 
     def _send_item(
         self, payload: Payload | None, *, is_last: bool = False, on_sent: Callable[[], None] | None = None
@@ -233,10 +235,15 @@ class Request(StreamHandler, Requester):
                 self._handed_until = flow.handed_bytes
             taken = max(taken, min(flow.taken_bytes, self._handed_until))
         seen = (self.arrived, received, handed, taken)
+        late = loop.time() - self._due_at
+        is_late = late > timeout / _CHECKS_PER_TIMEOUT
+        if is_late:
+            self._moved_at += late  # this process stood still: what the server sent meanwhile may not have been read
         if seen != self._seen or not self.awaits_server():
             self._seen, self._moved_at = seen, loop.time()
-        elif loop.time() - self._moved_at >= timeout:
+        elif not is_late and loop.time() - self._moved_at >= timeout:
             self.cancel()
             self._on_error(Stalled(f"nothing moved for {timeout:g} s"))
             return
+        self._due_at = loop.time() + timeout / _CHECKS_PER_TIMEOUT
         self._timer = loop.call_later(timeout / _CHECKS_PER_TIMEOUT, self._check, timeout)

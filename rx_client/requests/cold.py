@@ -16,8 +16,11 @@ from rsocket.payload import Payload
 from rsocket.reactivex.reactivex_client import ReactiveXClient
 from rsocket.rsocket_base import RSocketBase
 
+from shared.aio import running_loop
+
 from ..connection.connector import Connector, GivenConnection
-from ..rx.observables import LoopObservable, disposable_on
+from ..rx.loops import disposable_on
+from ..rx.observables import LoopObservable
 from ..rx.publishers import PublisherLike, to_publisher
 from .base import MAX_ITEM_BYTES, MAX_REQUEST_N, Request, checked
 from .exchange import ExchangeRequest
@@ -47,7 +50,7 @@ class ColdReactiveXClient(ReactiveXClient):
 
     Each subscription makes a request of its own; disposing it sends CANCEL, withdraws what isn't sent, and leaves no
     stream behind. An observer that raises cancels its request and gets its own exception through `on_error`; the
-    server sees only the CANCEL. Subscribe in the event loop's thread; dispose from any. A request is a Payload of
+    server sees only the CANCEL. Subscribe and dispose in any thread: see `FileClient`. A request is a Payload of
     bytes, bytearray or memoryview, copied at the call if it is mutable; any other type is a TypeError.
 
     A request fails, through `on_error`, with a `shared.errors.TransferError`: the server's; ConnectionLost;
@@ -210,7 +213,7 @@ class _ColdObservable(LoopObservable[T_co]):
         make: Callable[[RSocketBase, abc.ObserverBase[T_co]], Request],
         explain: Callable[[Exception], Exception],
     ) -> None:
-        super().__init__()
+        super().__init__(loop=connector.loop, is_source=True)
         self._connector = connector
         self._make = make
         self._explain = explain
@@ -247,7 +250,7 @@ class _ColdObservable(LoopObservable[T_co]):
     def __await__(self) -> Generator[Any, None, T_co]:
         """As RxPY's, without its trampoline and its disposables, where there is a connection."""
         rsocket = self._connector.current()
-        if rsocket is None:
+        if rsocket is None or self.loop is not running_loop():
             return (yield from super().__await__())
         last: _Last[T_co] = _Last()
         request = self._make(rsocket, last)

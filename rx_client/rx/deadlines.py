@@ -8,7 +8,8 @@ from reactivex.disposable import CompositeDisposable, SingleAssignmentDisposable
 
 from shared.errors import DeadlineExceeded
 
-from .observables import like, time_scheduler
+from .loops import time_scheduler
+from .observables import like
 
 __all__ = ["within"]
 

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from shared.aio import running_loop
+
 __all__ = ["NO_HOLD", "Hold", "ItemCredit", "emitting"]
 
 T = TypeVar("T")
@@ -53,7 +55,7 @@ class ItemCredit:
             is_last = not self._holders
         if not is_last or self._on_released is None:
             return
-        if self._loop is None or _is_running(self._loop):
+        if self._loop is None or self._loop is running_loop():
             self._on_released()
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._on_released)
@@ -102,13 +104,6 @@ NO_HOLD: Final = Hold()
 def emitting() -> Hold:
     """What the item holds that is being delivered in this thread; to be asked inside of `on_next`."""
     return _current.hold
-
-
-def _is_running(loop: asyncio.AbstractEventLoop) -> bool:
-    try:
-        return asyncio.get_running_loop() is loop
-    except RuntimeError:
-        return False
 
 
 class _Current(threading.local):

@@ -15,7 +15,7 @@ from rsocket.payload import Payload
 from shared.errors import BackpressureOverflow
 
 from .demand import Hold, emitting
-from .observables import subscribe_on
+from .loops import subscribe_on
 
 __all__ = ["PublisherLike", "to_publisher"]
 

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from reactivex import abc
 
-from .observables import TransferObservable, disposable_on, report_raised
+from .loops import disposable_on, required_loop
+from .observables import TransferObservable, report_raised
 
 __all__ = ["from_coroutine"]
 
@@ -14,7 +15,10 @@ T = TypeVar("T")
 
 
 def from_coroutine(
-    work: Callable[[Callable[[T], None]], Coroutine[Any, Any, None]], tasks: set[asyncio.Task[None]], name: str
+    work: Callable[[Callable[[T], None]], Coroutine[Any, Any, None]],
+    tasks: set[asyncio.Task[None]],
+    name: str,
+    owner: asyncio.AbstractEventLoop | None = None,
 ) -> TransferObservable[T]:
     """A transfer that runs `work(emit)` in a task for each subscription; it completes, or fails, as the task does.
 
@@ -24,10 +28,11 @@ def from_coroutine(
         work: Calls `emit` for each item. An observer that raises does so out of `emit`.
         tasks: Holds each task while it runs, so that their end can be waited for.
         name: The file's.
+        owner: The loop of the tasks; None for the one where the observable is subscribed to.
     """
 
     def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-        loop = asyncio.get_running_loop()
+        loop = required_loop()
         is_disposed = False
 
         def emit(item: T) -> None:
@@ -43,7 +48,10 @@ def from_coroutine(
             if error is None:
                 report_raised(observer.on_completed)
             else:
-                report_raised(observer.on_error, error if isinstance(error, Exception) else RuntimeError(str(error)))
+                report_raised(
+                    observer.on_error,
+                    error if isinstance(error, Exception) else RuntimeError(f"the transfer was ended by {error!r}"),
+                )
 
         task = loop.create_task(work(emit))
         tasks.add(task)
@@ -56,4 +64,4 @@ def from_coroutine(
 
         return disposable_on(loop, dispose)
 
-    return TransferObservable(subscribe, name)
+    return TransferObservable(subscribe, owner, is_source=True, name=name)

@@ -15,7 +15,8 @@ from reactivex.disposable import CompositeDisposable, Disposable, SerialDisposab
 from shared.aio import wake
 from shared.protocol.messages import CHUNK_BYTES, MIN_ITEM_BYTES
 
-from ..rx.observables import LoopObservable, call_on, disposable_on
+from ..rx.loops import call_on, disposable_on
+from ..rx.observables import LoopObservable
 
 __all__ = ["RateLimit", "Share", "after_payment", "rate_limit"]
 
@@ -243,7 +244,9 @@ class Share:
             self._limit.enqueue(self)
 
 
-def after_payment(limit: RateLimit, make: Callable[[Share], Observable[T]]) -> Observable[T]:
+def after_payment(
+    limit: RateLimit, make: Callable[[Share], Observable[T]], loop: asyncio.AbstractEventLoop | None
+) -> Observable[T]:
     """Subscribes to what `make` makes when an item is paid for; that closes the share when it ends."""
 
     def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
@@ -256,7 +259,7 @@ def after_payment(limit: RateLimit, make: Callable[[Share], Observable[T]]) -> O
         share.want(1)
         return CompositeDisposable(inner, disposable_on(asyncio.get_running_loop(), share.close))
 
-    return LoopObservable(subscribe)
+    return LoopObservable(subscribe, loop, is_source=True)
 
 
 def _checked(bytes_per_second: float | None) -> float | None:

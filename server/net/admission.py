@@ -7,6 +7,7 @@ out by connecting and sending nothing.
 
 import asyncio
 import logging
+import socket
 from collections import Counter
 from dataclasses import dataclass
 from typing import Final
@@ -37,11 +38,13 @@ class Accepted:
 
     Attributes:
         address: The peer's.
+        sock: Its socket; `transport` closes it.
         transport: Its transport: from the end of the TLS handshake, if there is one, to the end of the connection.
         connecting: The task that makes the transport and, with TLS, the handshake.
     """
 
     address: str
+    sock: socket.socket
     transport: TcpTransport | None = None
     connecting: asyncio.Task[object] | None = None
 

@@ -34,6 +34,7 @@ from shared.errors import InvalidRequest, ServerFull, TooManyStreams, TransferEr
 from shared.frames.budget import ReassemblyBudget, ReassemblyLimits
 from shared.frames.outbox import Outbox, SkippedFrame
 from shared.frames.outgoing import OutgoingFrame
+from shared.presence import Standstill
 from shared.protocol.metadata import parse_metadata
 from shared.protocol.wire import FRAGMENT_SIZE_BYTES
 from shared.transport.base import Transport
@@ -98,6 +99,8 @@ class ServerConnection(RSocketServer, RSocketEngine):
         self._made_at = self._loop.time()
         self._idle_seconds = limits.idle_seconds
         self._is_set_up = False
+        self._pending, self._silent, self._blocked = Standstill(), Standstill(), Standstill()
+        self._unread = 0
         self._requests = 0
         self._unstored_bytes = 0
         self._has_room = asyncio.Event()
@@ -117,18 +120,21 @@ class ServerConnection(RSocketServer, RSocketEngine):
             fragment_size_bytes=FRAGMENT_SIZE_BYTES,
         )
 
-    def check(self) -> None:
+    def check(self, now: float) -> None:
         """Closes the connection if it is silent, or takes nothing, for too long, and refuses payloads that stall.
 
-        To be called about twice a second.
+        To be called about twice a second, with the time of the server's `RunClock`.
         """
-        now, limits, transport, flow = self._loop.time(), self._limits, self.transport, self.transport.flow
-        blocked_since = flow.blocked_since
-        if not self._is_set_up and now - self._made_at > limits.setup_seconds:
+        limits, transport, flow = self._limits, self.transport, self.transport.flow
+        self._unread += transport.has_unread
+        pending_for = self._pending.look(now, self._is_set_up)
+        silent_for = self._silent.look(now, (flow.received_at, self._unread))
+        blocked_for = self._blocked.look(now, flow.blocked_since)
+        if not self._is_set_up and pending_for > limits.setup_seconds:
             transport.fail(ErrorCode.INVALID_SETUP, "timeout: there was no SETUP in time")
-        elif self._is_set_up and now - flow.received_at > self._idle_seconds:
+        elif self._is_set_up and silent_for > self._idle_seconds:
             transport.fail(ErrorCode.CONNECTION_ERROR, "timeout: the connection was silent for too long")
-        elif blocked_since is not None and now - blocked_since > limits.blocked_seconds:
+        elif flow.blocked_since is not None and blocked_for > limits.blocked_seconds:
             transport.fail(ErrorCode.CONNECTION_ERROR, "timeout: the peer takes nothing of what it asked for")
         else:
             self.reassembler.check(limits.payload_seconds)

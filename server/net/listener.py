@@ -10,14 +10,17 @@ import logging
 import os
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
 from rsocket.error_codes import ErrorCode
 
+from shared.errors import TlsFailed
 from shared.frames.budget import ReassemblyLimits
 from shared.frames.reassembly import Reassembler
+from shared.presence import TimeoutWhileRunning
 from shared.transport.base import Transport
 from shared.transport.tcp import TcpTransport
 
@@ -40,6 +43,12 @@ _PAUSE_SECONDS: Final = 0.02
 _NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
 
 
+# `Limits.setup_seconds` ends a handshake before; asyncio's own timeout goes on while this process stands still.
+_HANDSHAKE_SECONDS: Final = 24 * 60 * 60.0
+_TLS_HANDSHAKE: Final = b"\x16"
+_NOT_ENCRYPTED: Final = f"{TlsFailed.code}: this port is encrypted: use tcps://"
+
+
 class _ListeningSocket(socket.socket):
     """Keeps what it has accepted until the caller takes it: a task in `sock_accept` may be cancelled just then."""
 
@@ -50,12 +59,19 @@ class _ListeningSocket(socket.socket):
         return self.unclaimed, address
 
 
+class _PeekingSocket(socket.socket):
+    """What is received stays in the socket."""
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        return super().recv(bufsize, flags | socket.MSG_PEEK)
+
+
 class Listener:
     """Listens from `open` to `stop`, and owns the accepted connections until `close`.
 
     Args:
         limits: How many connections there may be, and how long a TLS handshake may take.
-        tls: How to encrypt; None for not at all.
+        tls: How to encrypt new connections; None for not at all.
         on_connected: Called with each admitted connection, and with what to call when its SETUP was accepted; returns
             what judges its payloads.
         on_lost: Called with the connection when it has ended.
@@ -68,8 +84,8 @@ class Listener:
         on_connected: Callable[[Transport, Callable[[], None]], Reassembler],
         on_lost: Callable[[Transport], None],
     ) -> None:
-        self._handshake_seconds = None if tls is None else limits.setup_seconds
-        self._tls = tls
+        self._handshake_seconds = limits.setup_seconds
+        self.tls = tls
         self._on_connected = on_connected
         self._on_lost = on_lost
         self._admission = Admission(limits)
@@ -121,17 +137,19 @@ class Listener:
                 await asyncio.sleep(_PAUSE_SECONDS)
             else:
                 listening.unclaimed = None
-                self._connect(accepted, address[0])
+                self._connect(accepted, *address[:2])
             await asyncio.sleep(0)  # `sock_accept` doesn't suspend while connections wait: one an iteration
 
-    def _connect(self, accepted: socket.socket, address: str) -> None:
-        connection = Accepted(address)
+    def _connect(self, accepted: socket.socket, address: str, port: int) -> None:
+        connection = Accepted(address, accepted)
         if not self._admission.admit(connection):
             _log.warning("refused a connection from %s: too many", address)
-            if self._tls is not None:
+            if self.tls is not None:
                 accepted.close()
                 return
             self._admission.reject(connection)
+        else:
+            _log.info("accepted a connection from %s:%d", address, port)
 
         is_begun = False
 
@@ -145,7 +163,7 @@ class Listener:
             if connection in self._admission.admitted:
                 return self._on_connected(transport, lambda: self._admission.pending.pop(connection, None))
             if connection in self._admission.rejected:
-                transport.fail(ErrorCode.REJECTED_SETUP, REJECTION)
+                transport.fail(ErrorCode.REJECTED_SETUP, REJECTION if self.tls is None else _NOT_ENCRYPTED)
             else:
                 transport.abort()
             return Reassembler(ReassemblyLimits(0, 0))
@@ -159,20 +177,32 @@ class Listener:
         def on_attempted(task: asyncio.Task[object]) -> None:
             connection.connecting = None
             if not task.cancelled() and (error := task.exception()) is not None:
-                _log.debug("no connection with %s: %s", address, error)
+                _log.info("no connection with %s:%d: %s", address, port, str(error) or type(error).__name__)
                 error.__traceback__ = None  # refers to all that the attempt had, and so to the error
             if not is_begun:
-                accepted.close()  # the task was cancelled before
+                connection.sock.close()  # the task was cancelled before
             if connection.transport is None:
                 self._admission.forget(connection)
 
-        loop = asyncio.get_running_loop()
-        connection.connecting = loop.create_task(
-            loop.connect_accepted_socket(
-                make_transport, accepted, ssl=self._tls, ssl_handshake_timeout=self._handshake_seconds
-            )
-        )
+        connecting = self._make_connection(connection, make_transport, f"{address}:{port}")
+        connection.connecting = asyncio.get_running_loop().create_task(connecting)
         connection.connecting.add_done_callback(on_attempted)
+
+    async def _make_connection(
+        self, connection: Accepted, make_transport: Callable[[], TcpTransport], peer: str
+    ) -> None:
+        loop, tls = asyncio.get_running_loop(), self.tls
+        if tls is not None:
+            async with TimeoutWhileRunning(self._handshake_seconds):
+                if await _speaks_tls(connection):
+                    await loop.connect_accepted_socket(
+                        make_transport, connection.sock, ssl=tls, ssl_handshake_timeout=_HANDSHAKE_SECONDS
+                    )
+                    return
+            _log.info("refused the connection from %s: it isn't encrypted, and this port is", peer)
+            self._admission.forget(connection)
+            self._admission.reject(connection)
+        await loop.connect_accepted_socket(make_transport, connection.sock)
 
     def _accept_with_spare(self, listening: _ListeningSocket) -> None:
         """No descriptor is left to accept with: uses the spare one, and aborts a connection that can make room.
@@ -192,7 +222,7 @@ class Listener:
         listening.unclaimed = None
         if self._admission.abort_one():
             accepted.setblocking(False)
-            self._connect(accepted, address[0])
+            self._connect(accepted, *address[:2])
         else:
             accepted.close()
             self._open_spare()
@@ -200,6 +230,20 @@ class Listener:
     def _open_spare(self) -> None:
         with suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDONLY)
+
+
+async def _speaks_tls(connection: Accepted) -> bool:
+    """Whether the peer begins a TLS handshake, whose bytes stay in the socket; if not, it can be sent an error."""
+    if sys.platform == "win32":  # whose event loop doesn't receive with `recv`
+        return True
+    peeking = _PeekingSocket(fileno=connection.sock.detach())
+    peeking.setblocking(False)
+    try:
+        begin = await asyncio.get_running_loop().sock_recv(peeking, 1)
+    finally:
+        connection.sock = socket.socket(fileno=peeking.detach())
+        connection.sock.setblocking(False)
+    return begin in (b"", _TLS_HANDSHAKE)
 
 
 async def _cancel(tasks: "list[asyncio.Task[Any]]") -> None:

@@ -91,7 +91,8 @@ class Request(Generic[M]):
 
     def _begin(self) -> Operation:
         connection = self.session.connection
-        what = f"{connection.peer} {self.route.name}"
+        user = self.session.user.name
+        what = f"{connection.peer} ({user}) {self.route.name}" if user else f"{connection.peer} {self.route.name}"
         self.operation = connection.work.begin(f"{what} {self.name!r}" if self.name else what)
         self.operation.nbytes = len(self.payload.data or b"")
         return self.operation

@@ -91,6 +91,11 @@ class Transport(ABC):
     def flow(self) -> Flow:
         """How bytes have moved until now."""
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether this side leaves bytes unread, or may do so: then a peer that seems silent isn't known to be."""
+        return False
+
     def arrived_of(self, stream_id: int) -> int:
         """Bytes that have arrived of a frame of this stream whose end hasn't; 0 where frames come as a whole."""
         return 0

@@ -22,7 +22,7 @@ from ..frames.codec import FOLLOWS_OR_IGNORE, HEADER_BYTES, FrameError, FrameHea
 from ..frames.fragments import SplitPayload
 from ..frames.reassembly import Reassembler
 
-__all__ = ["LENGTH_BYTES", "FrameDecoder"]
+__all__ = ["LENGTH_BYTES", "FrameDecoder", "TlsError"]
 
 LENGTH_BYTES: Final = 3
 """The length that stands before each frame."""
@@ -44,6 +44,14 @@ _METADATA: Final = 0x100
 _NEXT: Final = 0x20
 
 
+# How a TLS handshake, or an alert, begins: a length that no first frame has.
+_TLS: Final = frozenset({0x1603, 0x1503})
+
+
+class TlsError(FrameError):
+    """The peer speaks TLS, and this end doesn't."""
+
+
 class FrameDecoder:
     """The received bytes of one connection, and the frames in them.
 
@@ -61,6 +69,7 @@ class FrameDecoder:
         self._needed = LENGTH_BYTES
         self._header: FrameHeader | None = None
         self._to_skip = 0
+        self._is_first = True
         # Of a payload whose data is received into its own memory: that, and the frame's bytes before the data.
         self._own: ReservedBuffer | None = None
         self._head = b""
@@ -108,6 +117,9 @@ class FrameDecoder:
         header = self._header
         if header is None:
             length = int.from_bytes(view[self._start : begin], "big")
+            if self._is_first and length >> 8 in _TLS:
+                raise TlsError("the peer speaks TLS, and this end doesn't")
+            self._is_first = False
             if length < HEADER_BYTES:
                 raise FrameError(f"a frame has at least {HEADER_BYTES} bytes, not {length}")
             if self._end - begin < HEADER_BYTES:

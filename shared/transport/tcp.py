@@ -21,13 +21,14 @@ from rsocket.exceptions import RSocketTransportError
 from rsocket.frame import ErrorFrame, Frame
 
 from ..aio import wake
+from ..errors import TlsFailed
 from ..files.lane import MOVES_FILES, FileLane
 from ..frames.codec import MAX_FRAME_BYTES, FrameError, serialize_head
 from ..frames.fragments import SplitPayload
 from ..frames.outbox import SkippedFrame
 from ..frames.reassembly import Reassembler
 from .base import Flow, State, Transport
-from .decoder import LENGTH_BYTES, FrameDecoder
+from .decoder import LENGTH_BYTES, FrameDecoder, TlsError
 from .pacing import Pacer
 from .writer import Bytes, SocketWriter
 
@@ -88,6 +89,11 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         handed, waiting = writer.handed_bytes + handed, writer.waiting_bytes + in_lane
         blocked_since = writer.blocked_since(handed - waiting, writer.buffered_bytes + in_lane)
         return Flow(self._received_at, handed, waiting, blocked_since)
+
+    @property
+    def has_unread(self) -> bool:
+        # With TLS bytes may wait in asyncio's buffers, too. Without it reading is also paused while the file lane reads.
+        return self._writer.has_unread or (self._is_reading_paused and self._writer.fd is None)
 
     def arrived_of(self, stream_id: int) -> int:
         return 0 if self._decoder is None else self._decoder.received_of(stream_id)
@@ -190,6 +196,9 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
                 return received
 
     def _fail_frame(self, error: FrameError) -> None:
+        if isinstance(error, TlsError):
+            self.fail(ErrorCode.REJECTED_SETUP, f"{TlsFailed.code}: {error}")
+            return
         self.fail(ErrorCode.CONNECTION_ERROR, f"invalid_frame: {error}")
 
     def forget_rest(self) -> None:

@@ -17,7 +17,7 @@ from ..aio import wake
 
 __all__ = ["Bytes", "SocketWriter"]
 
-if sys.platform == "linux":
+if sys.platform != "win32":
     import fcntl
     import termios
 
@@ -81,6 +81,11 @@ class SocketWriter:
     def waiting_bytes(self) -> int:
         """What was written, and isn't known to have reached the peer's system."""
         return self._gathered_bytes + self.buffered_bytes + _unacknowledged_bytes(self._socket)
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether bytes of the peer's wait in the socket; False where that can't be asked."""
+        return _asked(self._socket, termios.FIONREAD) > 0 if sys.platform != "win32" else False
 
     def blocked_since(self, taken_bytes: int, buffered_bytes: int) -> float | None:
         """See `Flow.blocked_since`.
@@ -195,9 +200,14 @@ def _tune(sock: socket.socket) -> None:
 
 def _unacknowledged_bytes(sock: socket.socket | None) -> int:
     """What the peer's system hasn't acknowledged of what is in the socket; 0 where that can't be asked."""
-    if sys.platform != "linux" or sock is None or (fd := sock.fileno()) < 0:
+    return _asked(sock, termios.TIOCOUTQ) if sys.platform == "linux" else 0
+
+
+def _asked(sock: socket.socket | None, question: int) -> int:
+    """The number of bytes that the system answers with; 0 where it can't be asked."""
+    if sys.platform == "win32" or sock is None or (fd := sock.fileno()) < 0:
         return 0
     try:
-        return struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)))[0]
+        return struct.unpack("i", fcntl.ioctl(fd, question, bytes(4)))[0]
     except OSError:  # not TCP
         return 0

@@ -190,7 +190,7 @@ class FramesTarget:
         for segment in _segments((setup() if has_setup else b"") + wire, step):
             await _receive(protocol, transport, segment)
             held = max(held, budget.used_bytes)
-        connection.check()
+        connection.check(budget.clock())
         transport.close()
         await connection.close()
         await work.settle()

@@ -15,7 +15,7 @@ from reactivex import operators as ops
 
 from rx_client.chunks import Chunk
 from rx_client.operators import map_async
-from shared.errors import BackpressureOverflow, ConnectionLost
+from shared.errors import BackpressureOverflow, ConnectionLost, WrongLoop
 from tests.support import eventually
 
 from .helpers import ChunkSource, at_once, numbers, ticks
@@ -364,7 +364,7 @@ def test_arguments_out_of_range(arguments: dict[str, int]) -> None:
 def test_without_a_loop_it_is_an_error() -> None:
     recorded = Recorder()
     at_once(1).pipe(map_async(double)).subscribe(recorded)
-    assert [type(end) for end in recorded.ends] == [RuntimeError]
+    assert [type(end) for end in recorded.ends] == [WrongLoop]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")

@@ -12,7 +12,7 @@ from reactivex.testing import ReactiveTest, TestScheduler
 
 from rx_client.events import Completed, Progress, Retrying, Started
 from rx_client.operators import progress_every, retry_backoff, stall_timeout
-from shared.errors import ClientClosed, ConnectionLost, NotFound, Stalled
+from shared.errors import ClientClosed, ConnectionLost, NotFound, Stalled, WrongLoop
 from shared.protocol.wire import FileInfo
 
 from .helpers import at_once, one_after_the_other, transfer
@@ -285,7 +285,7 @@ async def test_the_operators_scheduler_has_precedence_over_the_subscriptions() -
 def test_without_any_scheduler_it_is_an_error_and_not_a_thread() -> None:
     errors: list[Exception] = []
     reactivex.never().pipe(retry_backoff()).subscribe(on_error=errors.append)
-    assert [type(error) for error in errors] == [RuntimeError]
+    assert [type(error) for error in errors] == [WrongLoop]
 
 
 def test_after_a_stall_the_next_attempt_begins_when_the_last_has_ended() -> None:

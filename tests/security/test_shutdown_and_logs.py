@@ -198,6 +198,7 @@ async def test_a_line_for_each_connection_and_each_transfer(caplog: pytest.LogCa
         await eventually(lambda: not server.connections)
     size = len(content)
     expected = [
+        rf"accepted a connection from {PEER}",
         rf"{PEER} file\.upload 'whole': {size} bytes in {SECONDS}, completed",
         rf"{PEER} file\.download 'whole': {size} bytes in {SECONDS}, completed",
         rf"{PEER} file\.upload 'chunks' an-id: {size} bytes in {SECONDS}, completed",

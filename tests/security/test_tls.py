@@ -1,9 +1,10 @@
 """TLS: the server is verified by default, and each mistake is a typed error at both ends, in time."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from reactivex import operators as ops
 
 from rx_client import Completed, ConnectOptions, FileClient
 from server import FileServer, Limits, serve, server_tls
-from shared.errors import ConnectionFailed, Unauthenticated
+from shared.errors import ConnectionFailed, TlsFailed, Unauthenticated, is_retryable
 from tests.security.support import (
     MIB,
     ServerProcess,
@@ -24,7 +25,7 @@ from tests.security.support import (
     users,
     warnings,
 )
-from tests.support import eventually, raw_peer
+from tests.support import RawPeer, eventually, raw_peer, raw_server
 
 QUICK = ConnectOptions(connect_timeout=3, keepalive_timeout=2, keepalive_period=0.2)
 
@@ -87,8 +88,9 @@ async def test_the_server_is_verified_by_default(
 ) -> None:
     """The certificate is of an authority that the machine doesn't trust."""
     async with tls_server(ca, tmp_path) as server:
-        with pytest.raises(ConnectionFailed, match="certificate verify failed"):
+        with pytest.raises(TlsFailed, match="certificate verify failed") as failed:
             await connects(server.uri, None)
+        assert not is_retryable(failed.value)
         assert not server.data.files
         unverified = ssl.create_default_context()
         unverified.check_hostname = False
@@ -122,7 +124,7 @@ async def test_clients_show_a_certificate_where_one_is_required(
             await connects(server.uri, trusting)
             assert list(server.data.files) == ["a"]
         else:
-            with pytest.raises(ConnectionFailed):
+            with pytest.raises(ConnectionFailed, match="certificate"):
                 await connects(server.uri, trusting)
             assert not server.data.files
     assert warnings(caplog) == []
@@ -142,10 +144,15 @@ async def test_credentials_go_through_tls(ca: trustme.CA, trusting: ssl.SSLConte
 async def test_a_plain_client_at_a_tls_port_fails_in_time(
     ca: trustme.CA, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     async with tls_server(ca, tmp_path) as server:
         plain = server.uri.replace("tcps://", "tcp://")
-        with pytest.raises(ConnectionFailed):
+        with pytest.raises(
+            TlsFailed, match=r"no connection to tcp://.*: this port is encrypted: use tcps://"
+        ) as failed:
             await connects(plain, None)
+        assert not is_retryable(failed.value)
+        assert len([line for line in caplog.messages if "it isn't encrypted, and this port is" in line]) == 1
         async with raw_peer(plain, set_up=False) as peer:
             await peer.send(setup_frame(), download(1, b"a"))
             await peer.reader.read()  # an alert, if anything; then the end
@@ -156,11 +163,64 @@ async def test_a_plain_client_at_a_tls_port_fails_in_time(
 async def test_a_tls_client_at_a_plain_port_fails_in_time(
     trusting: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     async with serve() as server:
-        with pytest.raises(ConnectionFailed):
+        with pytest.raises(TlsFailed, match=r"isn't encrypted on this port: use tcp://") as failed:
             await connects(server.uri.replace("tcp://", "tcps://"), trusting)
+        assert not is_retryable(failed.value)
         await eventually(lambda: not server.connections)
+    assert [
+        line
+        for line in caplog.messages
+        if line.endswith("closed: tls_failed: the peer speaks TLS, and this end doesn't")
+    ]
     assert warnings(caplog) == []
+
+
+async def test_a_tls_alert_is_recognised_by_a_plain_client() -> None:
+    async def alert(peer: RawPeer) -> None:
+        await peer.send(b"\x15\x03\x01\x00\x02\x02\x46")
+        await peer.reader.read()
+
+    async with raw_server(alert) as uri:
+        with pytest.raises(TlsFailed, match=r"use tcps://") as failed:
+            await connects(uri, None)
+    assert not is_retryable(failed.value)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_an_alert_of_a_foreign_server_is_said(
+    ca: trustme.CA, trusting: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    """One that sends alerts, as OpenSSL does with a socket of its own."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert("127.0.0.1").configure_cert(context)
+    ca.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    trusting.maximum_version = version
+
+    def refuse(listening: socket.socket) -> None:
+        accepted, _ = listening.accept()
+        with accepted, suppress(ssl.SSLError):
+            context.wrap_socket(accepted, server_side=True)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        refusing = asyncio.create_task(asyncio.to_thread(refuse, listening))
+        with pytest.raises(ConnectionFailed, match="certificate"):
+            await connects(f"tcps://127.0.0.1:{listening.getsockname()[1]}", trusting)
+        await refusing
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True])
+async def test_a_server_that_hangs_up_leaves_no_error_without_a_reason(is_encrypted: bool) -> None:
+    async def hang_up(peer: RawPeer) -> None:
+        await peer.reader.read(1)
+
+    async with raw_server(hang_up) as plain:
+        uri = plain.replace("tcp://", "tcps://") if is_encrypted else plain
+        with pytest.raises(ConnectionFailed, match=r"; it may .*\btcps?://") as failed:
+            await connects(uri, None)
+    assert is_retryable(failed.value)
 
 
 async def test_an_unfinished_handshake_is_ended_in_time_and_delays_no_other(

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -119,6 +120,50 @@ def test_a_truncated_hash_is_refused(length: int) -> None:
 def test_comments_empty_lines_and_crlf_are_fine() -> None:
     made = Users(f"# names\r\n\r\n  \r\nalice:{HASH}:r@ rwd@alice/\r\n")
     assert list(made._users) == ["alice"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_file_of_another_system_is_read(encoding: str, end: str, tmp_path: Path) -> None:
+    path = tmp_path / "users"
+    path.write_bytes(f"alice:{HASH}:r@{end}bob:{HASH}{end}".encode(encoding))
+    assert list(Users.read(path)._users) == ["alice", "bob"]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "there is no user"),
+        (b"\n# alice\r\n", "there is no user"),
+        (f"alice:{HASH}\n\ufeffbob:{HASH}\n".encode(), "line 2: the name has a byte order mark"),
+        (f"alice:{HASH}\n".encode() + b"b\xfcb:", "line 2: the file isn't UTF-8"),
+        (f"alice:{HASH}\n".encode() + f"bob:{HASH}\n".encode("utf-16"), "line 2: the file isn't UTF-8"),
+        (f"alice:{HASH}\n".encode("utf-16") + b"x", "line 2: the file isn't UTF-16"),
+        (f"alice:{HASH}\n\nbob :{HASH}\n".encode(), "line 3: the name has white space"),
+        (f"alice:{HASH}\rbob:{HASH}\r".encode(), "line 1: the hash of 'alice'"),
+        (b"alice\n", "line 1: the hash of 'alice'"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_name_and_the_line(content: bytes, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "users"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {text}")):
+        Users.read(path)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_piped_password_loses_its_line_end_and_nothing_else(end: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "server.users", "alice"], input=f" pass {end}".encode(), capture_output=True, check=True
+    )
+    made = users(done.stdout.decode())
+    for password, is_right in ((" pass ", True), (" pass", False)):
+        known = made.authenticate([build_simple("alice", password)], lambda: False)
+        if is_right:
+            assert asyncio.run(known).name == "alice"
+        else:
+            with pytest.raises(Unauthenticated):
+                asyncio.run(known)
 
 
 def test_the_command_prints_a_line_without_the_password() -> None:

@@ -158,7 +158,7 @@ async def test_disposing_what_waits_for_its_first_item(limit: RateLimit, schedul
         made.append(share)
         return reactivex.never()
 
-    subscriptions = [after_payment(limit, make).subscribe() for _ in range(3)]
+    subscriptions = [after_payment(limit, make, None).subscribe() for _ in range(3)]
     assert len(made) == 1
     for subscription in reversed(subscriptions):
         subscription.dispose()

@@ -14,7 +14,7 @@ from reactivex import Observable
 from reactivex import operators as ops
 
 from rx_client import Completed, ConnectOptions, Failed, FileClient, Skipped, TotalProgress, TreeEvent, rate_limit
-from rx_client.operators import retry_backoff, total_progress
+from rx_client.operators import map_async, retry_backoff, total_progress
 from rx_client.transfers import folders
 from rx_client.transfers.folders import unsafe_reason
 from rx_client.transfers.listing import resumed
@@ -640,3 +640,25 @@ async def test_arguments(files: FileClient, tmp_path: Path) -> None:
             call()
     with pytest.raises(TypeError):
         files.upload_tree(tmp_path, 7)  # type: ignore[arg-type]  # pyright: ignore
+
+
+async def test_a_tree_in_a_thread_without_a_loop_and_in_another_loop(
+    files: FileClient, data: ChatData, tmp_path: Path
+) -> None:
+    make_tree(tmp_path / "here", a=b"a", b=b"b")
+    up = files.upload_tree(tmp_path / "here", "p").pipe(ops.to_list())
+    assert completed(await asyncio.to_thread(up.run)) == ["p/a", "p/b"]
+
+    async def elsewhere() -> list[TreeEvent]:
+        return await events(files.download_tree("p", tmp_path / "there", limit=rate_limit(1_000_000)))
+
+    assert completed(await asyncio.to_thread(lambda: asyncio.run(elsewhere()))) == ["p/a", "p/b"]
+    assert read_tree(tmp_path / "there") == {"a": b"a", "b": b"b"}
+    data.files.update({f"q/{number}": b"content" for number in range(2000)})
+
+    async def count() -> int:
+        return await files.list_files(prefix="q/").pipe(
+            map_async(lambda _: asyncio.sleep(0), max_pending=0), ops.count()
+        )
+
+    assert await asyncio.to_thread(lambda: asyncio.run(count())) == 2000
