@@ -55,7 +55,8 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
 
     def _transfer_all(source: Observable[Observable[T]]) -> Observable[T]:
         def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-            subscriptions = CompositeDisposable()
+            upstream = SingleAssignmentDisposable()
+            subscriptions = CompositeDisposable(upstream)
             waiting: deque[tuple[Observable[T], Hold]] = deque()
             active = 0
             is_starting = is_source_done = False
@@ -95,10 +96,9 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
                 observer.on_error(error)
 
             def on_next(transfer: Observable[T]) -> None:
-                if subscriptions.is_disposed:
-                    return
-                waiting.append((transfer, emitting().retain()))
-                start()
+                if not subscriptions.is_disposed:
+                    waiting.append((transfer, emitting().retain()))
+                    start()
 
             def on_completed() -> None:
                 nonlocal is_source_done
@@ -109,8 +109,6 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
                 while waiting:
                     waiting.popleft()[1].release()
 
-            upstream = SingleAssignmentDisposable()
-            subscriptions.add(upstream)
             subscriptions.add(Disposable(drop_waiting))
             upstream.disposable = source.subscribe(on_next, on_error, on_completed, scheduler=scheduler)
             return subscriptions
