@@ -285,10 +285,10 @@ async def test_a_disposed_transfer_gives_back_what_it_has_not_moved(
 
 async def test_a_slow_limit_is_not_the_servers_fault(tmp_path: Path) -> None:
     """What waits for the limit isn't stalled; and a deadline counts that time, too."""
-    options = ConnectOptions(progress_timeout=0.3)
+    options = ConnectOptions(progress_timeout=1.0)
     async with serve() as server, FileClient.connect(server.uri, options=options) as files:
         await files.upload("a", bytes(9000))
-        limit = rate_limit(6000)
+        limit = rate_limit(9000)  # each transfer has to wait for more than a second between two of its items
         moves = [
             files.upload_from("b", iter([bytes(9000)]), limit=limit),
             files.download_to("a", tmp_path / "a", limit=limit),
