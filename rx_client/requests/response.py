@@ -70,6 +70,7 @@ class StreamRequest(Request):
         self.max_payload_bytes = max_item_bytes
         self._observer = observer
         self._demand = Demand(request_limit)
+        self._loop = asyncio.get_running_loop()
 
     def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
         return to_request_stream_frame(stream_id, self._payload, fragment_size, self._demand.window)
@@ -84,7 +85,7 @@ class StreamRequest(Request):
             if is_requested:
                 self._demand.on_arrived()
             item = Payload(bytes(frame.data or b""), bytes(frame.metadata or b""))
-            credit = ItemCredit(self._on_consumed if is_requested else None, asyncio.get_running_loop())
+            credit = ItemCredit(self._on_consumed if is_requested else None, self._loop)
             # A consumer that holds an item must know whether that slows the server down.
             is_bounded = is_requested and self._demand.window < MAX_REQUEST_N
             try:

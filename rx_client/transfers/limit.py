@@ -33,7 +33,9 @@ def rate_limit(bytes_per_second: float | None, *, scheduler: abc.SchedulerBase |
 
     Uploads and downloads that share it, of any number of clients, take turns, an item at a time. The limit is of the
     content's bytes that this process sends and asks for: a server gets its credit later, so that nothing waits in
-    memory. A transfer that has begun may be ahead by an item, of at most a sixteenth of a second or 4 KiB.
+    memory. A transfer that has begun may be ahead by an item, of at most a sixteenth of a second or 4 KiB. The time
+    that a transfer waits for its turn counts for its `deadline`, and for `stall_timeout`; whole-file verbs and listings
+    aren't limited.
 
     Example::
 

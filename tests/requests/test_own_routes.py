@@ -475,13 +475,13 @@ async def test_the_demand_of_an_asynchronous_consumer_reaches_the_server(
     """Through RxPY's operators, and for as long as it takes: a consumer that is slow isn't the server's fault."""
     service.outbox = outbox = Outbox()
     gate = asyncio.Event()
-    options: dict[str, Any] = {"request_limit": 4, "progress_timeout": 0.3}
+    options: dict[str, Any] = {"request_limit": 4, "progress_timeout": 1.0}
     consumed = talk(requests, **options).pipe(ops.map(bytes.decode), for_each_async(lambda _: gate.wait()))
     heard = Heard(consumed)
     await eventually(lambda: outbox.requested == [4])
     for number in range(4):
         outbox.subscriber.on_next(Payload(b"%d" % number))
-    await asyncio.sleep(0.7)
+    await asyncio.sleep(1.5)
     assert outbox.requested == [4]
     assert not heard.errors
     gate.set()
