@@ -92,7 +92,7 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
 
     @property
     def has_unread(self) -> bool:
-        # With TLS bytes may wait in asyncio's buffers, too. Without it reading is also paused while the file lane reads.
+        # With TLS bytes may wait in asyncio's buffers, too. Without it the file lane may be what reads meanwhile.
         return self._writer.has_unread or (self._is_reading_paused and self._writer.fd is None)
 
     def arrived_of(self, stream_id: int) -> int:
