@@ -15,7 +15,7 @@ from reactivex.disposable import CompositeDisposable, Disposable, SerialDisposab
 from shared.aio import wake
 from shared.protocol.messages import CHUNK_BYTES, MIN_ITEM_BYTES
 
-from ..rx.observables import LoopObservable, call_on, disposable_on
+from ..rx.observables import LoopObservable, call_on, disposable_on, report_raised
 
 __all__ = ["RateLimit", "Share", "after_payment", "rate_limit"]
 
@@ -44,8 +44,8 @@ def rate_limit(bytes_per_second: float | None, *, scheduler: abc.SchedulerBase |
         )
 
     Args:
-        bytes_per_second: More than 0; None for no limit. Assign another number to the result's attribute of this name
-            at any time, in any thread; transfers that are under way follow.
+        bytes_per_second: More than 0; None or infinity for no limit. Assign another number to the result's attribute
+            of this name at any time, in any thread; transfers that are under way follow.
         scheduler: Tells the time, and waits; by default the clock and the event loop of each transfer.
 
     Raises:
@@ -236,7 +236,7 @@ class Share:
             return
         self._paid += 1
         self._wanted -= 1
-        self.on_granted()
+        report_raised(self.on_granted)  # what an observer raises must not keep the other transfers waiting
         self._ask()
 
     def _ask(self) -> None:
@@ -263,7 +263,7 @@ def after_payment(limit: RateLimit, make: Callable[[Share], Observable[T]]) -> O
 
 def _checked(bytes_per_second: float | None) -> float | None:
     if bytes_per_second is None or bytes_per_second > 0:
-        return bytes_per_second
+        return None if bytes_per_second == math.inf else bytes_per_second
     raise ValueError(f"bytes_per_second must be more than 0, or None for no limit, not {bytes_per_second!r}")
 
 
