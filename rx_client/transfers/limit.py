@@ -16,7 +16,7 @@ from shared.aio import wake
 from shared.protocol.messages import CHUNK_BYTES, MIN_ITEM_BYTES
 
 from ..rx.loops import call_on, disposable_on
-from ..rx.observables import LoopObservable
+from ..rx.observables import LoopObservable, report_raised
 
 __all__ = ["RateLimit", "Share", "after_payment", "rate_limit"]
 
@@ -45,8 +45,8 @@ def rate_limit(bytes_per_second: float | None, *, scheduler: abc.SchedulerBase |
         )
 
     Args:
-        bytes_per_second: More than 0; None for no limit. Assign another number to the result's attribute of this name
-            at any time, in any thread; transfers that are under way follow.
+        bytes_per_second: More than 0; None or infinity for no limit. Assign another number to the result's attribute
+            of this name at any time, in any thread; transfers that are under way follow.
         scheduler: Tells the time, and waits; by default the clock and the event loop of each transfer.
 
     Raises:
@@ -237,7 +237,7 @@ class Share:
             return
         self._paid += 1
         self._wanted -= 1
-        self.on_granted()
+        report_raised(self.on_granted)  # what an observer raises must not keep the other transfers waiting
         self._ask()
 
     def _ask(self) -> None:
@@ -266,7 +266,7 @@ def after_payment(
 
 def _checked(bytes_per_second: float | None) -> float | None:
     if bytes_per_second is None or bytes_per_second > 0:
-        return bytes_per_second
+        return None if bytes_per_second == math.inf else bytes_per_second
     raise ValueError(f"bytes_per_second must be more than 0, or None for no limit, not {bytes_per_second!r}")
 
 

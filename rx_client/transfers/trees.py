@@ -10,7 +10,7 @@ from reactivex import Observable
 from reactivex import operators as ops
 
 from shared.aio import run_blocking
-from shared.errors import AlreadyExists, ClientClosed, ConnectionFailed, ConnectionLost
+from shared.errors import AlreadyExists, ClientClosed, ConnectionFailed, ConnectionLost, Unauthenticated
 
 from ..events import Failed, Skipped, TransferEvent, TreeEvent
 from ..operators import from_async_iter, transfer_all
@@ -61,8 +61,9 @@ class TreeOptions(NamedTuple):
 
     def ends_with(self, error: Exception) -> bool:
         """Whether nothing is to be transferred after this error."""
-        is_without_server = isinstance(error, ConnectionFailed) and not isinstance(error, ConnectionLost)
-        return not self.keep_going or is_without_server or isinstance(error, ClientClosed)
+        is_lost = isinstance(error, ConnectionLost) and not isinstance(error, ClientClosed)
+        is_without_server = isinstance(error, ConnectionFailed | Unauthenticated) and not is_lost
+        return not self.keep_going or is_without_server
 
 
 def upload_tree(

@@ -166,6 +166,37 @@ async def test_disposing_what_waits_for_its_first_item(limit: RateLimit, schedul
     assert len(made) == 1
 
 
+async def test_what_raises_keeps_no_other_waiting(limit: RateLimit, scheduler: TestScheduler) -> None:
+    def on_granted() -> None:
+        raise ZeroDivisionError
+
+    first = Transfer(limit, scheduler)
+    first.share.on_granted = on_granted
+    reported: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    try:
+        first.share.want(1)
+    finally:
+        loop.set_exception_handler(before)
+    assert [type(context["exception"]) for context in reported] == [ZeroDivisionError]
+    transfer = Transfer(limit, scheduler)
+    transfer.share.want(1)
+    scheduler.advance_to(5)
+    assert transfer.granted
+    transfer.share.close(100)
+
+
+async def test_infinity_is_no_limit(scheduler: TestScheduler) -> None:
+    limit = rate_limit(float("inf"), scheduler=scheduler)
+    transfer = Transfer(limit, scheduler)
+    transfer.share.want(10)
+    assert transfer.granted == [0] * 10
+    assert limit.bytes_per_second is None
+    transfer.share.close(1000)
+
+
 @pytest.mark.parametrize("rate", [0, -1, float("nan")])
 def test_rates_out_of_range(rate: float) -> None:
     with pytest.raises(ValueError, match="more than 0"):
