@@ -92,7 +92,7 @@ class Request(Generic[M]):
     def _begin(self) -> Operation:
         connection = self.session.connection
         user = self.session.user.name
-        what = f"{connection.peer} ({user}) {self.route.name}" if user else f"{connection.peer} {self.route.name}"
+        what = f"{user}@{connection.peer} {self.route.name}" if user else f"{connection.peer} {self.route.name}"
         self.operation = connection.work.begin(f"{what} {self.name!r}" if self.name else what)
         self.operation.nbytes = len(self.payload.data or b"")
         return self.operation

@@ -196,10 +196,8 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
                 return received
 
     def _fail_frame(self, error: FrameError) -> None:
-        if isinstance(error, TlsError):
-            self.fail(ErrorCode.REJECTED_SETUP, f"{TlsFailed.code}: {error}")
-            return
-        self.fail(ErrorCode.CONNECTION_ERROR, f"invalid_frame: {error}")
+        code = TlsFailed.code if isinstance(error, TlsError) else "invalid_frame"
+        self.fail(ErrorCode.CONNECTION_ERROR, f"{code}: {error}")
 
     def forget_rest(self) -> None:
         self._is_rest_wanted = False

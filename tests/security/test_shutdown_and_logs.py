@@ -26,6 +26,8 @@ from tests.security.support import (
     server_process,
     stat,
     upload,
+    user_line,
+    users,
     warnings,
 )
 from tests.support import (
@@ -213,6 +215,19 @@ async def test_a_line_for_each_connection_and_each_transfer(caplog: pytest.LogCa
         assert len([line for line in lines if re.fullmatch(pattern, line)]) == 1, (pattern, lines)
     assert len(lines) == len(expected), lines
     assert "the content" not in caplog.text
+
+
+async def test_transfers_name_their_user(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    caplog.set_level(logging.INFO)
+    async with serve(users=users(user_line("alice", "secret"))) as server:
+        async with FileClient.connect(server.uri, auth=("alice", "secret")) as files:
+            await files.upload("whole", b"x")
+            await files.upload_from("chunks", b"x", upload_id="an-id")
+            await files.download_to("chunks", tmp_path / "there")
+        await eventually(lambda: not server.connections)
+    lines = [line for line in infos(caplog) if line.endswith("completed")]
+    assert len(lines) == 3
+    assert all(re.match(rf"alice@{PEER} file\.", line) for line in lines), lines
 
 
 async def test_cancels_and_lost_connections_are_logged_as_outcomes(caplog: pytest.LogCaptureFixture) -> None:
