@@ -53,7 +53,7 @@ from .rx.observables import on_loop
 from .rx.tasks import from_coroutine
 from .transfers.download import ChunkRequest, answered_info, download_into
 from .transfers.limit import RateLimit, Share, after_payment
-from .transfers.sinks import AsyncWriter, PathSink, Sink, WriterSink
+from .transfers.sinks import SinkLike, to_sink
 from .transfers.sources import SourceLike, to_source
 from .transfers.trees import EachTransfer, NameFilter, TreeOptions, as_prefix, download_tree, upload_tree
 from .transfers.upload import UploadTransfer
@@ -225,7 +225,7 @@ class FileClient:
         details: bool = False,
         deadline: float | None = None,
     ) -> Observable[str] | Observable[FileInfo]:
-        """Lists the files that the server has at one moment.
+        """Lists the server's files, as they are when each comes: one that is there all the time comes once.
 
         Args:
             request_n: The demand: the server is never more than this many names ahead of the subscriber.
@@ -233,7 +233,8 @@ class FileClient:
             details: Whether to emit a FileInfo for each file instead of its name; not from a tutorial's server.
 
         Returns:
-            Emits each file's name or info, in the server's order, and completes; empty if there are no such files.
+            Emits each file's name or info, in the server's order (this project's: that of the names' UTF-8 bytes), and
+            completes; empty if there are no such files.
 
         Raises (through `on_error`):
             ProtocolError: The server sent something that can't be a file's name, or no details.
@@ -269,14 +270,23 @@ class FileClient:
         go on there. The newest subscription takes over from an older one, which ends with Superseded. After completion
         the same id is a new upload.
 
+        What is published was the source's content at one moment. A file is uploaded with the length that it has at the
+        start: what is appended later isn't part of it. If the system says that it was changed, by its size, its times
+        or its inode, what was sent is read again, and compared by its digest; with `digest=None` only a file that
+        became longer is trusted, to be appended to. A part at the server that isn't of the source's content any more
+        is dropped, and the upload starts over. A FIFO, a terminal or a file object that has nothing to give just now is
+        waited for.
+
         Args:
-            source: A path; a binary file object (from its present position; it stays open); bytes; an iterable or
-                asynchronous iterable of bytes; a function that makes one from an offset, so that a retry can go on
+            source: A path; a binary file object, blocking or asynchronous (`await file.read(n)`, so an
+                asyncio.StreamReader, too), or an mmap, from its present position, which stays open; bytes; an iterable
+                or asynchronous iterable of bytes; a function that makes one from an offset, so that a retry can go on
                 there; or an Observable of bytes, of which no more than `window` items may wait, unless its source can
-                be slowed down, as `from_async_iter` can. Iterables that aren't lists or tuples are run in a thread.
+                be slowed down, as `from_async_iter` can. File objects and iterables that aren't lists or tuples are run
+                in a thread. See also above.
             size: The content's length in bytes, where the source doesn't know it; the server checks it.
-            chunk_size: Bytes in one item, 1 to 960,000. Where this and `window` are the defaults, a path without TLS is
-                sent in items of 524,288.
+            chunk_size: Bytes in one item, 1 to 960,000. Where this and `window` are the defaults, a file without TLS is
+                sent in items of 524,288. What a source has given for a second is sent as a shorter item.
             window: Items that may be under way and not yet durable, 1 or more. None is 16.
             overwrite: Whether a file of that name may be replaced.
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; made up if None.
@@ -292,10 +302,11 @@ class FileClient:
         Raises (through `on_error`):
             AlreadyExists: `overwrite` is False and there is such a file.
             IntegrityError: The server got other bytes than were sent; nothing was published.
+            SourceChanged: The source changed or was cut short while it was read; nothing was published.
             Superseded: A newer subscription took over.
-            SourceExhausted: The source can't be read again from where the server wants to go on.
+            SourceExhausted: The source can't be read again from where the server wants to go on, or gives other bytes.
             BackpressureOverflow: The source is an Observable that outran the connection.
-            OSError: The source's disk failed.
+            OSError: The source's disk failed, it is a folder, or isn't there.
             Exception: Whatever an iterable or Observable source raised.
         """
         _check_type(name)
@@ -320,7 +331,7 @@ class FileClient:
     def download_to(
         self,
         name: str,
-        sink: str | os.PathLike[str] | AsyncWriter,
+        sink: SinkLike,
         *,
         offset: int = 0,
         window: int | None = None,
@@ -331,11 +342,16 @@ class FileClient:
         """Downloads a file of any size, a chunk at a time; `retry` resumes it where the sink has it.
 
         A path is written beside it (`.NAME.HASH.rxpart`), verified, synced to disk and moved there in one step; what
-        was there stays until then. A part that was left behind, even by another process, is resumed. A file that
-        changed on the server meanwhile is started over.
+        was there stays until then, and leaves its permission bits to the new file. A part that was left behind, even by
+        another process, is resumed. A file that changed on the server meanwhile is started over.
+
+        What is at the path is looked at before anything is fetched. Links are followed, and stay. A FIFO, which is
+        waited for until it has a reader, and a device such as a terminal or `/dev/null` are written to as the bytes
+        come; so is `/dev/stdout`. A mount point, which can't be moved to, is written in place at last.
 
         Args:
-            sink: A path, whose folder exists; or an object with `async def write(data: bytes)`.
+            sink: A path, whose folder exists; an object with `async def write(data: bytes)`; an asyncio.StreamWriter;
+                or a binary file object, whose `write` is called in a thread, from its present position; it stays open.
             offset: For a writer that has the file's first bytes: how many. They are not verified.
             window: Items that the server may be ahead of the sink, 1 or more. None is 16.
             limit: As for `upload_from`.
@@ -345,30 +361,23 @@ class FileClient:
             bytes are written, Completed when everything is there, verified and published, and completes.
 
         Raises:
-            TypeError: `sink` is neither.
+            TypeError: `sink` is none of these.
             ValueError: `offset` is given with a path.
 
         Raises (through `on_error`):
             NotFound: There is no such file.
-            Changed: The file changed, and what a writer got can't be taken back.
+            Changed: The file changed, and what a writer got can't be taken back, unlike what a file that can seek got.
             IntegrityError: Other bytes arrived than were sent; what was at the path is still there.
             StorageFull: The path's disk is full.
-            OSError: The path's disk failed.
+            OSError: Nothing can be put at the path (it is a folder, a disk, or not permitted), something else has taken
+                its place meanwhile, or its disk failed.
             Exception: Whatever the writer raised.
         """
         _check_type(name)
         _check_range("offset", offset, 0)
         _check_range("window", window, 1, MAX_REQUEST_N, or_none=True)
         _check_word(check_algorithm, digest)
-        into: Sink
-        if isinstance(sink, str | os.PathLike):
-            if offset:
-                raise ValueError("offset is for writers; a path's part is found by itself")
-            into = PathSink(Path(sink), name, digest)
-        elif isinstance(sink, AsyncWriter):  # pyright: ignore[reportUnnecessaryIsInstance]
-            into = WriterSink(sink, offset, digest)
-        else:
-            raise TypeError(f"a sink is a path or has `async def write(data)`, unlike {type(sink).__name__}")
+        into = to_sink(sink, name, offset=offset, algorithm=digest)
         return self._transfer(
             name,
             lambda emit: download_into(

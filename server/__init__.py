@@ -7,7 +7,7 @@ from .routes.context import ConnectionContext
 from .routes.pull import Items
 from .routes.session import ChatUserSession
 from .routes.table import Model, Request, Route
-from .stores.base import Reader, Store, Upload
+from .stores.base import Page, Reader, Store, Upload
 from .stores.directory.store import DirectoryStore
 from .stores.memory import MemoryStore
 from .tls import server_tls
@@ -23,6 +23,7 @@ __all__ = [
     "Limits",
     "MemoryStore",
     "Model",
+    "Page",
     "Reader",
     "Request",
     "Right",

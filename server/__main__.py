@@ -33,6 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=DEFAULT_PORT, help="TCP port; 0 picks a free one (default: %(default)s)")
     add("--store", metavar="PATH", help="folder to keep the files in (default: memory)")
+    links = "serve what links in --store lead to, if it is below it, too (default: links are as nothing)"
+    add("--follow-links", action="store_true", help=links)
     day = 24 * 60 * 60.0
     expiry = "how long an unfinished upload is kept (default: a day)"
     add("--upload-expiry", metavar="SECONDS", type=float, default=day, help=expiry)
@@ -65,6 +67,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--tls-cert and --tls-key go together, and --tls-client-ca with them")
     if options.auth_file is None and not options.insecure and not _is_loopback(options.host):
         parser.error(f"{options.host} can be reached by others: give --auth-file, or --insecure to serve every peer")
+    if options.follow_links and options.store is None:
+        parser.error("--follow-links goes with --store")
     return options
 
 
@@ -86,7 +90,8 @@ def _server(arguments: list[str] | None) -> tuple[FileServer, argparse.Namespace
         _parser().error(str(error))
     data = None
     if options.store is not None:
-        data = ChatData(DirectoryStore(options.store, max_file_bytes=limits.max_file_bytes))
+        store = DirectoryStore(options.store, limits.max_file_bytes, follow_links=options.follow_links)
+        data = ChatData(store)
     expiry = options.upload_expiry
     server = serve(
         options.host, options.port, data=data, upload_expiry_seconds=expiry, limits=limits, users=users, tls=tls

@@ -68,6 +68,18 @@ class User:
         """Whether the user has the right to the file."""
         return any(right in rights and name.startswith(prefix) for prefix, rights in self.grants.items())
 
+    def prefixes(self, right: Right, prefix: str) -> list[str]:
+        """What the names begin with of the files to which the user has the right, among those that start with `prefix`.
+
+        They are in order, and none begins with another.
+        """
+        found: list[str] = []
+        granted = {max(prefix, grant, key=len) for grant, rights in self.grants.items() if right in rights}
+        for each in sorted(granted):
+            if each.startswith(prefix) and self.may(right, each) and not (found and each.startswith(found[-1])):
+                found.append(each)
+        return found
+
     def check(self, right: Right, name: str) -> None:
         """Raises PermissionDenied unless the user has the right to the file; to all files, if the name is empty."""
         if not self.may(right, name):

@@ -1,11 +1,12 @@
-"""Small asyncio helpers: blocking calls in threads, waits that outlast a cancellation, wake-ups, this thread's loop."""
+"""Small asyncio helpers: blocking calls in threads, waits for descriptors, and waits that outlast a cancellation."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
 
-__all__ = ["run_blocking", "running_loop", "wait_uncancelled", "wake"]
+__all__ = ["run_blocking", "running_loop", "until_ready", "wait_uncancelled", "wake"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,3 +56,22 @@ def wake(waiter: "asyncio.Future[None] | None") -> None:
     """Completes `waiter`; does nothing if there is none, or if it is done or cancelled already."""
     if waiter is not None and not waiter.done():
         waiter.set_result(None)
+
+
+async def until_ready(descriptor: int, *, to_write: bool = False) -> None:
+    """Returns when a read of `descriptor`, or a write, doesn't block: at once if the system can't say when that is."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    own = os.dup(descriptor)  # the caller may watch the original, which has one callback, or close it
+    remove = loop.remove_writer if to_write else loop.remove_reader
+    try:
+        try:
+            (loop.add_writer if to_write else loop.add_reader)(own, wake, ready)
+        except (OSError, NotImplementedError):  # /dev/null and files, which never block; Windows
+            return
+        try:
+            await ready
+        finally:
+            remove(own)
+    finally:
+        os.close(own)

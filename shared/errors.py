@@ -14,6 +14,7 @@ The tree; the errors with `*` are retryable, that is, the same request may succe
     │   ├── Unauthenticated       unauthenticated
     │   └── PermissionDenied      permission_denied
     ├── IntegrityError            integrity_error
+    │   └── SourceChanged *       (a source changed while it was uploaded)
     ├── Superseded                superseded
     ├── StorageFull               storage_full
     ├── ServerFull *              server_full
@@ -58,6 +59,7 @@ __all__ = [
     "RequestRefused",
     "ServerError",
     "ServerFull",
+    "SourceChanged",
     "SourceExhausted",
     "Stalled",
     "StorageFull",
@@ -154,6 +156,10 @@ class PermissionDenied(RequestRefused, code="permission_denied"):
 
 class IntegrityError(TransferError, code="integrity_error"):
     """The received bytes aren't the bytes that were sent; nothing was published."""
+
+
+class SourceChanged(IntegrityError, code="", retryable=True):
+    """A source changed while it was uploaded; nothing was published, and the next attempt starts over."""
 
 
 class Superseded(TransferError, code="superseded"):

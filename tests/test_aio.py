@@ -1,10 +1,16 @@
-"""Waits that outlast a cancellation."""
+"""Waits that outlast a cancellation, and for descriptors."""
 
 import asyncio
 import gc
+import os
 import weakref
+from pathlib import Path
 
-from shared.aio import wait_uncancelled
+import pytest
+
+from shared.aio import until_ready, wait_uncancelled
+
+from .support import HAS_UVLOOP, on_uvloop
 
 
 async def test_a_cancelled_wait_for_a_thread_leaves_no_reference_cycle() -> None:
@@ -34,3 +40,36 @@ async def test_a_cancelled_wait_for_a_thread_leaves_no_reference_cycle() -> None
         assert not held_now
     finally:
         gc.enable()
+
+
+async def waits_for_descriptors(folder: Path) -> None:
+    os.mkfifo(fifo := folder / "fifo")
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    waiting = asyncio.create_task(until_ready(reading))
+    await asyncio.sleep(0.05)
+    assert not waiting.done(), "a FIFO without a writer"
+    writing = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    await until_ready(writing, to_write=True)
+    os.write(writing, b"x")
+    await waiting
+    os.read(reading, 1)
+    waiting = asyncio.create_task(until_ready(reading))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    os.close(writing)
+    await waiting  # the end
+    os.close(reading)
+    (folder / "file").touch()
+    for path in ("/dev/null", "/proc/version", folder / "file"):
+        descriptor = os.open(path, os.O_RDONLY)
+        await until_ready(descriptor)
+        os.close(descriptor)
+
+
+async def test_waits_for_descriptors(tmp_path: Path) -> None:
+    await waits_for_descriptors(tmp_path)
+
+
+@pytest.mark.skipif(not HAS_UVLOOP, reason="uvloop isn't installed")
+async def test_waits_for_descriptors_on_uvloop(tmp_path: Path) -> None:
+    await asyncio.to_thread(on_uvloop, waits_for_descriptors(tmp_path))

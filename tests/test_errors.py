@@ -80,6 +80,7 @@ def test_retryable_are_transient_errors() -> None:
         "ConnectionLost",
         "ServerError",
         "ServerFull",
+        "SourceChanged",
         "Stalled",
         "TooManyStreams",
     }

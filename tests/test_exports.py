@@ -18,7 +18,7 @@ EXPORTED = {
     },
     "server": {
         *("ChatData", "ChatUserSession", "FileServer", "get_file_name", "serve"),
-        *("DirectoryStore", "MemoryStore", "Reader", "Store", "Upload"),
+        *("DirectoryStore", "MemoryStore", "Page", "Reader", "Store", "Upload"),
         *("Limits", "Users", "server_tls"),
         *("ConnectionContext", "Items", "Model", "Request", "Right", "Route"),
     },

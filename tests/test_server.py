@@ -117,7 +117,7 @@ async def test_download_answers_with_content_and_name(server: FileServer, peer: 
 async def test_a_listing_completes_after_the_last_name_without_more_credit(server: FileServer, peer: RawPeer) -> None:
     server.data.files.update({"a": b"", "ü": b"", "../x": b""})
     await peer.send(listing(1, 3))
-    assert [(await expect(peer)).data for _ in range(3)] == [b"a", "ü".encode(), b"../x"]
+    assert [(await expect(peer)).data for _ in range(3)] == [b"../x", b"a", "ü".encode()]
     end = await expect(peer)
     assert (end.kind, end.flags, end.body) == (PAYLOAD, COMPLETE, b"")
 
@@ -128,10 +128,10 @@ async def test_an_empty_listing_completes(peer: RawPeer) -> None:
 
 
 async def test_a_listing_honours_request_n_one_by_one(server: FileServer, peer: RawPeer) -> None:
-    server.data.files.update({f"{number}": b"" for number in range(20)})
+    server.data.files.update({f"{number:02}": b"" for number in range(20)})
     await peer.send(listing(1, 1))
     for number in range(20):
-        assert (await expect(peer)).data == b"%d" % number
+        assert (await expect(peer)).data == b"%02d" % number
         if number < 19:
             if number % 5 == 0:
                 await peer.silence(0.05)
@@ -151,7 +151,7 @@ async def test_a_cancelled_listing_stops(server: FileServer, peer: RawPeer) -> N
     assert server.work.cancelled == 1
 
 
-async def test_a_listing_is_a_snapshot(server: FileServer, peer: RawPeer) -> None:
+async def test_a_page_of_a_listing_is_a_snapshot(server: FileServer, peer: RawPeer) -> None:
     server.data.files.update({"a": b"", "b": b""})
     await peer.send(listing(1, 1))
     assert (await expect(peer)).data == b"a"

@@ -3,7 +3,11 @@
 An ignore comment without an error on its line is an error, too.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
+from gzip import GzipFile
+from io import BytesIO
+from pathlib import Path
 from typing import assert_type
 
 from reactivex import Observable, abc
@@ -105,6 +109,13 @@ def subscribes(files: FileClient, scheduler: AsyncIOScheduler) -> abc.Disposable
         print(is_retryable(error))
 
     return files.download("name").subscribe(on_next, on_error, scheduler=scheduler)
+
+
+def transfers(files: FileClient, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, packed: GzipFile) -> None:
+    for source in (b"bytes", "path", Path("path"), BytesIO(), packed, reader, [b"items"], memoryview(b"bytes")):
+        assert_type(files.upload_from("name", source), Observable[TransferEvent])
+    for sink in ("path", Path("path"), BytesIO(), packed, writer):
+        assert_type(files.download_to("name", sink), Observable[TransferEvent])
 
 
 def calls_wrongly(files: FileClient) -> None:

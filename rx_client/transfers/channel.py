@@ -135,7 +135,7 @@ class UploadChannel(Request):
         """Sends a file by the file lane, the last item included; see `SendJob`. Ask `lane` first.
 
         Raises:
-            Exception: What reading the file raised, or FileChanged.
+            Exception: What reading the file or `last` raised, or FileChanged.
         """
         assert isinstance(self._base, RSocketEngine), "it has a lane"
         credit, queue = self._sender.credit, self._base.outbox.put
@@ -149,6 +149,16 @@ class UploadChannel(Request):
             await wait_uncancelled(job.finished)
         if job.failure is not None:
             raise job.failure
+
+    async def spoil(self, digest: str | None) -> None:
+        """Sends a last item that can't be right, so that the server drops the upload."""
+        start, sent = self._start or 0, self._sender.credit.sent_bytes
+        await self.send_chunk(b"", lambda: UploadEnd(start + sent + 1, digest))
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that were sent."""
+        return self._sender.credit.sent_bytes
 
     async def finish(self) -> FileInfo:
         """Returns when the server has verified and published the file."""

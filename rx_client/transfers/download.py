@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from reactivex import Observable, abc
+from reactivex import abc
 from rsocket.frame import FragmentableFrame, PayloadFrame
 from rsocket.frame_builders import to_request_stream_frame
 from rsocket.payload import Payload
@@ -21,7 +21,6 @@ from shared.protocol.messages import (
     FILE_CHUNK_BYTES,
     ChunkHead,
     DownloadRequest,
-    FileRequest,
     find_transfer,
     parse_info,
     transfer_request,
@@ -31,15 +30,15 @@ from shared.protocol.wire import FileInfo, Route
 from ..chunks import Chunk
 from ..connection.connector import Connector
 from ..events import Completed, Progress, Started, TransferEvent
-from ..requests.base import MAX_SMALL_BYTES, Request
+from ..requests.base import Request
 from ..requests.cold import ColdReactiveXClient
 from .limit import RateLimit, Share
-from .sinks import Sink
+from .writers import Sink
 
 # A file that changes faster than it can be downloaded, a log say, isn't started over for ever.
 _MAX_RESTARTS: Final = 3
 
-__all__ = ["ChunkRequest", "answered_info", "ask_info", "download_into"]
+__all__ = ["ChunkRequest", "answered_info", "download_into"]
 
 
 class RangeRequest(Request):
@@ -248,34 +247,29 @@ async def download_into(
     """Downloads what `sink` doesn't have yet, and emits Started, Progress as bytes are written, Completed."""
     async with sink.attempt:
         try:
-            await sink.find_part(lambda: ask_info(requests, Route.STAT, name, FileRequest()))
+            target = await sink.look()
             restarts = 0
             while True:
-                if sink.offset > digest_from and sink.etag is None:
-                    await sink.restart()  # the rest may be of another file
-                request = DownloadRequest(sink.offset, None, sink.etag, algorithm, digest_from if algorithm else None)
+                if target.offset > digest_from and target.etag is None:
+                    await target.restart()  # the rest may be of another file
+                offset, etag = target.offset, target.etag
+                request = DownloadRequest(offset, None, etag, algorithm, digest_from if algorithm else None)
                 try:
-                    info = await _receive(requests, name, request, sink, window, limit, emit)
+                    info = await _receive(requests, name, request, target, window, limit, emit)
                 except Changed:
                     restarts += 1
-                    if sink.etag is None or restarts > _MAX_RESTARTS:
+                    if target.etag is None or restarts > _MAX_RESTARTS:
                         raise
-                    await sink.restart()
+                    await target.restart()
                 except IntegrityError:
-                    await sink.discard()  # a later attempt must not go on with it
+                    await target.discard()  # a later attempt must not go on with it
                     raise
                 else:
                     break
-            await sink.finish()
+            await target.finish()
         finally:
             await sink.suspend()
         emit(Completed(info))
-
-
-def ask_info(requests: ColdReactiveXClient, route: str, name: str, request: FileRequest) -> Observable[FileInfo]:
-    """Asks one of the routes that answer with a FileInfo."""
-    payload = Payload(b"", transfer_request(route, name, request))
-    return requests.ask(payload, answered_info, max_answer_bytes=MAX_SMALL_BYTES)
 
 
 def answered_info(answer: Payload) -> FileInfo:

@@ -1,216 +1,174 @@
-"""The sources of uploads: each kind is read a chunk at a time, from any offset that it can seek or skip to."""
+"""The sources of uploads: what an application can give, and how each kind is opened for an attempt."""
 
-import asyncio
-import io
+import inspect
+import mmap
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Set
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol, TypeVar, cast
+from typing import BinaryIO, Protocol, cast
 
 from reactivex import Observable
+from reactivex import operators as ops
 
-from shared.aio import run_blocking
-from shared.errors import SourceExhausted
-from shared.files.sending import FileChanged
+from shared.errors import SourceChanged, SourceExhausted
+from shared.protocol.digest import Digest
 
 from ..operators import to_async_iter
+from .content import Content, Source, add_expected, check_reachable
+from .pieces import as_bytes, in_chunks, in_thread, listed
+from .source_files import MmapSource, PathSource, async_file, blocking_file
 
-__all__ = ["OpenPath", "PathSource", "Source", "SourceLike", "to_source"]
+__all__ = ["AsyncReader", "Reader", "SourceLike", "to_source"]
 
 Bytes = bytes | bytearray | memoryview
-T = TypeVar("T", bound=Bytes)
 Items = Iterable[Bytes] | AsyncIterable[Bytes]
-SourceLike = str | os.PathLike[str] | BinaryIO | Bytes | Items | Callable[[int], Items] | Observable[bytes]
-"""A path (str or PathLike), a binary file object, the bytes themselves, an iterable or asynchronous iterable of bytes,
-a function that makes one from an offset, or an observable of bytes."""
-
-# Chunks that one thread handoff reads: a handoff for each chunk costs more than its read.
-_CHUNKS_PER_HANDOFF: Final = 4
-_SKIP_BYTES: Final = 1024 * 1024
+_Check = Callable[[AsyncIterator[object]], AsyncGenerator[bytes, None]]
 
 
-class Source(Protocol):
-    """The content of an upload.
+class Reader(Protocol):
+    """A binary file object, whose `read` blocks."""
 
-    Attributes:
-        starts_over: Whether it can only be read from its start again. It may give other bytes then, so that the digest
-            has to be computed anew.
-    """
-
-    starts_over: bool = False
-
-    async def stat(self) -> tuple[int | None, object]:
-        """The whole content's length in bytes, None if it isn't known beforehand; and a version.
-
-        The version differs between two contents of the same source, as far as that shows without reading them.
-
-        Raises:
-            OSError: The disk failed, or there is no such file.
-        """
-        return None, None
-
-    def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-        """The content from `offset` in chunks of `chunk_bytes`, the last one shorter; closing it frees what it holds.
-
-        Raises:
-            SourceExhausted: It can't go back to `offset`, or ends before it.
-            OSError: The disk failed.
-        """
+    def read(self, nbytes: int, /) -> bytes | None:
+        """The next bytes, `nbytes` at the most; none at the end; None if there is nothing just now."""
         ...
 
 
-def to_source(source: SourceLike, window: int) -> "Source | PathSource":
+class AsyncReader(Protocol):
+    """An asynchronous file object, of anyio or aiofiles for example, or an `asyncio.StreamReader`."""
+
+    async def read(self, nbytes: int, /) -> bytes:
+        """The next bytes, `nbytes` at the most; none at the end."""
+        ...
+
+
+SourceLike = (
+    str
+    | os.PathLike[str]
+    | Reader
+    | AsyncReader
+    | mmap.mmap
+    | Bytes
+    | Items
+    | Callable[[int], Items]
+    | Observable[bytes]
+)
+"""A path (str or PathLike), a binary file object, blocking or asynchronous, an mmap, the bytes themselves, an iterable
+or asynchronous iterable of bytes, a function that makes one from an offset, or an observable of bytes."""
+
+
+def to_source(source: SourceLike, window: int) -> Source:
     """The source that `source` stands for, else a TypeError; at most `window` items of an observable wait."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _BytesSource(bytes(source))
     if isinstance(source, str | os.PathLike):
-        return PathSource(Path(cast("str | os.PathLike[str]", source)))
+        return PathSource(Path(os.fsdecode(cast("str | os.PathLike[str]", source))))
     if isinstance(source, Observable):
         # `to_async_iter` slows it down or bounds its items, and takes them from any thread.
-        return _ItemsSource(lambda: to_async_iter(window)(cast("Observable[bytes]", source)), is_replayable=True)
-    if isinstance(source, io.TextIOBase):
-        raise TypeError("a source gives bytes; open the file in binary mode")
-    if not isinstance(source, AsyncIterable) and (isinstance(source, io.IOBase) or hasattr(source, "read")):
-        return _FileSource(cast(BinaryIO, source))
+        owned = cast("Observable[object]", source).pipe(ops.map(as_bytes))
+        return _ItemsSource(lambda: to_async_iter(window)(owned), is_replayable=True)
+    if isinstance(source, mmap.mmap):
+        return MmapSource(source)
+    if not isinstance(source, type) and callable(read := getattr(source, "read", None)):
+        if inspect.iscoroutinefunction(read):
+            return async_file(source)
+        return blocking_file(cast(BinaryIO, source))
+    if not isinstance(source, str | list | tuple) and _is_buffer(source):
+        return _BytesSource(as_bytes(source))
+    if isinstance(source, Mapping | Set | range):
+        raise TypeError("a source's items are bytes in an order, unlike those of a set, mapping or range")
+    if isinstance(source, list | tuple):
+        items = cast("list[object]", source)
+        pieces = [as_bytes(item) for item in items]
+        return _ItemsSource(lambda: pieces, is_replayable=True)
     if isinstance(source, Iterable | AsyncIterable):
-        items = cast(Items, source)
-        return _ItemsSource(lambda: items, is_replayable=not isinstance(items, Iterator | AsyncIterator))
+        given = cast(Items, source)
+        return _ItemsSource(lambda: given, is_replayable=not isinstance(given, Iterator | AsyncIterator))
+    if inspect.iscoroutinefunction(source):
+        raise TypeError("a source's function returns an iterable; it may be an asynchronous generator, not a coroutine")
     if callable(source):
-        return _CallableSource(source)
+        return _CallableSource(cast("Callable[[int], Items]", source))
     raise TypeError(
         "a source is a path, a binary file, bytes, an iterable or asynchronous iterable of bytes, a function from an "
         f"offset to one, or an Observable of bytes, not {type(source).__name__}"
     )
 
 
+def _is_buffer(source: object) -> bool:
+    try:
+        memoryview(source).release()  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        return False
+    return True
+
+
 class _BytesSource(Source):
     def __init__(self, content: bytes) -> None:
         self._content = content
 
-    async def stat(self) -> tuple[int, object]:
-        return len(self._content), None
-
-    async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-        _check_reachable(offset, len(self._content))
-        for start in range(offset, len(self._content), chunk_bytes):
-            yield self._content[start : start + chunk_bytes]
-
-
-class OpenPath:
-    """A path's file, open: it stays the same file, of which `size` bytes are read, even when the path is replaced."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file = file
-        self.fileno = file.fileno
-        self.size = size
-
-    def close(self) -> None:
-        """Closes it."""
-        self._file.close()
-
-    def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-        """As `Source.read`; raises FileChanged if the file became shorter.
-
-        What the system itself makes, in /proc for example, seems to be empty, and is read to its end.
-        """
-        self._file.seek(offset)  # sets a number; nothing is read
-
-        def read(nbytes: int) -> bytes:
-            wanted = min(nbytes, self.size - self._file.tell()) if self.size else nbytes
-            if len(data := _read_exactly(self._file, wanted)) < wanted and self.size:
-                raise FileChanged
-            return data
-
-        return _file_chunks(read, chunk_bytes)
-
-
-class PathSource:
-    """A file by its path: a source that is opened once for an attempt, and may then be sent by the file lane."""
-
-    starts_over = False
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def stat(self) -> tuple[int, object]:
-        """As `Source.stat`."""
-        status = await run_blocking(None, self._path.stat)
-        return status.st_size, (status.st_size, status.st_mtime_ns, status.st_ino)
+    async def size(self) -> int:
+        return len(self._content)
 
     @asynccontextmanager
-    async def open(self, offset: int, size: int) -> AsyncGenerator[OpenPath, None]:
-        """The file, open, to be read as it was when it had `size` bytes; fails as `Source.read` does."""
-        opened: list[OpenPath] = []  # a list, for a cancel while a thread opens the file
-        try:
-            await run_blocking(None, lambda: opened.append(OpenPath(self._path.open("rb", 0), size)))
-            _check_reachable(offset, size)
-            yield opened[0]
-        finally:
-            for each in opened:
-                await run_blocking(None, each.close)
+    async def open(self, size: int | None) -> AsyncGenerator[Content, None]:
+        yield _BytesContent(self._content)
 
 
-class _FileSource(Source):
-    """The caller's file object, which the caller closes; its present position is the content's first byte."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._is_seekable = file.seekable()
-        self._start = file.tell() if self._is_seekable else 0
-        self._taken = 0
-        self._size: int | None = None
-        # The file has one position, which two attempts must not move: a later one waits for the end of an earlier.
-        self._lock = asyncio.Lock()
-
-    async def stat(self) -> tuple[int | None, object]:
-        if self._is_seekable and self._size is None:
-            async with self._lock:
-                self._size = await run_blocking(None, self._file.seek, 0, os.SEEK_END) - self._start
-        return self._size, None
+class _BytesContent(Content):
+    def __init__(self, content: bytes) -> None:
+        self._content = content
 
     async def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-        async with self._lock:
-            await run_blocking(None, self._go_to, offset)
-            async with aclosing(_file_chunks(self._read, chunk_bytes)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-
-    def _go_to(self, offset: int) -> None:
-        if self._is_seekable:
-            _check_reachable(offset, self._file.seek(0, os.SEEK_END) - self._start)
-            self._file.seek(self._start + offset)
-            return
-        if offset < self._taken:
-            raise SourceExhausted("this file can't be read again; give a path, or a seekable file")
-        while self._taken < offset and self._read(min(offset - self._taken, _SKIP_BYTES)):
-            pass
-        _check_reachable(offset, self._taken)
-
-    def _read(self, nbytes: int) -> bytes:
-        data = _read_exactly(self._file, nbytes)
-        self._taken += len(data)
-        return data
+        check_reachable(offset, len(self._content))
+        for start in range(offset, len(self._content), chunk_bytes):
+            yield self._content[start : start + chunk_bytes]
 
 
 class _ItemsSource(Source):
     """An iterable, asynchronous iterable or observable; each attempt iterates from its start, if it can."""
 
-    starts_over = True
+    is_lasting = False
 
     def __init__(self, make: Callable[[], Items], *, is_replayable: bool) -> None:
         self._make = make
         self._is_replayable = is_replayable
         self._is_used = False
+        # Of all that the longest iteration has given.
+        self._given = Digest()
 
-    def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
+    @asynccontextmanager
+    async def open(self, size: int | None) -> AsyncGenerator[Content, None]:
         if self._is_used and not self._is_replayable:
             raise SourceExhausted(
                 "this source can be read only once; give a function from an offset to an iterable, so that it can be "
                 "read again"
             )
         self._is_used = True
-        return _chunks(self._make(), chunk_bytes, skip=offset)
+        yield _ItemsContent(lambda _: self._make(), self._check)
+
+    def on_completed(self) -> None:
+        self._given = Digest()
+
+    async def _check(self, pieces: AsyncIterator[object]) -> AsyncGenerator[bytes, None]:
+        """Passes on the pieces, which must begin with what was given before.
+
+        A hot observable doesn't begin again, nor does an iterable that takes from a queue: what it gives now isn't what
+        it gave before, whether the server has that or not.
+
+        Raises:
+            SourceChanged: They don't.
+        """
+        expected, digest = self._given.copy() if self._given.length else None, Digest()
+        try:
+            async for piece in pieces:
+                data = as_bytes(piece)
+                expected = add_expected(digest, memoryview(data), expected)
+                if expected is None:
+                    self._given = digest
+                yield data
+            if expected is not None:
+                raise SourceChanged("the source ends before the end of what it gave before")
+        finally:
+            if (close := getattr(pieces, "aclose", None)) is not None:
+                await close()
 
 
 class _CallableSource(Source):
@@ -219,102 +177,29 @@ class _CallableSource(Source):
     def __init__(self, make: Callable[[int], Items]) -> None:
         self._make = make
 
+    @asynccontextmanager
+    async def open(self, size: int | None) -> AsyncGenerator[Content, None]:
+        yield _ItemsContent(self._make, None)
+
+
+class _ItemsContent(Content):
+    """The items of one attempt."""
+
+    def __init__(self, make: Callable[[int], Items], check: _Check | None) -> None:
+        self._make = make
+        self._check = check
+
     def read(self, offset: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-        return _chunks(self._make(offset), chunk_bytes, skip=0)
-
-
-def _file_chunks(read: Callable[[int], bytes], chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-    """Chunks from `read`, until it returns fewer bytes than requested."""
-
-    def chunks() -> Iterator[bytes]:
-        while chunk := read(chunk_bytes):
-            yield chunk
-            if len(chunk) < chunk_bytes:
-                return
-
-    return _in_batches(chunks(), _CHUNKS_PER_HANDOFF * chunk_bytes)
-
-
-def _read_exactly(file: BinaryIO, nbytes: int) -> bytes:
-    """`nbytes` bytes, fewer only at the end: an unbuffered file or a pipe may give them in pieces."""
-    data = file.read(nbytes) or b""
-    while data and len(data) < nbytes and (more := file.read(nbytes - len(data))):
-        data += more
-    return data
-
-
-async def _chunks(items: Items, chunk_bytes: int, *, skip: int) -> AsyncGenerator[bytes, None]:
-    """Cuts and joins items of any size into chunks, without the first `skip` bytes."""
-    buffer = bytearray()
-    async with aclosing(_each(items, chunk_bytes)) as each:
-        async for item in each:
-            if skip >= len(item):
-                skip -= len(item)
-                continue
-            if not buffer and not skip and len(item) == chunk_bytes:
-                yield bytes(item)
-                continue
-            buffer += memoryview(item)[skip:]
-            skip = 0
-            while len(buffer) >= chunk_bytes:
-                yield bytes(buffer[:chunk_bytes])
-                del buffer[:chunk_bytes]
-    if skip:
-        raise SourceExhausted(f"the source ends {skip} bytes before the offset to go on from")
-    if buffer:
-        yield bytes(buffer)
-
-
-async def _each(items: Items, batch_bytes: int) -> AsyncGenerator[Bytes, None]:
-    """The items one by one; their iterator is closed at the end."""
-    if isinstance(items, list | tuple):
-        for item in items:
-            yield _check_item(item)
-    elif isinstance(items, AsyncIterable):
-        iterator = aiter(items)
-        try:
-            async for item in iterator:
-                yield _check_item(item)
-        finally:
-            if (close := getattr(iterator, "aclose", None)) is not None:
-                await close()
-    else:
-        iterator = iter(items)
-        try:
-            async with aclosing(_in_batches(iterator, batch_bytes)) as batched:
-                async for item in batched:
-                    yield item
-        finally:
-            if (close := getattr(iterator, "close", None)) is not None:
-                await run_blocking(None, close)
-
-
-async def _in_batches(items: Iterator[T], batch_bytes: int) -> AsyncGenerator[T, None]:
-    """The items one by one, taken in a thread, as a generator may read a disk: `batch_bytes` or more a handoff."""
-
-    def take() -> tuple[list[T], bool]:
-        batch: list[T] = []
-        nbytes = 0
-        for item in items:
-            batch.append(_check_item(item))
-            nbytes += len(item)
-            if nbytes >= batch_bytes:
-                return batch, True
-        return batch, False
-
-    is_more = True
-    while is_more:
-        batch, is_more = await run_blocking(None, take)
-        for item in batch:
-            yield item
-
-
-def _check_item(item: T) -> T:
-    if not isinstance(item, bytes | bytearray | memoryview):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"a source's items must be bytes, not {type(item).__name__}")
-    return item
-
-
-def _check_reachable(offset: int, size: int) -> None:
-    if offset > size:
-        raise SourceExhausted(f"the source has {size} bytes; it can't go on from {offset}")
+        items = self._make(offset)
+        if not isinstance(items, Iterable | AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"a source's function makes an iterable of bytes, not {type(items).__name__}")
+        pieces: AsyncIterator[object]
+        if isinstance(items, AsyncIterable):
+            pieces = aiter(items)
+        elif isinstance(items, list):
+            pieces = listed(items)
+        else:
+            pieces = in_thread(iter(items), chunk_bytes)
+        if self._check is None:
+            return in_chunks(pieces, chunk_bytes)
+        return in_chunks(self._check(pieces), chunk_bytes, skip=offset)

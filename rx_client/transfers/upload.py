@@ -10,16 +10,17 @@ from itertools import count
 from typing import Final
 from uuid import uuid4
 
-from shared.errors import IntegrityError, InvalidRequest, SourceExhausted
-from shared.files.sending import FileChanged, FileRange
-from shared.protocol.digest import Digest
+from shared.errors import IntegrityError, InvalidRequest, SourceChanged, SourceExhausted
+from shared.files.sending import FileChanged
+from shared.protocol.digest import DEFAULT_ALGORITHM, Digest
 from shared.protocol.messages import CHUNK_BYTES, UploadEnd, UploadRequest, transfer_metadata
+from shared.protocol.wire import FileInfo
 
 from ..events import Completed, TransferEvent
 from ..requests.cold import ColdReactiveXClient
 from .channel import UploadChannel
+from .content import Content, FileContent, Source, Version, add_expected
 from .limit import RateLimit
-from .sources import OpenPath, PathSource, Source
 
 __all__ = ["UploadTransfer"]
 
@@ -27,16 +28,23 @@ __all__ = ["UploadTransfer"]
 _process: Final = uuid4().hex
 _attempts: Final = count(1)
 
+# A source that changes faster than an attempt can begin isn't started over for ever.
+_MAX_RESTARTS: Final = 3
+
 
 @dataclass(eq=False)
 class UploadTransfer:
-    """What the subscriptions of one `upload_from` share: the upload's id, and how far its digest has come.
+    """What the subscriptions of one `upload_id` share: the upload's id, and how far its digest has come.
 
     The fields are the arguments of `FileClient.upload_from`; `chunk_bytes` is None where the caller leaves it open.
+
+    What the server has of an earlier attempt is gone on with if the source still has it: as the system says (see
+    `Version`), or as its digest proves when it is read again. If not, the part at the server is spoilt: it is finished
+    with a length that it doesn't have, so that the server drops it, and the upload starts over.
     """
 
     name: str
-    source: Source | PathSource
+    source: Source
     size: int | None
     chunk_bytes: int | None
     window: int | None
@@ -44,9 +52,14 @@ class UploadTransfer:
     algorithm: str | None
     upload_id: str
     limit: RateLimit | None = None
-    # Running digests at offsets that the server may name on the next attempt, oldest first.
+    # Running digests at offsets that the server may name on the next attempt, oldest first. Without an algorithm, they
+    # are for this process alone.
     _digests: deque[Digest] = field(default_factory=deque[Digest])
-    _version: object = None
+    # Of the upload that is unfinished: its length, the content it is of, and whether that has changed since.
+    _announced: int | None = None
+    _version: Version | None = None
+    _has_begun: bool = False
+    _is_spoilt: bool = False
     _has_sent_all: bool = False
 
     async def attempt(
@@ -56,14 +69,29 @@ class UploadTransfer:
 
         `tasks` holds what still runs when this has failed: a source that blocks a thread can't be stopped.
         """
+        restarts = 0
+        while (info := await self._try(requests, emit, tasks, may_restart=restarts < _MAX_RESTARTS)) is None:
+            restarts += 1
+        self._forget_all()
+        self.source.on_completed()
+        emit(Completed(info))
+
+    async def _try(
+        self,
+        requests: ColdReactiveXClient,
+        emit: Callable[[TransferEvent], None],
+        tasks: set[asyncio.Task[None]],
+        *,
+        may_restart: bool,
+    ) -> FileInfo | None:
+        """One channel; None if the server has dropped what it had of another content, and the upload starts over."""
         client, attempt = f"{_process}.{os.getpid()}", next(_attempts)  # a forked process counts by itself
-        known, version = await self.source.stat()
-        if self.size is not None and known is not None and known != self.size:
+        known = await self.source.size()
+        if self.size is not None and known is not None and known != self.size and not self._has_begun:
             raise InvalidRequest(f"the source has {known} bytes, not {self.size}", name=self.name)
-        if version != self._version or self.source.starts_over:
-            self._digests.clear()  # what was sent may not be what the source has now; the server will say
-        self._version = version
-        size = known if self.size is None else self.size
+        if not self._has_begun:
+            self._announced = known if self.size is None else self.size
+        size = self._announced  # of a source that has grown since the first attempt, too
         request = UploadRequest(
             self.upload_id, size, self.algorithm, self.overwrite, self._has_sent_all, client, attempt
         )
@@ -75,66 +103,118 @@ class UploadTransfer:
                 request,
                 chunk_bytes=self.chunk_bytes,
                 window=self.window,
-                is_file=isinstance(self.source, PathSource),
+                is_file=self.source.is_file,
                 share=None if self.limit is None else self.limit.share(self.chunk_bytes or CHUNK_BYTES),
                 emit=emit,
                 on_committed=self._forget,
             )
         )
+        changes: list[SourceChanged | SourceExhausted] = []
+        start = 0
         try:
             start = await channel.start()
             if channel.info is None:
-                await channel.while_open(self._send(channel, start, size), tasks)
+                await channel.while_open(self._send(channel, start, size, changes), tasks)
             info = await channel.finish()
+            if changes:
+                raise changes[0]  # whatever that server has published
         except BaseException as error:
             channel.cancel()
-            if isinstance(error, IntegrityError):
-                self._digests.clear()  # of what isn't there any more
-            raise
-        self._digests.clear()
-        self._has_sent_all = False
-        emit(Completed(info))
+            if not isinstance(error, IntegrityError) and error not in changes:
+                raise
+            self._forget_all()  # the server has dropped it
+            if not changes:
+                raise
+            # What changed before this attempt isn't this attempt's failure.
+            if may_restart and start and not channel.sent_bytes and self.source.is_lasting:
+                return None
+            raise changes[0] from None
+        else:
+            return info
 
-    async def _send(self, channel: UploadChannel, start: int, size: int | None) -> None:
-        """Sends what the server doesn't have, by the file lane or by the frame path, and last of all the digest."""
-        digest, source = self._digest_before(start), self.source
-        if not isinstance(source, PathSource):
-            await self._send_chunks(channel, source, start if digest is None else digest.length, start, digest)
-            return
+    async def _send(
+        self, channel: UploadChannel, start: int, size: int | None, changes: list[SourceChanged | SourceExhausted]
+    ) -> None:
+        """Sends what the server doesn't have, by the file lane or by the frame path, and last of all the digest.
+
+        Where the source has changed, that is added to `changes`, and the server drops what it has.
+        """
         try:
-            async with source.open(start, size or 0) as file:
-                if digest is not None and digest.length < start:
-                    await self._catch_up(digest, file, start)
-                if channel.lane is not None and file.size > start:
-                    await self._send_file(channel, file, start, digest)
+            async with self.source.open(size) as content:
+                if isinstance(content, FileContent) and channel.lane is not None and start < content.size:
+                    await self._send_file(channel, content, start)
                 else:
-                    await self._send_chunks(channel, file, start, start, digest)
-        except FileChanged:
-            raise IntegrityError("the source became shorter while it was read", name=self.name) from None
+                    await self._send_chunks(channel, content, start)
+        except (SourceChanged, FileChanged) as error:
+            if not self.source.is_lasting:
+                changes.append(SourceExhausted("the source gives other bytes than before when it is read again"))
+            elif isinstance(error, FileChanged):
+                changes.append(SourceChanged("the source became shorter while it was read"))
+            else:
+                changes.append(error)
+            self._is_spoilt = True
+            await channel.spoil(None if self.algorithm is None else Digest(self.algorithm).text())
 
-    async def _send_file(self, channel: UploadChannel, file: OpenPath, start: int, digest: Digest | None) -> None:
+    def _begin(self, content: Content, start: int, algorithm: str | None) -> tuple[Digest | None, Digest | None]:
+        """How an attempt begins that goes on from `start`.
+
+        Returns:
+            The running digest to go on with, which may be of fewer bytes than the server has; None for none. And the
+            one of the bytes that the content must begin with, if that isn't known.
+
+        Raises:
+            SourceChanged: What the server has isn't of this content, or it can't be known.
+        """
+        version, has_begun = self._version, self._has_begun
+        known = self._digest_before(start)
+        fresh = None if algorithm is None else Digest(algorithm)
+        if not start:
+            self._digests.clear()
+        elif self._is_spoilt:
+            raise SourceChanged("the source changed between two attempts")
+        elif has_begun and (content.starts_over or not _is_same(content.version, version, algorithm)):
+            # With an algorithm, the server verifies what no digest of this process covers.
+            if fresh is None or (self.algorithm is None and (known is None or known.length != start)):
+                raise SourceChanged("the source may have changed between two attempts, and there is no digest")
+            self._version = content.version
+            return fresh, known
+        elif fresh is not None and known is not None:
+            fresh = known.copy()
+        self._version, self._has_begun = content.version, True
+        return fresh, None
+
+    async def _send_file(self, channel: UploadChannel, content: FileContent, start: int) -> None:
         """Sends the file as it was when it was opened, in a thread."""
+        digest, expected = self._begin(content, start, self.algorithm)
+        if digest is not None and digest.length < start:
+            async with aclosing(content.read(digest.length, CHUNK_BYTES)) as chunks:
+                async for chunk in chunks:
+                    expected = add_expected(digest, memoryview(chunk)[: start - digest.length], expected)
+                    if digest.length == start:
+                        break
+
+        def last() -> bytes:
+            content.check_here(digest)
+            return transfer_metadata(self._end(file.end - file.offset + start, digest))
 
         def remember() -> None:
             if digest is not None:
                 self._digests.append(digest.copy())
 
-        await channel.send_file(
-            FileRange(file.fileno(), start, file.size),
-            last=lambda: transfer_metadata(self._end(file.size, digest)),
-            digest=digest,
-            on_item=remember,
-        )
+        file = content.as_range(start)
+        await channel.send_file(file, last=last, digest=digest, on_item=remember)
 
-    async def _send_chunks(
-        self, channel: UploadChannel, source: Source | OpenPath, offset: int, start: int, digest: Digest | None
-    ) -> None:
-        """Sends what `source` has from `offset` on, of which the server has what is before `start`."""
-        async with aclosing(source.read(offset, channel.chunk_bytes)) as chunks:
+    async def _send_chunks(self, channel: UploadChannel, content: Content, start: int) -> None:
+        """Sends what the content has from `start` on, a chunk at a time."""
+        is_checked = content.starts_over or content.version is not None
+        algorithm = self.algorithm or (DEFAULT_ALGORITHM if is_checked else None)
+        digest, expected = self._begin(content, start, algorithm)
+        offset = start if digest is None else digest.length
+        async with aclosing(content.read(offset, channel.chunk_bytes)) as chunks:
             async for chunk in chunks:
                 data = chunk
                 if digest is not None:
-                    digest.update(data)
+                    expected = add_expected(digest, memoryview(data), expected)
                 if offset < start:
                     # What the server has, but no digest of this process covers.
                     skipped = min(len(data), start - offset)
@@ -145,32 +225,36 @@ class UploadTransfer:
                 await channel.send_chunk(data)
                 if digest is not None:
                     self._digests.append(digest.copy())
-        if offset < start:
+        if offset < start or expected is not None:
             raise SourceExhausted(f"the source has {offset} bytes; the server has {start} already", name=self.name)
+        await content.check(digest)
         await channel.send_chunk(b"", lambda: self._end(offset, digest))
-
-    async def _catch_up(self, digest: Digest, file: OpenPath, start: int) -> None:
-        """Adds what the server has already to the digest."""
-        async with aclosing(file.read(digest.length, CHUNK_BYTES)) as chunks:
-            async for chunk in chunks:
-                digest.update(memoryview(chunk)[: start - digest.length])
-                if digest.length == start:
-                    return
 
     def _end(self, size: int, digest: Digest | None) -> UploadEnd:
         """What the last item says; everything has been sent with it."""
         self._has_sent_all = True
-        return UploadEnd(size, None if digest is None else digest.text())
+        return UploadEnd(size, None if digest is None or self.algorithm is None else digest.text())
 
     def _digest_before(self, start: int) -> Digest | None:
-        """A running digest to go on with: the latest that isn't beyond `start`."""
-        if self.algorithm is None:
-            return None
+        """The latest running digest that isn't beyond `start`; later ones are dropped."""
         while self._digests and self._digests[-1].length > start:
             self._digests.pop()
-        return self._digests[-1].copy() if self._digests else Digest(self.algorithm)
+        return self._digests[-1] if self._digests else None
 
     def _forget(self, committed: int) -> None:
         """Forgets the digests at offsets that the server won't go back to."""
         while len(self._digests) > 1 and self._digests[1].length <= committed:
             self._digests.popleft()
+
+    def _forget_all(self) -> None:
+        """The upload is finished, one way or the other: the next attempt is of another one."""
+        self._digests.clear()
+        self._announced = self._version = None
+        self._has_begun = self._is_spoilt = self._has_sent_all = False
+
+
+def _is_same(one: Version | None, other: Version | None, algorithm: str | None) -> bool:
+    """Whether two versions are of the same content; where there is a digest to ask, without any doubt."""
+    if one is None or other is None:
+        return one is other
+    return one.may_begin_with(other) if algorithm is None else one.is_surely(other)

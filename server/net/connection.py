@@ -57,6 +57,8 @@ _log = logging.getLogger(__name__)
 
 # The data and metadata that fit one frame.
 _MAX_ITEM_BYTES: Final = FRAGMENT_SIZE_BYTES - 65
+# What an item takes in the outbox beside its data and metadata.
+_ITEM_COST_BYTES: Final = 4096
 # Control frames that may wait for a peer before nothing more is taken from it.
 _MAX_CONTROL_BYTES: Final = 1024 * 1024
 _PROVOKED: Final = frozenset[type[Frame]]([KeepAliveFrame, ErrorFrame, CancelFrame])
@@ -309,8 +311,9 @@ class ServerConnection(RSocketServer, RSocketEngine):
         if not (is_part(payload.data) and is_part(payload.metadata)):
             raise TypeError("an item of a stream is bytes")  # anything else would end the sender of all streams
         frame = to_payload_frame(stream_id, payload, complete, is_next, FRAGMENT_SIZE_BYTES)
-        self._window.add(nbytes)
-        self.send_frame(OutgoingFrame(frame, SKIPPED, lambda: self._window.remove(nbytes)))
+        cost = _ITEM_COST_BYTES + nbytes
+        self._window.add(cost)
+        self.send_frame(OutgoingFrame(frame, SKIPPED, lambda: self._window.remove(cost)))
 
     def send_error(self, stream_id: int, exception: Exception, *, is_sent: bool = True) -> None:
         """As rsocket's, but with typed errors, without internal texts, and limited in number."""

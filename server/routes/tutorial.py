@@ -6,8 +6,8 @@ from typing import Any, Final, cast
 from rsocket.payload import Payload
 
 from shared.protocol.messages import ListRequest, transfer_metadata
+from shared.protocol.wire import FileInfo, encode_name, name_metadata
 from shared.protocol.wire import Route as Name
-from shared.protocol.wire import encode_name, name_metadata
 
 from ..stores.base import AtOnceStore
 from ..users import Right
@@ -73,13 +73,23 @@ def _download_at_once(request: Request[None], memory: AtOnceStore) -> Payload | 
 
 
 async def _list(request: Request[ListRequest]) -> Items:
-    user, asked = request.session.user, request.message
-    # A snapshot: uploads go on meanwhile.
-    found = await request.session.store.list(asked.prefix)
-    infos = [info for info in found if user.may(Right.READ, info.name)]
-    for index, info in enumerate(infos, 1):
-        metadata = transfer_metadata(info) if asked.details else None
-        yield Payload(encode_name(info.name), metadata), index == len(infos)
+    store, asked = request.session.store, request.message
+    held: FileInfo | None = None  # whether it is the last is known when another one is found
+    for prefix in request.session.user.prefixes(Right.READ, asked.prefix):
+        after: str | None = ""
+        while after is not None:
+            page = await store.list(prefix, after)
+            after = page.after
+            for info in page.files:
+                if held is not None:
+                    yield _listed(held, asked), False
+                held = info
+    if held is not None:
+        yield _listed(held, asked), True
+
+
+def _listed(info: FileInfo, asked: ListRequest) -> Payload:
+    return Payload(encode_name(info.name), transfer_metadata(info) if asked.details else None)
 
 
 TUTORIAL: Final[tuple[Route[Any], ...]] = (

@@ -13,13 +13,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from shared.errors import UnknownRoute
 from shared.files.part import FileTarget
 from shared.protocol.wire import FileInfo
 
-__all__ = ["AtOnceStore", "OpenFile", "Reader", "Store", "Upload"]
+__all__ = ["PAGE_FILES", "AtOnceStore", "OpenFile", "Page", "Reader", "Store", "Upload"]
+
+PAGE_FILES: Final = 64
+"""The files of a page by default: what a listing that isn't read holds, in a directory store some 20 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a listing.
+
+    Attributes:
+        files: In the order of their names; may be empty even if there are more.
+        after: Where the listing goes on: for `Store.list`. None at its end.
+    """
+
+    files: Sequence[FileInfo]
+    after: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +222,19 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def list(self, prefix: str = "") -> Sequence[FileInfo]:
-        """A snapshot of the files whose name starts with `prefix`; unfinished uploads aren't files."""
+    async def list(self, prefix: str = "", after: str = "", limit: int = PAGE_FILES) -> Page:
+        """The next files whose name starts with `prefix`, as they are now; unfinished uploads aren't files.
+
+        A listing begins with an `after` of `""`, and goes on with that of each page, however much later; between two
+        calls the store holds nothing for it. So a listing isn't a snapshot: it has each file that is there all the time
+        exactly once, and others once or not at all. All stores have the same order, that of the names' UTF-8 bytes,
+        which is that of `str` and of S3's ListObjectsV2 (whose StartAfter `after` may be).
+
+        Args:
+            prefix: What the names start with.
+            after: Only names beyond this one, which needn't be a file's.
+            limit: The most files of the page, at least one. There may be fewer, so that a call doesn't take long.
+        """
 
     @abstractmethod
     async def open(self, name: str) -> Reader:

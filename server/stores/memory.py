@@ -11,9 +11,10 @@ from shared.errors import Changed, NotFound, TooLarge
 from shared.protocol.digest import DEFAULT_ALGORITHM
 from shared.protocol.wire import FileInfo
 
-from .base import AtOnceStore, Reader, Store
+from .base import PAGE_FILES, AtOnceStore, Page, Reader, Store
 from .catalog import FILES_A_SLICE, Catalog, Known, cost_of
 from .parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists
+from .sorted_names import SortedNames
 
 __all__ = ["MemoryStore"]
 
@@ -42,6 +43,7 @@ class MemoryStore(Store):
         self._files = files
         self._catalog = Catalog(files)
         self._parts: dict[str, _MemoryPart] = {}
+        self._names = SortedNames(files)
         self._locks = KeyedLocks()
         self.apply_limits(max_bytes, max_file_bytes)
 
@@ -66,17 +68,22 @@ class MemoryStore(Store):
     async def stat(self, name: str) -> FileInfo:
         return (await self._look(name)).info
 
-    async def list(self, prefix: str = "") -> Sequence[FileInfo]:
-        found: list[FileInfo] = []
-        names = list(self._files)
-        contents = list(map(self._files.__getitem__, names))
-        for index, (name, content) in enumerate(zip(names, contents, strict=True)):
-            if name.startswith(prefix):
-                found.append((await self._catalog.know(name, content)).info)
+    async def list(self, prefix: str = "", after: str = "", limit: int = PAGE_FILES) -> Page:
+        if await self._names.look(anew=not after):
+            await self._catalog.free()
+        found: list[tuple[str, bytes]] = []
+        end = None
+        for index, name in enumerate(self._names.since(max(prefix, after)), 1):
+            if not name.startswith(prefix):
+                break
+            if name != after and (content := self._files.get(name)) is not None:
+                if len(found) == limit:
+                    end = found[-1][0]
+                    break
+                found.append((name, content))
             if not index % FILES_A_SLICE:
                 await asyncio.sleep(0)
-        await self._catalog.free()
-        return found
+        return Page([(await self._catalog.know(name, content)).info for name, content in found], end)
 
     async def open(self, name: str) -> Reader:
         return _MemoryReader(await self._look(name))
@@ -167,6 +174,7 @@ class MemoryStore(Store):
         return moved.info
 
     async def sweep(self, max_age_seconds: float) -> int:
+        self._names.free()
         await self._catalog.free()
         oldest = time.monotonic() - max_age_seconds
         dropped = 0

@@ -5,12 +5,10 @@ each of a few connections has all others wait behind them.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar, cast
 
-from shared.protocol.wire import FileInfo
-
-from .base import AtOnceStore, Store
+from .base import PAGE_FILES, AtOnceStore, Page, Store
 
 __all__ = ["QueuedStore"]
 
@@ -32,7 +30,7 @@ def _queued(method: M) -> M:
 
 
 class QueuedStore(Store):
-    """Passes calls on, `_CALLS` at a time, and listings one by one. Each connection has its own.
+    """Passes calls on, `_CALLS` at a time, and pages of listings one by one. Each connection has its own.
 
     Reads of an open file and additions to an upload aren't queued: streams have their own windows.
 
@@ -46,16 +44,16 @@ class QueuedStore(Store):
         self.spools = store.spools
         self.store: Final = store
         self.calls: Final = asyncio.Semaphore(_CALLS)
-        # One at a time, since it looks at every file there is.
+        # One at a time, since a page may be a large folder's.
         self._listing = asyncio.Lock()
 
     @property
     def at_once(self) -> AtOnceStore | None:
         return self.store.at_once
 
-    async def list(self, prefix: str = "") -> Sequence[FileInfo]:
+    async def list(self, prefix: str = "", after: str = "", limit: int = PAGE_FILES) -> Page:
         async with self._listing, self.calls:
-            return await self.store.list(prefix)
+            return await self.store.list(prefix, after, limit)
 
     start = _queued(Store.start)
     close = _queued(Store.close)

@@ -70,21 +70,21 @@ def raise_max_descriptors() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def regular_file(path: str) -> os.stat_result | None:
-    """The status of the regular file at `path`; None if there is none, or a link to one."""
+def regular_file(path: str, dir_fd: int | None = None) -> os.stat_result | None:
+    """The status of the regular file at `path`, from the folder `dir_fd`; None if there is none, or a link to one."""
     try:
-        status = os.lstat(path)
+        status = os.lstat(path, dir_fd=dir_fd)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status if stat.S_ISREG(status.st_mode) else None
 
 
-def open_to_read(path: str) -> int | None:
-    """A descriptor of the regular file at `path`; None if there is none."""
-    if regular_file(path) is None:
+def open_to_read(path: str, dir_fd: int | None = None) -> int | None:
+    """A descriptor of the regular file at `path`, from the folder `dir_fd`; None if there is none."""
+    if regular_file(path, dir_fd) is None:
         return None
     try:
-        fd = os.open(path, os.O_RDONLY | _BINARY | _CAUTIOUS)
+        fd = os.open(path, os.O_RDONLY | _BINARY | _CAUTIOUS, dir_fd=dir_fd)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP):  # gone, or a link by now
             return None
@@ -121,8 +121,8 @@ def write_at(fd: int, views: Sequence[memoryview], offset: int) -> int:
     return os.pwritev(fd, views, offset)
 
 
-def create_from(source: str, target: str) -> None:
-    """Renames the file `source` to `target` in one step, unless `target` exists.
+def create_from(source: str, target: str, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+    """Renames the file `source` to `target` in one step, unless `target` exists; each from its folder.
 
     A process killed in between may leave both names, for one file with two links.
 
@@ -133,15 +133,16 @@ def create_from(source: str, target: str) -> None:
         os.rename(source, target)  # which refuses to replace, there
         return
     try:
-        os.link(source, target)
+        os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links; only another program can create `target` in between
-        if os.path.lexists(target):
+        with suppress(FileNotFoundError):
+            os.lstat(target, dir_fd=dst_dir_fd)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
-        os.rename(source, target)
+        os.rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
     else:
-        os.unlink(source)
+        os.unlink(source, dir_fd=src_dir_fd)
 
 
 def remove(path: str) -> None:

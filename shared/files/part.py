@@ -1,8 +1,10 @@
 """A file that isn't whole yet: what the server's directory store and the client's `PathSink` both do with it."""
 
 import os
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import Final, Protocol
 
 from ..protocol.digest import Count, Digest
@@ -94,6 +96,24 @@ class PartFile:
             self.reset()
         self._fd, self._inode, self.path = fd, status.st_ino, path
         return status.st_size
+
+    def is_at(self, path: str) -> bool:
+        """Whether the open file is the one at `path`: it may have been moved or removed before it was locked."""
+        try:
+            return os.path.samestat(os.fstat(self._open_fd()), os.lstat(path))
+        except FileNotFoundError:
+            return False
+
+    def take_bits(self, status: os.stat_result) -> None:
+        """Gives the file another one's permission bits and, as far as the system allows, its owner and group."""
+        fd = self._open_fd()
+        own = os.fstat(fd)
+        if hasattr(os, "fchown") and (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
+            with suppress(OSError):
+                os.fchown(fd, status.st_uid, status.st_gid)
+        if hasattr(os, "fchmod"):
+            with suppress(OSError):  # a file system that has none
+                os.fchmod(fd, stat.S_IMODE(status.st_mode) & 0o777)
 
     def catch_up(self, limit: int | None = None) -> bool:
         """Adds up to 16 MiB that only the file has to the digest, and returns whether it has all of it.

@@ -123,6 +123,7 @@ class SendJob(TurnTaker):
         # The item that is on its way: what the socket hasn't taken of it, in memory and in the file.
         self._parts: list[bytes | memoryview] = []
         self._unread = 0
+        self._is_cut_short = False  # the file ended behind the header of the item that is on its way
         self._is_queued = False
         self._is_running = False
         self._is_stopped = False
@@ -215,7 +216,7 @@ class SendJob(TurnTaker):
             may_go_on: Whether another item may follow so many.
 
         Raises:
-            OSError: The connection has ended, or has to end, since a file was cut short behind its frame's header.
+            OSError: The connection has ended.
         """
         sent = 0
         while True:
@@ -250,7 +251,8 @@ class SendJob(TurnTaker):
         nbytes = min(self._item_bytes, self.file.end - begin)
         is_last = begin + nbytes == self.file.end
         view: memoryview | None = None
-        if self._reads:
+        # The last item completes the stream: it must be whole before its header is sent.
+        if self._reads or is_last:
             view = self._read_here(nbytes)
         is_there = os.fstat(self.file.descriptor).st_size >= begin + nbytes if view is None else len(view) == nbytes
         if not is_there or (self.file.is_same is not None and not self.file.is_same()):
@@ -298,6 +300,8 @@ class SendJob(TurnTaker):
             if self._parts and taken:
                 self._parts[0] = memoryview(self._parts[0])[taken:]
         self.is_torn = False
+        if self._is_cut_short:
+            self.failure = FileChanged()
         return True
 
     def _send_file(self, connection: socket.socket) -> None:
@@ -313,7 +317,10 @@ class SendJob(TurnTaker):
         else:
             self._offset += moved
         if not moved:
-            raise OSError("a file was cut short while it was sent")
+            # The frame is begun, and other streams' frames follow: it is filled up, and its stream fails behind it.
+            self._is_cut_short = True
+            self._parts.append(bytes(self._unread))
+            moved = self._unread
         self._unread -= moved
 
     def _read_here(self, nbytes: int) -> memoryview:

@@ -606,7 +606,7 @@ async def listings_that_stop(stage: Stage) -> None:
 
 @attack
 async def listings_one_by_one(stage: Stage) -> None:
-    """Each listing has a snapshot of its own."""
+    """Each listing holds what is left of its first page."""
     while stage.goes_on:
         peer = await stage.peer()
         for id_ in odd(1024):

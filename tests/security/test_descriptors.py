@@ -26,6 +26,7 @@ from tests.security.support import (
     setup_frame,
     stat,
 )
+from tests.stores.support import listed
 from tests.support import ERROR, PAYLOAD, RawPeer, eventually, raw_peer
 
 FEW = 64
@@ -127,7 +128,7 @@ async def test_a_folder_opens_half_of_the_files_that_the_process_may(tmp_path: P
         await store.open("a")
     with pytest.raises(ServerFull):
         await store.put("c", b"x")
-    assert len(await store.list()) == 1
+    assert len(await listed(store)) == 1
     await readers.pop().close()
     await store.put("c", b"x")
     await store.close()
@@ -150,7 +151,7 @@ async def test_out_of_descriptors_is_server_full(tmp_path: Path) -> None:
     upload = await store.begin("u", "b", size=None, algorithm="xxh3-128")
     assert upload.received == 7
     await upload.commit(None)
-    assert {info.name for info in await store.list()} == {"a", "b"}
+    assert {info.name for info in await listed(store)} == {"a", "b"}
     await store.close()
 
 

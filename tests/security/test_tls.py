@@ -80,7 +80,7 @@ async def test_files_of_any_size_go_both_ways(ca: trustme.CA, trusting: ssl.SSLC
         assert isinstance(await files.upload_from("chunks", content), Completed)
         assert isinstance(await files.download_to("chunks", tmp_path / "there"), Completed)
         assert (tmp_path / "there").read_bytes() == content
-        assert await files.list_files().pipe(ops.to_list()) == ["whole", "chunks"]
+        assert await files.list_files().pipe(ops.to_list()) == ["chunks", "whole"]
 
 
 async def test_the_server_is_verified_by_default(

@@ -23,7 +23,7 @@ from typing import Any
 from server.stores.directory.store import DirectoryStore
 from shared.errors import AlreadyExists, NotFound
 
-from .support import begin, digest_of, get
+from .support import begin, digest_of, get, listed
 
 _WORKERS = 3
 _MAX_BYTES = 200_000
@@ -36,7 +36,7 @@ def content_of(upload_id: str) -> bytes:
 
 
 def names_of(worker: int) -> list[str]:
-    return [f"plain-{worker}", f"../encoded-{worker}", f"{'x' * 900}-{worker}"]
+    return [f"plain-{worker}", f"docs/{worker % 2}/plain-{worker}", f"../encoded-{worker}", f"{'x' * 900}-{worker}"]
 
 
 # The process that is killed
@@ -122,7 +122,7 @@ class Survey:
         store = DirectoryStore(self._path)
         await store.start()
         try:
-            infos = {info.name: info for info in await store.list()}
+            infos = {info.name: info for info in await listed(store)}
             for name in deletes.values():
                 if name not in infos:
                     files.pop(name, None)
@@ -131,7 +131,7 @@ class Survey:
                     self._take_move(name, target, infos)
             for upload in uploads.values():
                 await self._finish(store, upload, infos)
-            infos = {info.name: info for info in await store.list()}
+            infos = {info.name: info for info in await listed(store)}
             assert infos.keys() == files.keys(), infos.keys() ^ files.keys()
             for name, upload_id in files.items():
                 content = content_of(upload_id)

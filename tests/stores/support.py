@@ -7,7 +7,7 @@ of its own. `partwise.py` is an example of a store that makes less durable than 
 from collections.abc import Callable
 from pathlib import Path
 
-from server.stores.base import Store, Upload
+from server.stores.base import PAGE_FILES, Store, Upload
 from server.stores.directory.store import DirectoryStore
 from server.stores.memory import MemoryStore
 from shared.protocol.digest import Digest
@@ -68,8 +68,20 @@ async def get(store: Store, name: str) -> bytes:
         await reader.close()
 
 
+async def listed(store: Store, prefix: str = "", limit: int = PAGE_FILES) -> list[FileInfo]:
+    """A whole listing, page by page."""
+    found: list[FileInfo] = []
+    after: str | None = ""
+    while after is not None:
+        page = await store.list(prefix, after, limit)
+        assert len(page.files) <= limit
+        found += page.files
+        after = page.after
+    return found
+
+
 async def names_in(store: Store, prefix: str = "") -> set[str]:
-    return {info.name for info in await store.list(prefix)}
+    return {info.name for info in await listed(store, prefix)}
 
 
 NAMES = [

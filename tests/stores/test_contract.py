@@ -16,7 +16,7 @@ from server.stores.queueing import QueuedStore
 from shared.errors import AlreadyExists, Changed, IntegrityError, InvalidRequest, NotFound, Superseded, TooLarge
 
 from .conftest import OpenStore
-from .support import NAMES, begin, digest_of, flushed, get, names_in, put
+from .support import NAMES, begin, digest_of, flushed, get, listed, names_in, put
 
 
 async def test_a_file_goes_in_and_comes_out(store: Store) -> None:
@@ -27,7 +27,7 @@ async def test_a_file_goes_in_and_comes_out(store: Store) -> None:
     assert info.etag
     assert info.modified
     assert await store.stat("a.bin") == info
-    assert list(await store.list()) == [info]
+    assert await listed(store) == [info]
     assert await get(store, "a.bin") == content
 
 
@@ -77,7 +77,7 @@ async def test_unfinished_uploads_are_invisible(store: Store) -> None:
     upload = await begin(store, "a")
     await upload.append([b"half"])
 
-    assert not await store.list()
+    assert not await listed(store)
     with pytest.raises(NotFound):
         await store.stat("a")
     with pytest.raises(NotFound):
@@ -176,7 +176,7 @@ async def test_abort_after_a_cancelled_commit_leaves_nothing(store: Store) -> No
         await upload.abort()
         with pytest.raises(NotFound):
             await store.uploaded("u1", "a")
-        found = [(info.name, info.size) for info in await store.list()]
+        found = [(info.name, info.size) for info in await listed(store)]
         # A commit that a thread has published already is cancelled too late.
         assert found == [("a", 7)] or (not found and not is_there)
         if found:
@@ -326,7 +326,7 @@ async def test_too_few_bytes_are_an_error(store: Store) -> None:
     with pytest.raises(IntegrityError):
         await upload.commit(digest_of(b"new"))
 
-    assert not await store.list()
+    assert not await listed(store)
 
 
 async def test_too_many_bytes_are_refused_before_they_are_stored(store: Store) -> None:
@@ -396,7 +396,7 @@ async def test_delete(store: Store) -> None:
         await store.delete("a")
     with pytest.raises(NotFound):
         await store.stat("a")
-    assert not await store.list()
+    assert not await listed(store)
 
 
 async def test_delete_if_match_never_hits_a_replacement(store: Store) -> None:
@@ -420,7 +420,7 @@ async def test_move(store: Store) -> None:
     assert moved == replace(info, name="b")
     assert await store.stat("b") == moved
     assert await get(store, "b") == b"content"
-    assert list(await store.list()) == [moved]
+    assert await listed(store) == [moved]
     for name, target in (("a", "c"), ("a", "a"), ("a", "b")):
         with pytest.raises(NotFound):
             await store.move(name, target)
@@ -439,7 +439,7 @@ async def test_a_move_over_a_file(store: Store) -> None:
     assert (await get(store, "a"), await get(store, "b")) == (b"content", b"old")
 
     assert await store.move("a", "b") == replace(info, name="b")
-    assert list(await store.list()) == [replace(info, name="b")]
+    assert await listed(store) == [replace(info, name="b")]
     assert await reader.read(0, 10) == b"old"
     await reader.close()
 
@@ -460,7 +460,7 @@ async def test_a_file_can_be_moved_to_any_name(store: Store) -> None:
     for before, name in zip(NAMES[-1:] + NAMES, NAMES, strict=False):
         info = replace(info, name=name)
         assert await store.move(before, name, overwrite=False, if_match=info.etag) == info
-        assert list(await store.list()) == [info]
+        assert await listed(store) == [info]
     assert await get(store, NAMES[-1]) == b"content"
 
 
@@ -477,7 +477,7 @@ async def test_moves_and_uploads_at_once_lose_nothing(store: Store) -> None:
     turns = asyncio.gather(turn("a123"), turn("b456"))
     while not turns.done():
         await put(store, "c", b"c")
-        assert {await get(store, info.name) for info in await store.list() if info.name == "c"} == {b"c"}
+        assert {await get(store, info.name) for info in await listed(store) if info.name == "c"} == {b"c"}
     await turns
     assert await names_in(store) == {"a", "b", "c"}
     for name in ("a", "b", "c"):
@@ -489,7 +489,7 @@ async def test_of_two_moves_of_one_file_one_wins(store: Store) -> None:
         await put(store, "a", b"content")
         results = await asyncio.gather(store.move("a", "b"), store.move("a", "A"), return_exceptions=True)
         assert sum(isinstance(result, NotFound) for result in results) == 1
-        (left,) = await store.list()
+        (left,) = await listed(store)
         assert await get(store, left.name) == b"content"
         await store.delete(left.name)
 
@@ -503,17 +503,78 @@ async def test_list_by_prefix(store: Store) -> None:
     assert await names_in(store, "c") == set()
 
 
+async def test_a_listing_is_in_order_whatever_its_pages(store: Store) -> None:
+    names = [
+        *NAMES,
+        "a-b",
+        "a.txt/b",
+        "a/b/c",
+        "a/b-c",
+        "a/b.c",
+        "a0",
+        "b/c",
+        "b/c/d",
+        "dir/1",
+        "dir/2/3",
+        "dir/2/4",
+        "dir/22",
+    ]
+    for number, name in enumerate(names):
+        await put(store, name, b"", upload_id=f"u{number}")
+    ordered = sorted(names, key=lambda name: name.encode("utf-8"))
+
+    for limit in (1, 2, 7, 1000):
+        assert [info.name for info in await listed(store, limit=limit)] == ordered
+        for prefix in ("a", "a/", "a/b", "dir", "dir/", "dir/2", "dir/2/", "b/c/d", "z", "..", "\U0010ffff"):
+            wanted = [name for name in ordered if name.startswith(prefix)]
+            assert [info.name for info in await listed(store, prefix, limit)] == wanted
+    for after in (*ordered, "a/", "dir/2/0", "~~", "\U0010ffff"):
+        files = [info.name for info in (await store.list(after=after, limit=3)).files]
+        assert files == [name for name in ordered if name > after][: len(files)]
+
+
+async def test_what_stays_is_listed_once_while_other_files_come_and_go(store: Store) -> None:
+    stays = sorted(f"{folder}/{number}" for folder in ("a", "b", "b/c", "d") for number in range(10))
+    comes = [f"{name}-" for name in stays]
+    for name in stays:
+        await store.put(name, b"")
+    found: list[str] = []
+    after: str | None = ""
+    step = 0
+    while after is not None:
+        page = await store.list("", after, 3)
+        found += [info.name for info in page.files]
+        after = page.after
+        for name in comes[step : step + 5]:
+            await store.put(name, b"")
+        for name in comes[max(0, step - 10) : max(0, step - 5)]:
+            await store.delete(name)
+        step += 5
+
+    assert found == sorted(set(found))
+    assert [name for name in found if not name.endswith("-")] == stays
+
+
+async def test_a_new_listing_has_what_is_there(store: Store) -> None:
+    for number in range(30):
+        await store.put(f"docs/{number:02}", b"")
+        assert len(await listed(store)) == number + 1
+    for number in range(30):
+        await store.delete(f"docs/{number:02}")
+        assert len(await listed(store, "docs/")) == 29 - number
+
+
 async def test_any_name_comes_back_as_it_was(store: Store) -> None:
     for number, name in enumerate(NAMES):
         await put(store, name, b"%d" % number)
 
     assert len(set(NAMES)) == len(NAMES)
-    assert sorted(info.name for info in await store.list()) == sorted(NAMES)
+    assert sorted(info.name for info in await listed(store)) == sorted(NAMES)
     for number, name in enumerate(NAMES):
         assert await get(store, name) == b"%d" % number
     for name in NAMES:
         assert (await store.delete(name)).name == name
-    assert not await store.list()
+    assert not await listed(store)
 
 
 async def test_any_upload_id_of_the_protocol(store: Store) -> None:

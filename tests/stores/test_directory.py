@@ -24,7 +24,7 @@ from server.stores.directory.unfinished import UploadFile
 from shared.errors import AlreadyExists, Changed, IntegrityError, NotFound, StorageFull, TransferError
 from shared.files import disk
 
-from .support import NAMES, begin, digest_of, get, names_in, put
+from .support import NAMES, begin, digest_of, get, listed, names_in, put
 
 
 async def _opened(path: Path) -> DirectoryStore:
@@ -60,15 +60,16 @@ async def test_nothing_is_ever_stored_outside(directory: DirectoryStore, tmp_pat
         await put(directory, name, b"x")
 
     assert os.listdir(tmp_path) == ["files"]
-    ours = {path.parent.name for path in (tmp_path / "files").rglob("*") if path.is_file()}
-    assert ours == {"files", "names", "records", ".rxfiles"}
+    encoded = {path.name for path in (tmp_path / "files" / ".rxfiles" / "names").iterdir()}
+    impossible = {"../x", "/etc/passwd", ".", "..", ".rxfiles", ".rxfiles/lock", "x" * 256, "x" * 1024, "X" * 1024}
+    assert encoded == {encode(name) for name in impossible | {"ä" * 128, "ä" * 512, "a"}}, "`a/b` came before `a`"
 
 
 async def test_all_names_are_there_after_a_restart(directory: DirectoryStore, tmp_path: Path) -> None:
     infos = [await put(directory, name, b"%d" % number) for number, name in enumerate(NAMES)]
     store = await _reopened(directory, tmp_path / "files")
 
-    assert sorted(await store.list(), key=lambda info: info.name) == sorted(infos, key=lambda info: info.name)
+    assert sorted(await listed(store), key=lambda info: info.name) == sorted(infos, key=lambda info: info.name)
     await store.close()
 
 
@@ -79,7 +80,7 @@ async def test_files_put_there_by_hand_are_served(directory: DirectoryStore, tmp
 
     assert (info.size, info.digest, info.modified) == (7, None, file.stat().st_mtime)
     assert await get(directory, "by hand.txt") == b"content"
-    assert list(await directory.list()) == [info]
+    assert await listed(directory) == [info]
     file.write_bytes(b"CONTENT")
     assert (await directory.stat("by hand.txt")).etag != info.etag
     with pytest.raises(Changed):
@@ -97,7 +98,7 @@ async def test_a_file_put_there_by_hand_is_moved_as_it_is(directory: DirectorySt
         moved = await directory.move(info.name, name, if_match=info.etag)
         assert moved == await directory.stat(name) == replace(info, name=name)
         info = moved
-    assert list(await directory.list()) == [info]
+    assert await listed(directory) == [info]
     assert not file.exists()
 
 
@@ -107,7 +108,7 @@ async def test_a_moved_file_keeps_what_is_known_of_it(directory: DirectoryStore,
     info = await directory.move("a", "b")
     store = await _reopened(directory, tmp_path / "files")
 
-    assert list(await store.list()) == [info]
+    assert await listed(store) == [info]
     assert info.digest == digest_of(b"content")
     assert os.listdir(tmp_path / "files" / ".rxfiles" / "records") == [f"{fingerprint('b')}.json"]
     await store.close()
@@ -127,14 +128,14 @@ async def test_a_move_that_was_killed_between_two_names_is_done_by_the_next_one(
     monkeypatch.setattr(os, "unlink", unlink)
     store = await _reopened(directory, tmp_path / "files")
 
-    assert sorted(await store.list(), key=lambda each: len(each.name)) == [info, replace(info, name=target)]
+    assert sorted(await listed(store), key=lambda each: len(each.name)) == [info, replace(info, name=target)]
     assert await store.move("a", target, overwrite=overwrite, if_match=info.etag) == replace(info, name=target)
-    assert list(await store.list()) == [replace(info, name=target)]
+    assert await listed(store) == [replace(info, name=target)]
     assert await get(store, target) == b"content"
     await store.close()
 
 
-def _fail(*_: Any) -> None:
+def _fail(*_: Any, **__: Any) -> None:
     raise OSError("no more")
 
 
@@ -147,60 +148,46 @@ async def test_a_content_written_by_hand_has_no_digest(directory: DirectoryStore
     assert info.etag != stored.etag
 
 
-async def test_only_regular_files_are_served(directory: DirectoryStore, tmp_path: Path) -> None:
-    root = tmp_path / "files"
-    (tmp_path / "secret").write_bytes(b"secret")
-    (root / "folder").mkdir()
-    (root / "folder" / "inner").write_bytes(b"x")
-    (root / "link").symlink_to(tmp_path / "secret")
-    (root / "linked").symlink_to(root / "folder")
-    (root / ".hidden").write_bytes(b"x")
-    os.mkfifo(root / "fifo")
-
-    assert await names_in(directory) == set()
-    for name in ("folder", "folder/inner", "link", "linked/inner", "../secret", ".hidden", "fifo", ".rxfiles/lock"):
-        with pytest.raises(NotFound):
-            await directory.open(name)
-        with pytest.raises(NotFound):
-            await directory.delete(name)
-    # Their names can be used all the same, and the entries of those names stay.
-    for name in ("folder", "link", "fifo"):
-        await put(directory, name, name.encode())
-        assert await get(directory, name) == name.encode()
-        await put(directory, name, b"again")
-    assert await names_in(directory) == {"folder", "link", "fifo"}
-    assert (tmp_path / "secret").read_bytes() == b"secret"
-    assert (root / "link").is_symlink()
-
-
 async def test_names_that_the_file_system_does_not_distinguish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Simulates a file system that ignores case: paths are folded before they reach the system.
     root = tmp_path / "files"
     given: dict[str, str] = {}
 
     def folded(path: str) -> str:
-        folder, name = os.path.split(path)
-        return os.path.join(folder, given.setdefault(name.casefold(), name)) if folder == str(root) else path
+        is_served = path.startswith(f"{root}/") and ".rxfiles" not in path
+        names = os.path.relpath(path, root).split("/") if is_served else []
+        return os.path.join(root, *(given.setdefault(name.casefold(), name) for name in names)) if names else path
 
-    for module, function in ((os, "lstat"), (os, "open"), (os, "unlink"), (os.path, "lexists")):
-        original = getattr(module, function)
+    for function in ("lstat", "stat", "open", "unlink", "mkdir", "rmdir", "scandir", "listdir"):
+        original = getattr(os, function)
 
         def call(path: Any, *args: Any, original: Callable[..., Any] = original, **kwargs: Any) -> Any:
             return original(folded(path) if isinstance(path, str) else path, *args, **kwargs)
 
-        monkeypatch.setattr(module, function, call)
-    replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda source, target: replace(source, folded(target)))
+        monkeypatch.setattr(os, function, call)
+    replace, link = os.replace, os.link
+    monkeypatch.setattr(
+        os, "replace", lambda source, target, src_dir_fd=None, dst_dir_fd=None: replace(source, folded(target))
+    )
+    monkeypatch.setattr(
+        os, "link", lambda source, target, src_dir_fd=None, dst_dir_fd=None: link(source, folded(target))
+    )
     monkeypatch.setattr(Places, "_distinguishes", lambda self, scratch: False)
+    monkeypatch.setattr("server.stores.directory.tree.HAS_DIR_FD", False)  # as on Windows
 
     store = await _opened(root)
-    alike = ["README.md", "readme.md", "ReadMe.md", "Grüße", "grüße"]
+    alike = ["README.md", "readme.md", "ReadMe.md", "Grüße", "grüße", "docs/a", "Docs/a", "docs/A", "docs/b", "DOCS/c"]
     for name in alike:
         await put(store, name, name.encode(), overwrite=False)
     assert await names_in(store) == set(alike)
     for name in alike:
         assert await get(store, name) == name.encode()
-    assert {name for name in os.listdir(root) if name != ".rxfiles"} == {"README.md"}
+    assert _tree(root) - {path for path in _tree(root) if path.startswith(".rxfiles")} == {
+        "README.md",
+        "docs/a",
+        "docs/b",
+    }
+    assert await names_in(store, "docs/") == {"docs/a", "docs/A", "docs/b"}
     await store.delete("README.md")
     assert await get(store, "readme.md") == b"readme.md"
     await put(store, "readme.md", b"new")
@@ -229,7 +216,7 @@ async def test_a_second_process_is_refused(directory: DirectoryStore, tmp_path: 
 async def test_nothing_happens_before_start_or_after_close(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "files")
     with pytest.raises(RuntimeError):
-        await store.list()
+        await listed(store)
     assert not os.listdir(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
@@ -283,7 +270,7 @@ async def test_a_link_or_a_fifo_in_the_place_of_a_file_is_not_opened(
     (tmp_path / "secret").write_bytes(b"secret")
     (tmp_path / "link").symlink_to("secret")
     os.mkfifo(tmp_path / "fifo")
-    monkeypatch.setattr(disk, "regular_file", lambda path: os.lstat(tmp_path / "secret"))
+    monkeypatch.setattr(disk, "regular_file", lambda path, dir_fd: os.lstat(tmp_path / "secret"))
 
     for name in ("link", "fifo", "nothing"):
         assert disk.open_to_read(str(tmp_path / name)) is None
@@ -346,7 +333,7 @@ async def test_a_part_that_another_program_cut_short(directory: DirectoryStore, 
     os.truncate(part, 5)
     with pytest.raises(IntegrityError):
         await upload.commit(None)
-    assert not await directory.list()
+    assert not await listed(directory)
     assert not part.exists()
 
 
@@ -385,11 +372,11 @@ async def test_a_delete_does_not_hit_a_replacement(
     entered, leave = threading.Event(), threading.Event()
     unlink = os.unlink
 
-    def slow(path: str) -> None:
+    def slow(path: str, *, dir_fd: int | None = None) -> None:
         if path == str(tmp_path / "files" / "a"):
             entered.set()
             assert leave.wait(10)
-        unlink(path)
+        unlink(path, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "unlink", slow)
     delete = asyncio.create_task(directory.delete("a", if_match=info.etag))
@@ -407,7 +394,7 @@ async def test_a_delete_does_not_hit_a_replacement(
 async def test_a_file_put_there_by_hand_is_not_overwritten(
     directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
-    def unsupported(source: str, target: str) -> None:
+    def unsupported(source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
         raise OSError(errno.EPERM, "no hard links here")
 
     if not links:
@@ -418,7 +405,6 @@ async def test_a_file_put_there_by_hand_is_not_overwritten(
         if number:
             # It comes after the store has looked.
             monkeypatch.setattr(Folder, "exists", lambda self, name: False)
-            monkeypatch.setattr(Places, "target", lambda self, name: str(tmp_path / "files" / name))
             (tmp_path / "files" / "a1").write_bytes(b"by hand")
             with pytest.raises(AlreadyExists):
                 await upload.commit(None)
@@ -524,7 +510,7 @@ async def test_a_failed_sync_is_never_tried_again(directory: DirectoryStore, mon
     monkeypatch.undo()
     with pytest.raises(NotFound):
         await directory.uploaded("u1", "a")
-    assert not await directory.list()
+    assert not await listed(directory)
 
 
 async def test_a_commit_syncs_in_this_order(
@@ -538,9 +524,10 @@ async def test_a_commit_syncs_in_this_order(
         done.append(("fsync", os.readlink(f"/proc/self/fd/{fd}")))
         fsync(fd)
 
-    def replaced(source: str, target: str) -> None:
-        done.append(("replace", target))
-        replace(source, target)
+    def replaced(source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+        folder = "" if dst_dir_fd is None else os.readlink(f"/proc/self/fd/{dst_dir_fd}")
+        done.append(("replace", os.path.join(folder, target)))
+        replace(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     upload = await begin(directory, "a")
     await upload.append([b"content"])
@@ -562,7 +549,7 @@ async def test_a_commit_syncs_in_this_order(
 # Crashes, step by step. `tests.stores.crash` kills processes at any moment.
 
 
-@pytest.mark.parametrize("name", ["a", "../a", "x" * 1000])
+@pytest.mark.parametrize("name", ["a", "docs/sub/a", "../a", "x" * 1000])
 @pytest.mark.parametrize("overwrite", [True, False])
 async def test_a_kill_after_any_step_of_a_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, overwrite: bool
@@ -583,7 +570,7 @@ async def test_a_kill_after_any_step_of_a_commit(
         return call
 
     outcomes: list[bytes | None] = []
-    for steps in range(30):
+    for steps in range(60):
         folder = Folder(str(tmp_path / str(steps)))
         folder.open()
         folder.close()
@@ -599,7 +586,18 @@ async def test_a_kill_after_any_step_of_a_commit(
         assert part.open()
         steps_left = steps
         with monkeypatch.context() as patch:
-            for function in ("utime", "fsync", "lstat", "replace", "link", "unlink", "open", "rename"):
+            for function in (
+                "utime",
+                "fsync",
+                "lstat",
+                "replace",
+                "link",
+                "unlink",
+                "open",
+                "rename",
+                "mkdir",
+                "rmdir",
+            ):
                 patch.setattr(os, function, mortal(getattr(os, function)))
             try:
                 part.seal()
@@ -611,7 +609,7 @@ async def test_a_kill_after_any_step_of_a_commit(
         folder.close()
 
         store = await _opened(tmp_path / str(steps))
-        found = {info.name: info for info in await store.list()}
+        found = {info.name: info for info in await listed(store)}
         content = await get(store, name) if found else None
         outcomes.append(content)
         assert set(found) <= {name}
@@ -626,8 +624,8 @@ async def test_a_kill_after_any_step_of_a_commit(
             assert upload.received == 3
             await upload.commit(digest_of(b"new"))
         assert await get(store, name) == b"new"
-        files = _tree(tmp_path / str(steps))
-        place = name if name == "a" else f".rxfiles/names/{encode(name)}"
+        files = {path for path in _tree(tmp_path / str(steps)) if not path.startswith(".rxfiles/folders/")}
+        place = name if name in ("a", "docs/sub/a") else f".rxfiles/names/{encode(name)}"
         assert files == {place, ".rxfiles/lock", f".rxfiles/records/{fingerprint(name)}.json"}
         await store.close()
         if survived:
@@ -726,7 +724,7 @@ async def test_the_disk_is_touched_in_threads_only(tmp_path: Path, monkeypatch: 
     store = await _opened(tmp_path / "files")
     await put(store, "a", b"content" * 1000)
     await put(store, "../b", b"content", overwrite=False)
-    await store.list()
+    await listed(store)
     await store.stat("a")
     await get(store, "a")
     upload = await begin(store, "c")

@@ -26,7 +26,7 @@ from server.stores.memory import MemoryStore
 from shared.errors import AlreadyExists, Changed, IntegrityError, InvalidRequest, NotFound, Superseded
 
 from .partwise import PartwiseStore
-from .support import begin, digest_of, get
+from .support import begin, digest_of, get, listed
 
 T = TypeVar("T")
 
@@ -171,12 +171,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def files_are_right(self) -> None:
-        listed = {info.name: info for info in self.run(self.store.list())}
-        assert listed.keys() == self.files.keys()
+        found = {info.name: info for info in self.run(listed(self.store))}
+        assert found.keys() == self.files.keys()
         for name, content in self.files.items():
             assert self.run(get(self.store, name)) == content
-            assert listed[name] == self.run(self.store.stat(name))
-            assert listed[name].digest == digest_of(content)
+            assert found[name] == self.run(self.store.stat(name))
+            assert found[name].digest == digest_of(content)
 
     @invariant()
     def parts_are_right(self) -> None:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.stores.base import Upload
+from server.stores.base import PAGE_FILES, Upload
 from server.stores.memory import MemoryStore
 from shared.errors import Changed, InvalidRequest, NotFound, StorageFull, TooLarge
 
-from .support import begin, digest_of, get, names_in, put
+from .support import begin, digest_of, get, listed, names_in, put
 
 
 async def test_a_value_put_into_the_dictionary_is_served() -> None:
@@ -32,7 +32,7 @@ async def test_a_value_put_into_the_dictionary_is_served() -> None:
     del files["a"]
     with pytest.raises(NotFound):
         await store.stat("a")
-    assert not await store.list()
+    assert not await listed(store)
 
 
 async def test_a_stored_file_is_in_the_dictionary() -> None:
@@ -51,21 +51,40 @@ async def test_a_removed_value_is_not_kept() -> None:
     store = MemoryStore(files)
     await store.stat("a")
     del files["a"]
-    await store.list()
+    await listed(store)
 
     assert not store._catalog._known
 
 
-async def test_a_listing_is_a_snapshot() -> None:
+async def test_a_page_is_a_snapshot() -> None:
     files = {str(number): b"x" * 2_000_000 for number in range(3)}
     store = MemoryStore(files)
+    await listed(store)
+    files.update({str(number): b"y" * 2_000_000 for number in range(3)})
     listing = asyncio.create_task(store.list())
     await asyncio.sleep(0)
     files["more"] = b""
     del files["2"]
 
-    assert {info.name for info in await listing} == {"0", "1", "2"}
+    assert [info.name for info in (await listing).files] == ["0", "1", "2"]
     assert await names_in(store) == {"0", "1", "more"}
+
+
+async def test_listings_share_one_snapshot_until_a_sweep() -> None:
+    files = {f"{number:05}": b"" for number in range(5000)}
+    store = MemoryStore(files)
+    page = await store.list()
+    names = store._names._names
+    assert (await store.list()).files == page.files
+    assert store._names._names is names
+    files["00000a"] = b""
+    assert [info.name for info in (await store.list(limit=2)).files] == ["00000", "00000a"], "a new one has all"
+
+    await store.sweep(-1)
+    assert not store._names._names
+    assert not store._names._runs
+    assert page.after is not None
+    assert [info.name for info in (await store.list(after=page.after, limit=1)).files] == ["00064"]
 
 
 async def test_delete_spares_a_value_that_replaced_the_old_one_during_its_digest() -> None:
@@ -202,7 +221,7 @@ async def test_looking_at_many_files_yields_to_other_callbacks() -> None:
     """Every operation on all files lets other event-loop callbacks run after a few hundred of them."""
     files = {str(number): b"" for number in range(20_000)}
     store = MemoryStore(files, max_bytes=100_000_000)
-    await store.list()
+    await listed(store)
     for number in range(1000):
         await begin(store, "a", upload_id=f"u{number}")
 
@@ -217,7 +236,8 @@ async def test_looking_at_many_files_yields_to_other_callbacks() -> None:
     files.update({str(number): b"x" for number in range(20_000)})
     store._catalog._count_again_at = 0.0
     assert await yields(store.put("a", b"")) > 70
-    assert await yields(store.list("no such name")) > 70
+    assert await yields(store.list("no such name")) > 5
+    assert await yields(store.list()) >= PAGE_FILES
     files.clear()
     assert await yields(store.sweep(-1)) > 4
     assert not store._catalog._known
@@ -256,7 +276,7 @@ async def do(store: MemoryStore, uploads: dict[str, Upload], action: str, name: 
         case "delete":
             await store.delete(name)
         case "list":
-            await store.list()
+            await listed(store)
         case _:
             pass
 

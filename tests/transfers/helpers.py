@@ -19,7 +19,7 @@ from server.stores.base import OpenFile, Reader, Store, Upload
 from shared import FileInfo, Superseded
 from shared.files.part import FileTarget
 from shared.protocol.digest import Digest
-from tests.stores.support import STORES
+from tests.stores.support import STORES, listed
 from tests.support import client_stream_ids, eventually, server_stream_ids
 
 CHUNK = 256 * 1024
@@ -130,7 +130,7 @@ class WatchedStore:
 
     async def names(self) -> list[str]:
         """Every file's."""
-        return [info.name for info in await self.inner.list()]
+        return [info.name for info in await listed(self.inner)]
 
 
 class _WatchedReader(Reader):

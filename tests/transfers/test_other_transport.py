@@ -18,7 +18,7 @@ from reactivex import Observable
 from reactivex import operators as ops
 
 from rx_client import Chunk, Completed, FileClient, Started
-from rx_client.transfers.sources import OpenPath
+from rx_client.transfers.content import FileContent
 from server import ChatData, FileServer, serve
 from shared import ConnectionLost, IntegrityError
 from tests.support import eventually
@@ -62,13 +62,13 @@ async def test_a_source_that_is_slow_to_close_does_not_fail_an_upload_that_is_co
     store: WatchedStore, files: FileClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server may have published the file before the client's is closed."""
-    path, close = tmp_path / "source", OpenPath.close
+    path, close = tmp_path / "source", FileContent.close
 
-    def slow_close(opened: OpenPath) -> None:
+    def slow_close(opened: FileContent) -> None:
         time.sleep(0.2)
         close(opened)
 
-    monkeypatch.setattr(OpenPath, "close", slow_close)
+    monkeypatch.setattr(FileContent, "close", slow_close)
     path.write_bytes(b"content")
     assert isinstance(await files.upload_from("name", path), Completed)
     assert await store.content("name") == b"content"

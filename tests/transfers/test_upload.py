@@ -18,7 +18,7 @@ from reactivex.subject import Subject
 
 from rx_client import Completed, FileClient, Progress, Started
 from rx_client.operators import retry_backoff
-from rx_client.transfers.sources import OpenPath
+from rx_client.transfers.content import FileContent
 from server import FileServer
 from server.stores.directory.store import DirectoryStore
 from server.stores.owners import UploadOwners
@@ -175,13 +175,13 @@ async def test_a_file_that_takes_long_to_close_is_uploaded(
     store: WatchedStore, files: FileClient, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server has published it by then."""
-    close = OpenPath.close
+    close = FileContent.close
 
-    def slow_close(opened: OpenPath) -> None:
+    def slow_close(opened: FileContent) -> None:
         time.sleep(0.2)
         close(opened)
 
-    monkeypatch.setattr(OpenPath, "close", slow_close)
+    monkeypatch.setattr(FileContent, "close", slow_close)
     data = content(size)
     check_story(await files.upload_from("n", on_disk(data, tmp_path)).pipe(ops.to_list()), size, size)
     assert await store.content("n") == data

@@ -6,10 +6,11 @@ that no two calls about one name, or about one upload, overlap.
 ::
 
     root/
-        report.csv              a file whose name can be a directory's entry (`names.is_plain`)
+        docs/report.csv         the file `docs/report.csv`
         .rxfiles/               the store's own; everything else belongs to people
-            names/              files whose name can't, or whose place is taken by something else: see `names.encode`
+            names/              files whose name can't be a path, or whose place is taken: see `names.encode`
             records/            <SHA-256 of the name>.json: the full name, and the content's digest
+            folders/            <SHA-256 of the path>.json: a folder that the store has made
             parts/              <SHA-256 of the upload_id>.part, the bytes so far, and .json, what they are to become
             tmp/                records being written
             lock                held while a process uses the folder
@@ -24,23 +25,29 @@ killed between any two steps:
 - A file that is moved has its new name's record before it has the name, and loses the old name's record last. Where
   nothing may be overwritten it may be left with both names; to move it again ends that.
 - A part with two names was published by a link, and its own name is what is left of that.
+- The folders of a file are made just before, and may be left empty.
 
-What a killed process leaves behind is removed by the next `open`.
+What a killed process leaves behind is removed by the next `open`, which also moves files that an older version has
+encoded, though their names can be paths.
 """
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from shared.errors import Changed, NotFound
 from shared.files import disk
 from shared.protocol.wire import FileInfo
 
+from ..base import Page
 from ..parts import already_exists
 from . import names
-from .places import RESERVED, Places
+from .listing import Listings, Unserved
+from .made import MadeFolders
+from .places import Places
 from .records import Records, entries
+from .tree import RESERVED, OpenFolder, Place, Tree
 from .unfinished import FULL, UnfinishedUploads, UploadFile
 
 __all__ = ["Folder"]
@@ -53,25 +60,32 @@ class Folder:
 
     Args:
         path: The folder; made if it isn't there.
+        follow_links: See `DirectoryStore`.
 
     Attributes:
+        listings: Of its files.
         uploads: The unfinished ones.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, follow_links: bool = False) -> None:
         root = os.path.abspath(path)
+        tree = Tree(root, follow_links=follow_links)
+        self._root = root
         self._own = os.path.join(root, RESERVED)
         self._scratch = os.path.join(self._own, "tmp")
         self._records = Records(os.path.join(self._own, "records"), self._scratch)
-        self._places = Places(root, os.path.join(self._own, "names"), self._records)
+        self._made = MadeFolders(tree, os.path.join(self._own, "folders"), self._scratch)
+        self._places = Places(tree, os.path.join(self._own, "names"), self._made, self._records)
+        self.listings = Listings(self._places)
         self.uploads = UnfinishedUploads(os.path.join(self._own, "parts"), self._scratch)
         self._lock: int | None = None
 
     def open(self) -> None:
         """Locks the folder and removes what a killed process left behind; BlockingIOError if another one uses it."""
-        root = self._places.root
+        root = self._root
         is_new = not os.path.isdir(root)
-        for path in (self._places.encoded, self._records.path, self.uploads.path, self._scratch):
+        own = (self._places.encoded, self._records.path, self._made.path, self.uploads.path, self._scratch)
+        for path in own:
             os.makedirs(path, exist_ok=True)
         # What is published in them later must be found again, even after a power failure.
         disk.sync_folder(self._own)
@@ -96,22 +110,30 @@ class Folder:
         if lock is not None:
             os.close(lock)
 
+    def log_unserved(self, is_stopped: Callable[[], bool]) -> None:
+        """Logs in one line what is in the folder and isn't served, if there is anything; gives up when stopped."""
+        try:
+            counts = self.listings.survey(is_stopped)
+        except OSError as error:
+            _log.warning("%s: what isn't served couldn't be counted: %s", self._root, error)
+            return
+        if counts and not is_stopped():
+            kinds = ", ".join(f"{count} {kind.value}" for kind, count in sorted(counts.items(), key=_by_kind))
+            _log.warning("%s: not served: %s", self._root, kinds)
+
     def stat(self, name: str) -> FileInfo:
         """What is known of a file; NotFound if there is none."""
-        return self._info(name, self._places.find(name)[1])
+        with self._places.find(name) as place:
+            return self._info(name, _status(place))
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
-        try:
-            self._places.find(name)
-        except NotFound:
-            return False
-        return True
+        return self._places.has(name)
 
     def open_file(self, name: str) -> tuple[int, FileInfo]:
         """A descriptor of the file and what is known of it; NotFound if there is none."""
-        path, _ = self._places.find(name)
-        fd = disk.open_to_read(path)
+        with self._places.find(name) as place:
+            fd = disk.open_to_read(place.path, place.dir_fd)
         if fd is None:
             raise NotFound.for_name(name)
         try:
@@ -120,79 +142,80 @@ class Folder:
             os.close(fd)
             raise
 
-    def list(self, prefix: str) -> Sequence[FileInfo]:
-        """The files whose name starts with `prefix`, by name."""
-        found = dict(self._places.files(prefix))
-        return [self._info(name, found[name]) for name in sorted(found)]
+    def list(self, prefix: str, after: str, limit: int) -> Page:
+        """See `Store.list`."""
+        found, end = self.listings.page(prefix, after, limit)
+        return Page([self._info(name, status) for name, status in found], end)
 
     def delete(self, name: str, if_match: str | None) -> FileInfo:
         """Removes a file; NotFound if there is none, Changed if its etag isn't `if_match`."""
-        path, info = self._matching(name, if_match)
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            raise NotFound.for_name(name) from None
+        with self._places.find(name) as place:
+            info = self._matching(name, place, if_match)
+            try:
+                self._places.remove(name, place)
+            except FileNotFoundError:
+                raise NotFound.for_name(name) from None
         self._records.remove(names.fingerprint(name))
-        disk.sync_folder(os.path.dirname(path))
         return info
 
     def move(self, source: str, target: str, *, overwrite: bool, if_match: str | None) -> FileInfo:
         """Renames a file; see `Store.move`."""
-        path, info = self._matching(source, if_match)
-        if source == target:
-            return info
-        try:
-            self._place(path, target, info.digest, None, overwrite=overwrite)
-        except FileNotFoundError:
-            if os.path.lexists(path):
-                raise  # something else is missing
-            raise NotFound.for_name(source) from None
-        disk.sync_folder(os.path.dirname(path))
+        with self._places.find(source) as place:
+            info = self._matching(source, place, if_match)
+            if source == target:
+                return info
+            try:
+                self._place(place, target, info.digest, None, overwrite=overwrite)
+            except FileNotFoundError:
+                if place.folder.status(place.entry) is not None:
+                    raise  # something else is missing
+                raise NotFound.for_name(source) from None
+            self._places.leave(source, place)
         self._records.remove(names.fingerprint(source))
         return replace(info, name=target)
 
     def publish(self, upload: UploadFile, *, overwrite: bool) -> FileInfo:
         """Makes the sealed upload a file; AlreadyExists if there is one, and `overwrite` is False."""
         name, content = upload.spec.name, upload.content
-        status = self._place(content.path, name, content.digest.value, upload.spec.upload_id, overwrite=overwrite)
+        folder, entry = os.path.split(content.path)
+        with Place(OpenFolder(folder), entry, os.lstat(content.path)) as part:
+            self._place(part, name, content.digest.value, upload.spec.upload_id, overwrite=overwrite)
         upload.forget()
-        return self._info(name, status)
+        return self._info(name, _status(part))
 
     def published(self, upload_id: str, name: str) -> FileInfo | None:
         """The file, if it is the one that this upload published."""
         try:
-            _, status = self._places.find(name)
+            with self._places.find(name) as place:
+                status = _status(place)
         except NotFound:
             return None
         return self._info(name, status) if self._records.publisher(name, _signature(status)) == upload_id else None
 
     def orphans(self) -> Sequence[str]:
         """The names that have a record but no file."""
-        kept = self._fingerprints()
-        found = (self._records.name_of(key) for key in self._records.fingerprints() if key not in kept)
-        return [name for name in found if name is not None]
+        found = map(self._records.name_of, self._records.fingerprints())
+        return [name for name in found if name is not None and not self.exists(name)]
 
     def drop_orphan(self, name: str) -> None:
         """Removes the record of a name that has no file."""
         if not self.exists(name):
             self._records.remove(names.fingerprint(name))
 
-    def _matching(self, name: str, if_match: str | None) -> tuple[str, FileInfo]:
-        """Where a file is and what is known of it; NotFound if there is none, Changed if its etag isn't `if_match`."""
-        path, status = self._places.find(name)
-        info = self._info(name, status)
+    def _matching(self, name: str, place: Place, if_match: str | None) -> FileInfo:
+        """What is known of a file; Changed if its etag isn't `if_match`."""
+        info = self._info(name, _status(place))
         if if_match is not None and if_match != info.etag:
             raise Changed(f"{name!r} has changed", name=name)
-        return path, info
+        return info
 
-    def _place(
-        self, path: str, name: str, digest: str | None, upload_id: str | None, *, overwrite: bool
-    ) -> os.stat_result:
-        """Makes what is at `path` the file of that name, its record first; AlreadyExists as for `publish`."""
+    def _place(self, source: Place, name: str, digest: str | None, upload_id: str | None, *, overwrite: bool) -> None:
+        """Makes what is at `source` the file of that name, its record first; AlreadyExists as for `publish`."""
         with disk.full_disk_is_typed(FULL, name):
-            status = os.lstat(path)
+            status = _status(source)
             try:
-                old = self._places.find(name)[1]
+                with self._places.find(name) as place:
+                    old = _status(place)
             except NotFound:
                 old = None
             # Two links of one file are left by a process that was killed in `create_from`; to rename one does nothing.
@@ -200,38 +223,39 @@ class Folder:
             if old is not None and not overwrite and not is_begun:
                 raise already_exists(name)
             self._records.write(name, _signature(status), digest, upload_id, None if old is None else _signature(old))
-            target = self._places.target(name)
-            if is_begun:
-                os.unlink(path)
-            elif overwrite:
-                os.replace(path, target)
-            else:
-                try:
-                    disk.create_from(path, target)
-                except FileExistsError:
-                    raise already_exists(name) from None
-            disk.sync_folder(os.path.dirname(target))
-        return status
+            try:
+                self._places.put(source, name, overwrite=overwrite, is_begun=is_begun)
+            except FileExistsError:
+                raise already_exists(name) from None
 
     def _info(self, name: str, status: os.stat_result) -> FileInfo:
         signature = _signature(status)
         digest = self._records.digest(name, signature)
         return FileInfo(name, status.st_size, digest or signature, status.st_mtime, digest)
 
-    def _fingerprints(self) -> set[str]:
-        return {names.fingerprint(name) for name, _ in self._places.files()}
-
     def _clean(self) -> None:
         for entry in entries(self._scratch):
             disk.remove(entry.path)
         self.uploads.clean()
-        kept = self._fingerprints()
+        if moved := self._places.move_to_paths():
+            _log.info("%s: %d files with encoded names were moved to their paths", self._root, moved)
         for key in self._records.fingerprints():
-            if key not in kept:
+            name = self._records.name_of(key)
+            if name is None or not self.exists(name):
                 self._records.remove(key)
+        self._made.clean()
         for entry in entries(self._places.encoded):
-            if (key := names.fingerprint_in(entry.name)) is not None and key not in kept:
+            if self._places.name_of(entry.name) is None:
                 _log.warning("%s isn't served: its record is lost, and with it the name", entry.path)
+
+
+def _by_kind(counted: tuple[Unserved, int]) -> str:
+    return counted[0].value
+
+
+def _status(place: Place) -> os.stat_result:
+    assert place.status is not None, "`Places.find` finds files only"
+    return place.status
 
 
 def _signature(status: os.stat_result) -> str:

@@ -1,7 +1,7 @@
 """How a file's name is written on a disk: pure functions, which look at no disk.
 
-A name has up to two places. An ordinary one may be an entry of the served folder as it is (`is_plain`). Every name, the
-ordinary ones too, has an encoded form (`encode`), for a folder that only the store writes to:
+A name has up to two places. Most are a path below the served folder as they are (`path_of`). Every name, those too, has
+an encoded form (`encode`), for a folder that only the store writes to:
 
 - It is injective, and stays so on a file system that ignores case or Unicode normalisation: it has only lower-case
   ASCII letters, digits and `-_.%=~`. Capitals, and all that isn't ASCII, are `%xx` escapes of their UTF-8 bytes.
@@ -12,17 +12,19 @@ ordinary ones too, has an encoded form (`encode`), for a folder that only the st
 """
 
 import hashlib
+import os
 import re
+import sys
 from typing import Final
 
 from shared.errors import InvalidName
 from shared.protocol.wire import check_name
 
-__all__ = ["decode", "encode", "fingerprint", "fingerprint_in", "is_plain"]
+__all__ = ["decode", "encode", "fingerprint", "fingerprint_in", "is_entry", "path_of"]
 
 # File systems allow 255, but Windows by default only 260 for a whole path.
 _MAX_ENCODED: Final = 128
-_MAX_PLAIN_BYTES: Final = 255
+_MAX_ENTRY_BYTES: Final = 255
 
 _UNESCAPED: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_.")
 _ESCAPE: Final = re.compile(rb"%([0-9a-f]{2})")
@@ -36,18 +38,27 @@ _DEVICES: Final = frozenset(
 )
 
 
-def is_plain(name: str) -> bool:
-    """Whether `name` can be a visible entry of a directory as it is, on Linux, macOS and Windows alike.
+def path_of(name: str) -> list[str] | None:
+    """The path of a name below the served folder, if this system can have one; None if it can't.
 
-    Two plain names may still be one on a file system that ignores case or normalisation.
+    Two names may still have the same path on a file system that ignores case or normalisation.
     """
-    return (
-        name.isprintable()
-        and name.strip(". ") == name != ""
-        and not _UNSAFE.search(name)
-        and name.partition(".")[0].rstrip(" ").lower() not in _DEVICES
-        and len(name.encode("utf-8")) <= _MAX_PLAIN_BYTES
-    )
+    path = name.split("/")
+    return path if all(map(is_entry, path)) else None
+
+
+def is_entry(name: str, *, is_windows: bool = os.name == "nt") -> bool:
+    """Whether a folder of this system can have an entry of that name, as far as the name tells."""
+    if name in ("", ".", "..") or (not name.isascii() and sys.getfilesystemencoding() != "utf-8"):
+        return False
+    if is_windows and (
+        not name.isprintable()
+        or name.rstrip(". ") != name
+        or _UNSAFE.search(name)
+        or name.partition(".")[0].rstrip(" ").lower() in _DEVICES
+    ):
+        return False
+    return len(name.encode("utf-8", "surrogatepass")) <= _MAX_ENTRY_BYTES
 
 
 def encode(name: str) -> str:

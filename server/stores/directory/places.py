@@ -1,81 +1,156 @@
 """Where in the served folder the file of a name is, or is to be. Everything blocks."""
 
+import errno
 import os
-import sys
-from collections.abc import Iterator
+import stat
+from contextlib import suppress
 from typing import Final
 
 from shared.errors import NotFound
 from shared.files import disk
 
 from . import names
-from .records import Records, entries
+from .made import MadeFolders
+from .records import Records
+from .tree import OpenFolder, Place, Tree
 
-__all__ = ["RESERVED", "Places"]
+__all__ = ["Places"]
 
-RESERVED: Final = ".rxfiles"
-"""The subfolder for everything but files with ordinary names."""
+# What took the place meanwhile, or removed its folder, is looked at again; in the end it is an error.
+_MAX_TRIES: Final = 100
+_TAKEN: Final = (FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+# Of a place on another file system, or with a name that the file system can't have.
+_IMPOSSIBLE: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ})
 
 
 class Places:
-    """A file is in the served folder under its own name, or in a subfolder under its encoded name.
+    """A file is in the tree under its own name, or in a folder of the store's under its encoded name.
 
     Args:
-        root: The served folder.
-        encoded: The subfolder for names that can't be an entry of `root`, or whose place is taken by something else.
+        tree: The served folder.
+        encoded: The folder for names that can't be a path in the tree, or whose place is taken by something else.
+        made: The folders of the tree that the store has made.
         records: Have the full names of the encoded ones that are too long.
     """
 
-    def __init__(self, root: str, encoded: str, records: Records) -> None:
-        self.root: Final = root
+    def __init__(self, tree: Tree, encoded: str, made: MadeFolders, records: Records) -> None:
+        self.tree: Final = tree
         self.encoded: Final = encoded
+        self._made = made
         self._records = records
-        self._is_exact = True
 
-    def find(self, name: str) -> tuple[str, os.stat_result]:
-        """The path and status of a file; NotFound if there is none."""
+    def find(self, name: str) -> Place:
+        """The place of a file, to be closed; NotFound if there is none."""
         # The encoded place first, since only this store writes there.
-        encoded = os.path.join(self.encoded, names.encode(name))
-        if (status := disk.regular_file(encoded)) is not None:
-            return encoded, status
-        if self._may_be_plain(name):
-            plain = os.path.join(self.root, name)
-            status = disk.regular_file(plain)
-            # A file system that folds names finds another file under this name, too.
-            if status is not None and (self._is_exact or any(entry.name == name for entry in entries(self.root))):
-                return plain, status
+        place = self.encoded_place(names.encode(name))
+        if place.status is not None:
+            return place
+        path = names.path_of(name)
+        if path is not None and (found := self.tree.place(path)) is not None:
+            return found
         raise NotFound.for_name(name)
 
-    def target(self, name: str) -> str:
-        """Where the file is to be: where it is, else at its plain place if that is possible and free."""
-        try:
-            return self.find(name)[0]
-        except NotFound:
-            plain = os.path.join(self.root, name)
-        # A file system that folds names may return a name that isn't ASCII in another form than it was given.
-        is_kept = self._is_exact or name.isascii()
-        if self._may_be_plain(name) and is_kept and not os.path.lexists(plain):
-            return plain
-        return os.path.join(self.encoded, names.encode(name))
+    def encoded_place(self, entry: str) -> Place:
+        """The place of that encoded name."""
+        status = disk.regular_file(os.path.join(self.encoded, entry))
+        return Place(OpenFolder(self.encoded), entry, status, is_encoded=True)
 
-    def files(self, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
-        """Every file whose name starts with `prefix`; if a name comes twice, the later one counts."""
-        for entry in entries(self.root):
-            # No system call for a file that isn't wanted: each may wait for the interpreter where others are busy.
-            is_wanted = entry.name.startswith(prefix) and self._may_be_plain(entry.name)
-            if is_wanted and (status := disk.regular_file(entry.path)) is not None:
-                yield entry.name, status
-        for entry in entries(self.encoded):
-            key = names.fingerprint_in(entry.name)
-            name = names.decode(entry.name) if key is None else self._records.name_of(key)
-            if name is None or not name.startswith(prefix):
-                continue
-            if (status := disk.regular_file(entry.path)) is not None:
-                yield name, status
+    def name_of(self, entry: str) -> str | None:
+        """The name that is encoded in the entry of an encoded place; None if there is none, or its record is lost."""
+        key = names.fingerprint_in(entry)
+        return names.decode(entry) if key is None else self._records.name_of(key)
+
+    def put(self, source: Place, name: str, *, overwrite: bool, is_begun: bool = False) -> None:
+        """Renames the file at `source` to the place of `name`: that of its file, else its path, else the encoded one.
+
+        The folders on the path are made, and everything is synced up to the root.
+
+        Args:
+            source: Where it is.
+            name: Its name.
+            overwrite: Whether to replace the file of that name.
+            is_begun: Whether that is the same file already; one of two links is then left.
+
+        Raises:
+            FileExistsError: There is such a file, and `overwrite` is False.
+        """
+        is_in_tree = False
+        try:
+            for attempt in range(_MAX_TRIES):
+                try:
+                    with self._target(name) as place:
+                        is_done = _move(source, place, overwrite=overwrite, is_begun=is_begun)
+                        is_in_tree = is_done and not place.is_encoded
+                    if is_in_tree and "/" in name:
+                        self.tree.sync(name.split("/")[:-2])  # the file's own folder is synced
+                    break
+                except _TAKEN as error:
+                    is_taken = isinstance(error, FileExistsError) and self.has(name)
+                    is_gone = source.folder.status(source.entry) is None
+                    if is_taken or is_gone or attempt == _MAX_TRIES - 1:
+                        raise
+            else:
+                raise AssertionError("the last attempt raises")
+            if not is_done:
+                self._put_encoded(source, name, overwrite=overwrite)
+        finally:
+            if not is_in_tree:
+                self._prune(name)
+
+    def remove(self, name: str, place: Place) -> None:
+        """Removes the file at its place, or the link that led there, and the folders that the store has made for it."""
+        path = names.path_of(name)
+        if self.tree.follow_links and not place.is_encoded and path is not None:
+            if (folder := self.tree.folder(path[:-1])) is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            with folder:
+                _unlink(folder, path[-1])
+        else:
+            _unlink(place.folder, place.entry)
+        self._prune(name)
+
+    def leave(self, name: str, place: Place) -> None:
+        """Ends what is left of a file's place that it was moved from: a link that led there, folders."""
+        place.folder.sync()
+        path = names.path_of(name)
+        if path is not None and self.tree.follow_links and (folder := self.tree.folder(path[:-1])) is not None:
+            with folder:
+                if folder.link(path[-1]) is not None and not place.is_encoded:
+                    _unlink(folder, path[-1])
+        self._prune(name)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            self.find(name).folder.close()
+        except NotFound:
+            return False
+        return True
+
+    def move_to_paths(self) -> int:
+        """Moves the files whose names were encoded to their paths, where that is possible by now; returns how many."""
+        moved = 0
+        folders: set[tuple[str, ...]] = set()
+        with os.scandir(self.encoded) as entries:
+            for entry in entries:
+                name = self.name_of(entry.name)
+                path = None if name is None else names.path_of(name)
+                if path is None:
+                    continue
+                with suppress(OSError):  # it is served from where it is
+                    if self._move_to_path(entry.path, path):
+                        folders.add(tuple(path[:-1]))
+                        moved += 1
+                        continue
+                self._made.prune(path[:-1])
+        for path in folders:
+            self.tree.sync(path)
+        disk.sync_folder(self.encoded)
+        return moved
 
     def probe(self, scratch: str) -> None:
         """Finds out, in a folder that only this process uses, whether the file system folds names."""
-        self._is_exact = self._distinguishes(scratch)
+        self.tree.is_exact = self._distinguishes(scratch)
 
     @staticmethod
     def _distinguishes(scratch: str) -> bool:
@@ -92,5 +167,76 @@ class Places:
         finally:
             os.unlink(path)
 
-    def _may_be_plain(self, name: str) -> bool:
-        return names.is_plain(name) and (name.isascii() or sys.getfilesystemencoding() == "utf-8")
+    def _target(self, name: str) -> Place:
+        """Where the file is to be, to be closed; its folders are made."""
+        encoded = self.encoded_place(names.encode(name))
+        path = names.path_of(name)
+        if encoded.status is not None or path is None:
+            return encoded
+        if self.tree.follow_links and (place := self.tree.place(path)) is not None:
+            return place  # perhaps where a link leads
+        return self._free_place(path) or encoded
+
+    def _free_place(self, path: list[str]) -> Place | None:
+        """The place at `path`, if nothing but a file is there; its folders are made."""
+        folder = self.tree.folder(path[:-1], self._made.make)
+        if folder is None:
+            return None
+        entry = path[-1]
+        try:
+            status = folder.status(entry)
+            is_file = status is not None and stat.S_ISREG(status.st_mode)
+            if (status is None and self.tree.keeps(entry)) or (is_file and (self.tree.is_exact or folder.has(entry))):
+                return Place(folder, entry, status)
+        except BaseException:
+            folder.close()
+            raise
+        folder.close()
+        return None
+
+    def _put_encoded(self, source: Place, name: str, *, overwrite: bool) -> None:
+        """Puts a file where nothing can be renamed to its path, and removes the one that is there."""
+        with self.encoded_place(names.encode(name)) as place:
+            if not _move(source, place, overwrite=overwrite):
+                raise OSError(errno.EXDEV, "the file is on another file system", name)
+        if (path := names.path_of(name)) is not None and (old := self.tree.place(path)) is not None:
+            with old:
+                _unlink(old.folder, old.entry)
+
+    def _move_to_path(self, source: str, path: list[str]) -> bool:
+        if (place := self._free_place(path)) is None:
+            return False
+        with place:
+            if place.status is None:
+                disk.create_from(source, place.path, dst_dir_fd=place.dir_fd)
+            elif os.path.samestat(place.status, os.lstat(source)):
+                os.unlink(source)  # the process was killed in between
+            else:
+                return False
+            return True
+
+    def _prune(self, name: str) -> None:
+        if (path := names.path_of(name)) is not None:
+            self._made.prune(path[:-1])
+
+
+def _move(source: Place, place: Place, *, overwrite: bool, is_begun: bool = False) -> bool:
+    """Renames the file at `source` to `place`, and returns whether that is possible there."""
+    try:
+        if is_begun:
+            os.unlink(source.path, dir_fd=source.dir_fd)
+        elif overwrite:
+            os.replace(source.path, place.path, src_dir_fd=source.dir_fd, dst_dir_fd=place.dir_fd)
+        else:
+            disk.create_from(source.path, place.path, source.dir_fd, place.dir_fd)
+    except OSError as error:
+        if error.errno in _IMPOSSIBLE:
+            return False
+        raise
+    place.folder.sync()  # first: the file system may make the folders on the path durable with it
+    return True
+
+
+def _unlink(folder: OpenFolder, entry: str) -> None:
+    os.unlink(folder.path_of(entry), dir_fd=folder.fd)
+    folder.sync()

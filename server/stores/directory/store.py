@@ -11,14 +11,14 @@ from os import PathLike, close, fspath, fstat
 from typing import Final, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
-from shared.aio import run_blocking
+from shared.aio import run_blocking, wait_uncancelled
 from shared.errors import Changed, NotFound, ServerFull
 from shared.files import disk
 from shared.files.part import FileTarget
 from shared.protocol.digest import DEFAULT_ALGORITHM
 from shared.protocol.wire import FileInfo
 
-from ..base import OpenFile, Reader, Store
+from ..base import PAGE_FILES, OpenFile, Page, Reader, Store
 from ..parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists
 from .folder import Folder
 from .names import fingerprint
@@ -34,6 +34,9 @@ _THREADS: Final = 8
 # Files that may be open whatever the system's limit is.
 _MIN_OPEN: Final = 16
 
+# How long `start` waits for the count of what isn't served.
+_SURVEY_SECONDS: Final = 1.0
+
 # Suspended uploads whose running digests are kept, about a kilobyte each; a part beyond them is read again to go on.
 _MAX_SUSPENDED: Final = 1024
 
@@ -41,9 +44,13 @@ _MAX_SUSPENDED: Final = 1024
 class DirectoryStore(Store):
     """Files in a folder, which survive a `kill -9` at any moment: each is old or new, whole; uploads can go on.
 
-    A file with an ordinary name is a plain file of that name in the folder; a regular file that was put there by hand
-    is served, too, with no digest. Subfolders, links and names that start with a dot aren't. Everything else that the
-    store keeps is in the subfolder `.rxfiles`; see `server.stores.directory.folder`.
+    The folder is a tree: the file `docs/b.txt` is `docs/b.txt` there, and what other programs put there is served, too,
+    with no digest. A name that can't be a path, such as `../x`, is kept encoded in the subfolder `.rxfiles`, with all
+    else that is the store's own; see `server.stores.directory.folder`. Links, devices, folders that can't be read and
+    names that aren't valid aren't served; `start` logs how many there are.
+
+    A folder that the store has made goes when a delete leaves it empty; one that was there, or that other programs
+    made, stays.
 
     A full disk, or a quota, is StorageFull wherever something is written. Uploads and readers may have half of the
     descriptors that the process may open, as its limit was at the start; a call beyond that, or that reaches the
@@ -53,21 +60,33 @@ class DirectoryStore(Store):
     Args:
         path: The folder; `start` makes it if it isn't there.
         max_file_bytes: The largest file it takes; None for no limit.
+        follow_links: Whether links that lead to a file or folder below `path` are served like what they lead to; no
+            link is followed that leads elsewhere, or to a folder that it is in. An upload replaces what the link leads
+            to, a delete removes the link.
     """
 
-    def __init__(self, path: str | PathLike[str], max_file_bytes: int | None = None) -> None:
-        self._folder = Folder(fspath(path))
+    def __init__(
+        self, path: str | PathLike[str], max_file_bytes: int | None = None, *, follow_links: bool = False
+    ) -> None:
+        self._folder = Folder(fspath(path), follow_links=follow_links)
         self._max_file_bytes = max_file_bytes
         self._locks = KeyedLocks()
+        # One page at a time, so that the folders' names that all listings share need no lock, and threads are left.
+        self._listing = asyncio.Lock()
         self._open: dict[str, _DirectoryPart] = {}
         self._suspended: OrderedDict[str, UploadFile] = OrderedDict()
         self._readers: set[_DirectoryReader] = set()
         self._opening = 0
         self._max_open: int | None = None
         self._executor: ThreadPoolExecutor | None = None
+        self._survey: asyncio.Future[None] | None = None
+        self._is_closing = False
 
     async def start(self) -> None:
         """Locks the folder, and removes what a killed process left behind; unfinished uploads stay.
+
+        Files that an older version kept encoded are moved to their paths. What isn't served is counted, and logged in
+        one line: within a second before this returns, else later.
 
         Raises:
             BlockingIOError: Another process serves the folder.
@@ -76,16 +95,24 @@ class DirectoryStore(Store):
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="directory-store")
         descriptors = disk.max_descriptors()
         self._max_open = None if descriptors is None else max(_MIN_OPEN, descriptors // 2)
+        self._is_closing = False
         try:
             await run_blocking(self._executor, self._folder.open)
         except BaseException:
             await self.close()
             raise
+        survey = asyncio.ensure_future(self.run(self._folder.log_unserved, lambda: self._is_closing))
+        self._survey = survey
+        await asyncio.wait([survey], timeout=_SURVEY_SECONDS)  # in a large tree it goes on
 
     async def close(self) -> None:
         """Closes every upload and reader, and unlocks the folder. Only `start` may be called then."""
         if self._executor is None:
             return
+        self._is_closing = True
+        if (survey := self._survey) is not None:
+            self._survey = None
+            await wait_uncancelled(survey)
         for key in list(self._open):
             async with self._locks[f"upload {key}"]:
                 if (part := self._open.get(key)) is not None:
@@ -101,8 +128,9 @@ class DirectoryStore(Store):
     async def stat(self, name: str) -> FileInfo:
         return await self.run(self._folder.stat, name)
 
-    async def list(self, prefix: str = "") -> Sequence[FileInfo]:
-        return await self.run(self._folder.list, prefix)
+    async def list(self, prefix: str = "", after: str = "", limit: int = PAGE_FILES) -> Page:
+        async with self._listing:
+            return await self.run(self._folder.list, prefix, after, limit)
 
     async def open(self, name: str) -> Reader:
         self._check_open_files()
@@ -165,6 +193,8 @@ class DirectoryStore(Store):
             return await self.run(self._folder.move, source, target, overwrite=overwrite, if_match=if_match)
 
     async def sweep(self, max_age_seconds: float) -> int:
+        async with self._listing:
+            self._folder.listings.free()
         oldest = time.time() - max_age_seconds
         dropped = 0
         for key in await self.run(self._folder.uploads.stale, oldest):
