@@ -4,8 +4,19 @@ from .chunks import Chunk
 from .client import FileClient
 from .connection.options import ConnectOptions, parse_uri
 from .connection.states import Connected, Connecting, ConnectionState, Disconnected
-from .events import Completed, Progress, Retrying, Started, TransferEvent
+from .events import (
+    Completed,
+    Failed,
+    Progress,
+    Retrying,
+    Skipped,
+    Started,
+    TotalProgress,
+    TransferEvent,
+    TreeEvent,
+)
 from .requests.cold import ColdReactiveXClient
+from .transfers.limit import RateLimit, rate_limit
 from .transfers.sinks import AsyncWriter
 
 __all__ = [
@@ -18,10 +29,16 @@ __all__ = [
     "Connecting",
     "ConnectionState",
     "Disconnected",
+    "Failed",
     "FileClient",
     "Progress",
+    "RateLimit",
     "Retrying",
+    "Skipped",
     "Started",
+    "TotalProgress",
     "TransferEvent",
+    "TreeEvent",
     "parse_uri",
+    "rate_limit",
 ]

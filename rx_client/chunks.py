@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from shared.aio import running_loop
+from .rx.demand import Hold, ItemCredit, emitting
 
-__all__ = ["Chunk", "release"]
+__all__ = ["Chunk", "hold"]
 
 
 class Chunk:
@@ -31,7 +30,7 @@ class Chunk:
     ) -> None:
         self.offset = offset
         self.data = data
-        self._credit = _Credit(on_released, loop)
+        self._credit = ItemCredit(on_released, loop)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -45,21 +44,28 @@ class Chunk:
         Raises:
             RuntimeError: The credit has gone back already.
         """
-        if not self._credit.holders:
-            raise RuntimeError("a chunk can be retained only before its on_next returns; its credit has gone back")
-        self._credit.holders += 1
+        self._retainable().retain()
 
     def release(self) -> None:
         """Undoes one `retain`; the last release gives the credit back.
 
         Raises:
-            RuntimeError: It was released more often than retained (in another thread: the event loop reports it).
+            RuntimeError: It was released more often than retained.
         """
-        credit = self._credit
-        if credit.loop is None or running_loop() is credit.loop:
-            credit.release()
-        elif not credit.loop.is_closed():
-            credit.loop.call_soon_threadsafe(credit.release)
+        if not self._credit.is_held:
+            raise RuntimeError("the chunk was released more often than retained")
+        self._credit.release()
+
+    def deliver(self, on_next: Callable[["Chunk"], object]) -> None:
+        """Calls `on_next` with this chunk, and releases it."""
+        try:
+            Hold(self._credit).emit(on_next, self)
+        finally:
+            self.release()
+
+    def hold(self) -> Hold:
+        """Retains the chunk, and whatever else it costs the source that is delivering it."""
+        return emitting().retain(self._retainable())
 
     def replace(self, data: bytes) -> "Chunk":
         """A chunk of other bytes (compressed, say) with the same credit, for the next stage of a pipeline."""
@@ -67,24 +73,16 @@ class Chunk:
         chunk._credit = self._credit
         return chunk
 
+    def _retainable(self) -> ItemCredit:
+        if not self._credit.is_held:
+            raise RuntimeError("a chunk can be retained only before its on_next returns; its credit has gone back")
+        return self._credit
 
-def release(item: object) -> None:
-    """Releases `item` if it is a chunk; other items hold no credit."""
-    if isinstance(item, Chunk):
-        item.release()
 
+def hold(item: object) -> Hold:
+    """Holds what `item`, which is being delivered, costs its source; to be released when the consumer is done with it.
 
-@dataclass(slots=True)
-class _Credit:
-    """Counts a chunk's holders; the first is the `on_next` that delivers it."""
-
-    on_released: Callable[[], None] | None
-    loop: asyncio.AbstractEventLoop | None
-    holders: int = 1
-
-    def release(self) -> None:
-        if not self.holders:
-            raise RuntimeError("the chunk was released more often than retained")
-        self.holders -= 1
-        if not self.holders and self.on_released is not None:
-            self.on_released()
+    Raises:
+        RuntimeError: It is a chunk whose credit has gone back.
+    """
+    return item.hold() if isinstance(item, Chunk) else emitting().retain()

@@ -2,9 +2,11 @@
 
 import asyncio
 import math
+import os
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Final, Literal, TypeVar, overload
 from uuid import uuid4
 
@@ -42,7 +44,7 @@ from .chunks import Chunk
 from .connection.managed import Connection
 from .connection.options import Auth, ConnectOptions
 from .connection.states import ConnectionState
-from .events import TransferEvent
+from .events import TransferEvent, TreeEvent
 from .requests.base import MAX_REQUEST_N, MAX_SMALL_BYTES
 from .requests.cold import ColdReactiveXClient
 from .rx.deadlines import within
@@ -50,8 +52,10 @@ from .rx.loops import LoopScheduler, required_loop
 from .rx.observables import on_loop
 from .rx.tasks import from_coroutine
 from .transfers.download import ChunkRequest, answered_info, download_into
+from .transfers.limit import RateLimit, Share, after_payment
 from .transfers.sinks import SinkLike, to_sink
 from .transfers.sources import SourceLike, to_source
+from .transfers.trees import EachTransfer, NameFilter, TreeOptions, as_prefix, download_tree, upload_tree
 from .transfers.upload import UploadTransfer
 
 __all__ = ["Content", "FileClient"]
@@ -257,6 +261,7 @@ class FileClient:
         digest: str | None = DEFAULT_ALGORITHM,
         upload_id: str | None = None,
         modified: float | None = None,
+        limit: RateLimit | None = None,
         deadline: float | None = None,
     ) -> Observable[TransferEvent]:
         """Uploads a file of any size, a chunk at a time; `retry` resumes it where the server has it.
@@ -277,8 +282,9 @@ class FileClient:
             source: A path; a binary file object, blocking or asynchronous (`await file.read(n)`, so an
                 asyncio.StreamReader, too), or an mmap, from its present position, which stays open; bytes; an iterable
                 or asynchronous iterable of bytes; a function that makes one from an offset, so that a retry can go on
-                there; or an Observable of bytes, of which no more than `window` items may wait. File objects and
-                iterables that aren't lists or tuples are run in a thread. See also above.
+                there; or an Observable of bytes, of which no more than `window` items may wait, unless its source can
+                be slowed down, as `from_async_iter` can. File objects and iterables that aren't lists or tuples are run
+                in a thread. See also above.
             size: The content's length in bytes, where the source doesn't know it; the server checks it.
             chunk_size: Bytes in one item, 1 to 960,000. Where this and `window` are the defaults, a file without TLS is
                 sent in items of 524,288. What a source has given for a second is sent as a shorter item.
@@ -287,6 +293,7 @@ class FileClient:
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; made up if None.
             modified: When the content was last changed, for `FileInfo.modified`: in seconds since the epoch, in the
                 years 1 to 9999. If None, a path's own time, else that of the publication.
+            limit: Of bytes a second, shared with other transfers; see `rate_limit`. Items are smaller then.
 
         Returns:
             Emits Started, Progress whenever more bytes are durable at the server, Completed when the file is verified
@@ -322,6 +329,7 @@ class FileClient:
             modified=modified,
             algorithm=digest,
             upload_id=upload_id or uuid4().hex,
+            limit=limit,
         )
         return self._transfer(name, lambda emit: transfer.attempt(self._requests, emit, self._tasks), deadline)
 
@@ -333,6 +341,7 @@ class FileClient:
         offset: int = 0,
         window: int | None = None,
         digest: str | None = DEFAULT_ALGORITHM,
+        limit: RateLimit | None = None,
         deadline: float | None = None,
     ) -> Observable[TransferEvent]:
         """Downloads a file of any size, a chunk at a time; `retry` resumes it where the sink has it.
@@ -351,6 +360,7 @@ class FileClient:
                 or a binary file object, whose `write` is called in a thread, from its present position; it stays open.
             offset: For a writer that has the file's first bytes: how many. They are not verified.
             window: Items that the server may be ahead of the sink, 1 or more. None is 16.
+            limit: As for `upload_from`.
 
         Returns:
             Emits Started (again with `resumed_from=0` if the file changed and is started over), Progress whenever more
@@ -377,7 +387,7 @@ class FileClient:
         return self._transfer(
             name,
             lambda emit: download_into(
-                self._requests, name, into, algorithm=digest, digest_from=offset, window=window, emit=emit
+                self._requests, name, into, algorithm=digest, digest_from=offset, window=window, limit=limit, emit=emit
             ),
             deadline,
         )
@@ -391,6 +401,7 @@ class FileClient:
         *,
         if_match: str | None = None,
         digest: str | None = DEFAULT_ALGORITHM,
+        limit: RateLimit | None = None,
         deadline: float | None = None,
     ) -> Observable[Chunk]:
         """Emits a range of a file as it arrives; the server is never more than `window` chunks ahead of the consumer.
@@ -403,6 +414,7 @@ class FileClient:
             length: How many bytes; None for all to the end. A range beyond the end is cut there.
             window: Chunks, 1 or more.
             if_match: The etag that the file must have; None if any will do.
+            limit: As for `upload_from`.
 
         Returns:
             Emits the chunks, in order; one without bytes if the range is empty. Completes when all have arrived and the
@@ -420,10 +432,136 @@ class FileClient:
         _check_range("window", window, 1, MAX_REQUEST_N)
         _check_word(check_algorithm, digest)
         request = DownloadRequest(offset, length, if_match, digest)
-        chunks: Observable[Chunk] = self._requests.cold(
-            lambda rsocket, observer: ChunkRequest(rsocket, name, request, window, observer)
-        )
+
+        def ask(share: Share | None) -> Observable[Chunk]:
+            return self._requests.cold(
+                lambda rsocket, observer: ChunkRequest(rsocket, name, request, window, share, observer)
+            )
+
+        chunks = ask(None) if limit is None else after_payment(limit, ask, self._connector.loop)
         return _naming(name, chunks).pipe(within(deadline, name))
+
+    def upload_tree(
+        self,
+        folder: str | os.PathLike[str],
+        prefix: str = "",
+        *,
+        include: NameFilter | None = None,
+        exclude: NameFilter | None = None,
+        overwrite: bool = True,
+        follow_symlinks: bool = False,
+        max_concurrent: int = 4,
+        each: EachTransfer | None = None,
+        keep_going: bool = True,
+        digest: str | None = DEFAULT_ALGORITHM,
+        limit: RateLimit | None = None,
+        deadline: float | None = None,
+    ) -> Observable[TreeEvent]:
+        """Uploads every file below a local folder, hidden ones included; in no particular order.
+
+        The folder is read as transfers begin: no more than a few hundred names wait, and those of unread folders. What
+        isn't a file, and what has no name that the server could take (not UTF-8, say), is skipped. Folders without
+        files aren't kept.
+
+        Args:
+            folder: Its path.
+            prefix: A folder of the server: `a` makes `a/b/c` of `b/c`. The empty one adds nothing.
+            include: Which files; None for all. A pattern of their names below the folder with `*`, `?` and `[...]`, of
+                which `*` also matches slashes; several patterns; or a function of the name.
+            exclude: Which of them not; None for none.
+            overwrite: Whether files of the server may be replaced; else those that exist are skipped, so that a second
+                run goes on where the first one stopped.
+            follow_symlinks: Whether symbolic links are followed; else they are skipped.
+            max_concurrent: The most transfers at a time.
+            each: An operator for each file's transfer, such as `retry_backoff()`, or several by `reactivex.compose`.
+            keep_going: Whether the others go on after the failure of one; else that ends them all. A server that can't
+                be reached any more does so in any case.
+            limit: As for `upload_from`.
+
+        Returns:
+            Emits the events of all transfers, each with the server's `name`; Failed for each that has failed, also for
+            a folder that can't be read; Skipped for each that is left out, unless by `include` or `exclude`. Completes
+            when all have ended. See `total_progress` for sums.
+
+        Raises:
+            ValueError: `max_concurrent` is less than 1.
+
+        Raises (through `on_error`):
+            OSError: The folder itself can't be read.
+            Exception: With `keep_going=False`, the first failure of one.
+        """
+        _check_type(prefix)
+        _check_range("max_concurrent", max_concurrent, 1)
+        _check_word(check_algorithm, digest)
+        options = TreeOptions(include, exclude, max_concurrent, each, keep_going)
+        tree = upload_tree(
+            Path(folder),
+            as_prefix(prefix),
+            lambda name, path: self.upload_from(name, path, overwrite=overwrite, digest=digest, limit=limit),
+            options=options,
+            follow_symlinks=follow_symlinks,
+        )
+        return on_loop(tree, self._connector.loop).pipe(within(deadline))
+
+    def download_tree(
+        self,
+        prefix: str,
+        folder: str | os.PathLike[str],
+        *,
+        include: NameFilter | None = None,
+        exclude: NameFilter | None = None,
+        overwrite: bool = True,
+        max_concurrent: int = 4,
+        each: EachTransfer | None = None,
+        keep_going: bool = True,
+        digest: str | None = DEFAULT_ALGORITHM,
+        limit: RateLimit | None = None,
+        deadline: float | None = None,
+    ) -> Observable[TreeEvent]:
+        """Downloads every file below a folder of the server, in the server's order. Nothing lands outside of `folder`.
+
+        The server lists its files as transfers begin; a listing whose connection is lost goes on where it was, if the
+        server has an order of names. A name that can't be a safe path on every system is skipped: one
+        with `..`, a backslash or a colon, an absolute one, one with a part that is a device of Windows (`CON`,
+        `nul.txt`) or that ends with a dot or a space; so is one whose way leads out of `folder` by a symbolic link, or
+        meets a file where a folder has to be, and, where upper and lower case are the same, one that differs in nothing
+        else from another one.
+
+        Args:
+            prefix: The folder of the server: `a` makes `b/c` of `a/b/c`. The empty one stands for all files.
+            folder: The local folder; made if it isn't there.
+            include: As for `upload_tree`.
+            exclude: As for `upload_tree`.
+            overwrite: Whether local files may be replaced; else those that exist are skipped.
+            max_concurrent: The most transfers at a time.
+            each: As for `upload_tree`.
+            keep_going: As for `upload_tree`.
+            limit: As for `upload_from`.
+
+        Returns:
+            As for `upload_tree`.
+
+        Raises:
+            ValueError: `max_concurrent` is less than 1.
+
+        Raises (through `on_error`):
+            OSError: `folder` can't be made, or nothing can be put there.
+            Exception: With `keep_going=False`, the first failure of one.
+        """
+        _check_type(prefix)
+        _check_range("max_concurrent", max_concurrent, 1)
+        _check_word(check_algorithm, digest)
+        below = as_prefix(prefix)
+        options = TreeOptions(include, exclude, max_concurrent, each, keep_going)
+        tree = download_tree(
+            below,
+            Path(folder),
+            self.list_files(prefix=below),
+            lambda name, path: self.download_to(name, path, digest=digest, limit=limit),
+            options=options,
+            overwrite=overwrite,
+        )
+        return on_loop(tree, self._connector.loop).pipe(within(deadline))
 
     def stat(self, name: str, *, deadline: float | None = None) -> Observable[FileInfo]:
         """Asks what is known of a file.
@@ -525,7 +663,7 @@ class FileClient:
             except TransferError as error:
                 raise _about(error, name) from error.__cause__
 
-        return from_coroutine(named, self._tasks, self._connector.loop).pipe(within(deadline, name))
+        return from_coroutine(named, self._tasks, name, self._connector.loop).pipe(within(deadline, name))
 
 
 def _check_type(name: str) -> None:

@@ -28,6 +28,7 @@ from rx_client.examples.context import Context, WrongResult
 from rx_client.examples.relay import relay, slow_link
 from rx_client.operators import _map_async, _to_async_iter, retry_backoff
 from rx_client.requests.response import ResponseRequest
+from rx_client.rx.demand import Hold, ItemCredit
 from rx_client.transfers.upload import UploadTransfer
 from server import ChatData, FileServer, MemoryStore, serve
 from shared import ServerError, StorageFull
@@ -76,7 +77,7 @@ def folder(tmp_path: Path) -> Path:
 
 def brief(name: str, folder: Path) -> list[str]:
     """Options that give an example less work than its defaults."""
-    if name == "parallel":
+    if name in ("parallel", "mirror_tree"):
         return ["--folder", str(folder)]
     if name in ("resumable", "slow_consumer", "pipeline"):
         return ["--file", str(LARGEST_SOURCE)]
@@ -239,7 +240,7 @@ async def test_each_against_a_server_with_files_of_other_clients(folder: Path) -
         assert {"theirs.csv", "some files/empty", "pydoc_data/topics.py"} <= set(listed), (
             "the examples used that server"
         )
-        assert [name for name in listed if re.match("(etl|resumable|slow-consumer|pipeline)-", name)] == [
+        assert [name for name in listed if re.match("(mirror|etl|resumable|slow-consumer|pipeline)-", name)] == [
             "etl-theirs/report.csv"
         ], "the examples deleted their own files, and no others"
 
@@ -309,6 +310,9 @@ class Unlisted(dict[str, bytes]):
         ("files", Unlisted, "'pydoc_data/topics.py' was uploaded, but isn't listed"),
         ("parallel", Altered, "came back with other bytes than"),
         ("parallel", Truncated, "came back with other bytes than"),
+        ("mirror_tree", Altered, "came back with other bytes"),
+        ("mirror_tree", Truncated, "came back with other bytes"),
+        ("mirror_tree", Unlisted, "was uploaded, and hasn't come back"),
         ("etl", Altered, "a direct count gives another report"),
         ("etl", Truncated, "came back as something that isn't our CSV"),
         ("etl", Unlisted, "a direct count gives another report"),
@@ -330,6 +334,17 @@ async def test_a_wrong_result_is_a_failure(
     assert "Traceback" not in stderr
 
 
+async def test_mirror_tree(folder: Path) -> None:
+    status, stdout, stderr = await run_examples("mirror_tree", "--folder", str(folder), "--limit", "10000000")
+    assert (status, stderr) == (0, "")
+    lines, paths = stdout.splitlines(), files_of(folder)
+    nbytes = sum(path.stat().st_size for path in paths)
+    for verb in ("uploaded", "downloaded"):
+        shown = [line for line in lines if line.startswith(verb)]
+        assert re.match(rf"{verb} {len(paths)} files, {nbytes:,} of {nbytes:,} bytes", shown[-1])
+    assert lines[-1] == f"every byte is as on the disk, and a second run skips all {len(paths)} files"
+
+
 async def test_racing_fails_if_the_second_server_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ResponseRequest, "cancel", lambda self: None)
     monkeypatch.setattr(racing, "_CANCEL_SECONDS", 0.2)
@@ -349,6 +364,7 @@ async def test_racing_fails_if_the_second_server_goes_on(monkeypatch: pytest.Mon
         (["files", "--uri", "tcp://127.0.0.1:65536"], "has no valid port"),
         (["files", "--folder", "."], "unrecognized arguments: --folder"),
         (["parallel", "--folder", "no such folder"], "'no such folder' is not a folder"),
+        (["mirror_tree", "--limit", "0"], "'0' is not a number of bytes a second"),
         (["pipeline", "--file", "no such file"], "'no such file' is not a file"),
         (["resumable", "--file", str(STDLIB / "argparse.py")], "has less than 524,288 bytes"),
     ],
@@ -517,7 +533,7 @@ def credit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with `limit_rate` (TRAPS 9), a chunk's credit goes back when it arrives, even if the chunk is still in use."""
     monkeypatch.setattr(Chunk, "retain", lambda self: None)
     for operator in (_map_async, _to_async_iter):
-        monkeypatch.setattr(operator, "release", lambda item: None)
+        monkeypatch.setattr(operator, "hold", lambda item: Hold(ItemCredit(None)))
 
 
 @pytest.mark.usefixtures("credit_at_once")

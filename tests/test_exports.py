@@ -13,6 +13,8 @@ EXPORTED = {
         *("AsyncWriter", "Chunk", "ColdReactiveXClient", "FileClient", "parse_uri"),
         *("ConnectOptions", "Connected", "Connecting", "ConnectionState", "Disconnected"),
         *("Completed", "Progress", "Retrying", "Started", "TransferEvent"),
+        *("Failed", "Skipped", "TotalProgress", "TreeEvent"),
+        *("RateLimit", "rate_limit"),
     },
     "server": {
         *("ChatData", "ChatUserSession", "FileServer", "get_file_name", "serve"),

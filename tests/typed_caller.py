@@ -4,6 +4,7 @@ An ignore comment without an error on its line is an error, too.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from gzip import GzipFile
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,20 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.scheduler.eventloop import AsyncIOScheduler
 
-from rx_client import FileClient, TransferEvent
+from rx_client import (
+    Completed,
+    Failed,
+    FileClient,
+    Progress,
+    Retrying,
+    Skipped,
+    Started,
+    TotalProgress,
+    TransferEvent,
+    TreeEvent,
+    rate_limit,
+)
+from rx_client.operators import for_each_async, from_async_iter, retry_backoff, total_progress, with_rate
 from shared import FileInfo, NotFound, is_retryable
 
 
@@ -38,6 +52,44 @@ def pipes(files: FileClient) -> None:
     assert_type(listing.pipe(ops.filter(lambda name: name.endswith(".csv")), ops.share()), Observable[str])
     assert_type(listing.pipe(ops.flat_map(files.download), ops.map(len)), Observable[int])
     assert_type(listing.pipe(ops.take(1), ops.to_list()), Observable[list[str]])
+
+
+async def takes_text(text: str) -> None:
+    print(text)
+
+
+async def rows() -> AsyncIterator[int]:
+    yield 1
+
+
+def trees_and_operators(files: FileClient) -> None:
+    limit = rate_limit(1_000_000)
+    tree = files.upload_tree("folder", "prefix", each=retry_backoff(3), include=["*.csv"], limit=limit)
+    assert_type(tree, Observable[TreeEvent])
+    assert_type(files.download_tree("prefix", "folder", exclude=lambda name: name == "x"), Observable[TreeEvent])
+    assert_type(tree.pipe(total_progress(), with_rate()), Observable[TreeEvent | TotalProgress])
+    assert_type(tree.pipe(ops.map(sees_events)), Observable[str])
+    assert_type(
+        files.upload_from("name", "path", limit=limit).pipe(with_rate(), retry_backoff()), Observable[TransferEvent]
+    )
+    assert_type(from_async_iter(rows), Observable[int])
+    assert_type(from_async_iter(rows).pipe(ops.map(str), for_each_async(takes_text)), Observable[int])
+
+
+def sees_events(event: TreeEvent) -> str:
+    match event:
+        case Started(upload_id, total, resumed_from):
+            return f"{upload_id} {total} {resumed_from}"
+        case Progress(transferred, total, name=name, bytes_per_second=rate):
+            return f"{name} {transferred} {total} {rate}"
+        case Retrying(attempt, delay, cause):
+            return f"{attempt} {delay} {cause}"
+        case Completed(info):
+            return info.name
+        case Failed(name, error):
+            return f"{name} {error}"
+        case Skipped(name, reason):
+            return f"{name} {reason}"
 
 
 def calls_fluent_methods(files: FileClient) -> None:

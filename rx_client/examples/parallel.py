@@ -18,7 +18,7 @@ from reactivex import operators as ops
 from .. import FileClient
 from ..operators import retry_backoff
 from .context import Context, check
-from .real_files import STANDARD_LIBRARY, files_below, python_sources, read
+from .real_files import STANDARD_LIBRARY, add_folder_option, files_below, python_sources, read
 
 T = TypeVar("T")
 
@@ -36,8 +36,7 @@ class _Done(NamedTuple):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    about = "transfer every file below this one (default: the Python sources of the standard library)"
-    parser.add_argument("--folder", type=_folder, help=about)
+    add_folder_option(parser, "the Python sources of the standard library")
 
 
 async def run(context: Context) -> None:
@@ -85,12 +84,3 @@ async def run(context: Context) -> None:
 
 def _with_retry(transfer: Observable[T]) -> Observable[T]:
     return transfer.pipe(retry_backoff(_RETRIES, base=_FIRST_RETRY_SECONDS))
-
-
-def _folder(text: str) -> Path:
-    folder = Path(text).resolve()
-    if not folder.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a folder")
-    if not files_below(folder):
-        raise argparse.ArgumentTypeError(f"there are no files below {text!r}")
-    return folder

@@ -34,6 +34,11 @@ def add_file_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", type=_chunked_file, help=about)
 
 
+def add_folder_option(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds `--folder`, for examples that transfer many files; `default` describes what they do without it."""
+    parser.add_argument("--folder", type=_folder, help=f"transfer every file below this one (default: {default})")
+
+
 async def chosen_file(context: Context, example: str) -> tuple[Path, str]:
     """The file of `--file` or its default, and a name at the server that no other run uses."""
     path: Path = context.options.file or await asyncio.to_thread(largest_file)
@@ -82,6 +87,15 @@ def largest_file() -> Path:
     parts = [Path(sys.executable).resolve(), *([library] if library.is_file() else []), *python_sources()]
     sizes = {path: path.stat().st_size for path in parts}
     return max((path for path in parts if sizes[path] <= _MAX_WHOLE_FILE_BYTES), key=lambda path: sizes[path])
+
+
+def _folder(text: str) -> Path:
+    folder = Path(text).resolve()
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a folder")
+    if not files_below(folder):
+        raise argparse.ArgumentTypeError(f"there are no files below {text!r}")
+    return folder
 
 
 def _chunked_file(text: str) -> Path:

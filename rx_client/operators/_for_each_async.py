@@ -18,7 +18,7 @@ def for_each_async(
 ) -> Callable[[Observable[T]], Observable[int]]:
     """Calls `fn` for each item, as `map_async` does, and emits the number of items at the end.
 
-    A `Chunk` is released when `fn` is done with it.
+    An item's credit goes back when `fn` is done with it.
 
     ::
 
@@ -37,7 +37,7 @@ def for_each_async(
     Args:
         fn: Called in a task of its own for each item.
         concurrency: The most calls at a time.
-        max_pending: The most items other than chunks that wait for their call.
+        max_pending: The most items without credit that wait for their call.
 
     Returns:
         An operator whose observable emits exactly one int, the number of items, when the source has completed and `fn`

@@ -11,7 +11,8 @@ from reactivex.disposable import SingleAssignmentDisposable
 
 from shared.errors import BackpressureOverflow
 
-from ..chunks import Chunk, release
+from ..chunks import hold
+from ..rx.demand import Hold
 from ..rx.loops import disposable_on, required_loop, subscribe_on
 from ..rx.observables import LoopObservable, loop_of
 
@@ -28,10 +29,11 @@ def map_async(
 
     A result that has to wait for an earlier one counts as a call, as in Akka's `mapAsync`.
 
-    A `Chunk` is retained when it arrives and released when its result was emitted, so the sender is never more than its
-    window ahead of `fn`. A function that returns `chunk.replace(...)` hands the credit to the next stage, which may
-    retain it in turn. Other items carry no credit, and their source can't be slowed down: at most `max_pending` of them
-    wait.
+    The demand of `fn` reaches a source that can be slowed down, through RxPY's operators in between, too: an item's
+    credit is held from its arrival until its result was emitted, unless the next stage holds it longer. Such sources
+    are the client's requests, `from_async_iter`, and whatever emits a `Chunk`, which is retained; a function that
+    returns `chunk.replace(...)` hands that on. Other sources, and operators that emit later what they got (`delay`,
+    `merge(max_concurrent=...)`), can't be slowed down: at most `max_pending` of their items wait.
 
     ::
 
@@ -53,7 +55,7 @@ def map_async(
     Args:
         fn: Called in a task of its own for each item.
         concurrency: The most calls at a time.
-        max_pending: The most items other than chunks that wait for their call.
+        max_pending: The most items without credit that wait for their call.
 
     Returns:
         An operator whose observable completes when the source has and the last result was emitted. Disposing it cancels
@@ -66,7 +68,7 @@ def map_async(
         Exception: What `fn` raised, at once, or the source's error; the other calls have been cancelled.
         RuntimeError: A call was cancelled, by itself or from outside.
         WrongLoop: There is no running event loop.
-        BackpressureOverflow: More than `max_pending` items waited.
+        BackpressureOverflow: More than `max_pending` items without credit waited.
     """
     if concurrency < 1:
         raise ValueError(f"concurrency must be 1 or more, not {concurrency}")
@@ -96,7 +98,7 @@ class _Mapping(Generic[T, U]):
     observer: abc.ObserverBase[U]
     loop: asyncio.AbstractEventLoop = field(default_factory=required_loop)
     upstream: SingleAssignmentDisposable = field(default_factory=SingleAssignmentDisposable)
-    waiting: deque[T] = field(default_factory=deque[T])
+    waiting: deque[tuple[T, Hold]] = field(default_factory=deque[tuple[T, Hold]])
     calls: "deque[_Call[T, U]]" = field(default_factory=deque["_Call[T, U]"])
     is_source_done: bool = False
     is_ended: bool = False
@@ -104,11 +106,10 @@ class _Mapping(Generic[T, U]):
     def on_next(self, item: T) -> None:
         if self.is_ended:
             return
-        if isinstance(item, Chunk):
-            item.retain()
-        self.waiting.append(item)
+        held = hold(item)
+        self.waiting.append((item, held))
         self._start_calls()
-        if len(self.waiting) > self.max_pending and not isinstance(item, Chunk):
+        if len(self.waiting) > self.max_pending and not held:
             self.fail(BackpressureOverflow(f"the source is more than {self.max_pending} items ahead of its consumer"))
 
     def on_completed(self) -> None:
@@ -122,18 +123,18 @@ class _Mapping(Generic[T, U]):
     def stop(self) -> None:
         self.is_ended = True
         self.upstream.dispose()
-        unfinished = [*(call.item for call in self.calls), *self.waiting]
+        unfinished = [*(call.held for call in self.calls), *(held for _, held in self.waiting)]
         for call in self.calls:
             if call.task is not None:
                 call.task.cancel()
         self.calls.clear()
         self.waiting.clear()
-        for item in unfinished:
-            release(item)
+        for held in unfinished:
+            held.release()
 
     def _start_calls(self) -> None:
         while self.waiting and len(self.calls) < self.concurrency:
-            call = _Call[T, U](self.waiting.popleft())
+            call = _Call[T, U](*self.waiting.popleft())
             # Listed before its task is made: an eager task runs at once, and may dispose of this subscription.
             self.calls.append(call)
             call.task = self.loop.create_task(self._call_fn(call.item))
@@ -156,13 +157,13 @@ class _Mapping(Generic[T, U]):
 
     def _emit_results(self) -> None:
         while self.calls and (task := self.calls[0].task) is not None and task.done() and _failure(task) is None:
-            item = self.calls.popleft().item
+            held = self.calls.popleft().held
             try:
-                self.observer.on_next(task.result())
+                held.emit(self.observer.on_next, task.result())
             except Exception as error:
                 self.fail(error)
             finally:
-                release(item)
+                held.release()
             self._start_calls()
         self._complete_if_done()
 
@@ -174,9 +175,10 @@ class _Mapping(Generic[T, U]):
 
 @dataclass(slots=True)
 class _Call(Generic[T, U]):
-    """An item and its task, which is None while it is being made."""
+    """An item, what it holds, and its task, which is None while it is being made."""
 
     item: T
+    held: Hold
     task: asyncio.Task[U] | None = None
 
 

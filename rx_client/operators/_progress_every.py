@@ -6,7 +6,7 @@ from typing import TypeVar
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, SerialDisposable
 
-from ..events import Progress
+from ..events import Progress, TotalProgress
 from ..rx.loops import time_scheduler
 from ..rx.observables import deliver, like
 
@@ -21,7 +21,8 @@ def progress_every(
     """Emits at most one `Progress` in `seconds`, the latest; every other item at once.
 
     The first `Progress` is emitted at once. A later one is held back until the period is over, or until another kind of
-    item, the completion or an error comes. So the last one is never dropped, and the order is kept.
+    item, the completion or an error comes. So the last one is never dropped, and the order is kept. A `TotalProgress`
+    is held for the whole period, since the other items that come then are of single files, maybe of thousands.
 
     ::
 
@@ -78,7 +79,8 @@ def progress_every(
             def on_next(item: T) -> None:
                 nonlocal held
                 if not isinstance(item, Progress):
-                    flush()
+                    if not isinstance(held, TotalProgress):
+                        flush()
                     observer.on_next(item)
                 elif is_period:
                     held = item

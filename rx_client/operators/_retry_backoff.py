@@ -95,17 +95,19 @@ def retry_backoff(
         def subscribe(observer: abc.ObserverBase[T], scheduler_: abc.SchedulerBase | None = None) -> abc.DisposableBase:
             timers = time_scheduler(scheduler, scheduler_)
             current = SerialDisposable()
-            is_transfer = isinstance(source, TransferObservable)
+            # Of a transfer, the file's name; None as long as it isn't known to be one.
+            name = source.name if isinstance(source, TransferObservable) else None
             failures = furthest = 0
 
             def on_next(item: T) -> None:
-                nonlocal is_transfer, failures, furthest
+                nonlocal name, failures, furthest
                 match item:
                     case Progress(transferred=reached) | Started(resumed_from=reached) if reached > furthest:
                         furthest, failures = reached, 0
                     case _:
                         pass
-                is_transfer = is_transfer or isinstance(item, TransferEvent)
+                if isinstance(item, TransferEvent):
+                    name = item.name
                 observer.on_next(item)
 
             def on_error(error: Exception) -> None:
@@ -119,8 +121,8 @@ def retry_backoff(
                     observer.on_error(raised)
                     return
                 failures += 1
-                if is_transfer:
-                    deliver(observer, cast(T, Retrying(failures, delay, error)))
+                if name is not None:
+                    deliver(observer, cast(T, Retrying(failures, delay, error, name=name)))
                 current.disposable = timers.schedule_relative(delay, attempt)
 
             def attempt(_: abc.SchedulerBase | None = None, __: object = None) -> None:

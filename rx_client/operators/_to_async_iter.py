@@ -10,7 +10,8 @@ from reactivex.disposable import SingleAssignmentDisposable
 
 from shared.errors import BackpressureOverflow
 
-from ..chunks import Chunk, release
+from ..chunks import hold
+from ..rx.demand import NO_HOLD, Hold
 from ..rx.loops import required_loop, subscribe_on
 
 __all__ = ["ItemIterator", "to_async_iter"]
@@ -21,9 +22,9 @@ T = TypeVar("T")
 def to_async_iter(window: int = 16) -> "Callable[[Observable[T]], ItemIterator[T]]":
     """Iterates over the source's items with `async for`; the iterator ends when the source has completed.
 
-    A `Chunk` keeps its credit until the next item is asked for, so the sender is never more than its window ahead of
-    the loop. Other items carry no credit, and their source can't be slowed down: at most `window` of them wait. The
-    source may emit in any thread.
+    An item's credit is held until the next item is asked for, so that a source that can be slowed down (see
+    `map_async`) is never more than its own window ahead of the loop. Of the items of another source at most `window`
+    wait. The source may emit in any thread.
 
     ::
 
@@ -41,7 +42,7 @@ def to_async_iter(window: int = 16) -> "Callable[[Observable[T]], ItemIterator[T
         b'bytes'
 
     Args:
-        window: The most items other than chunks that wait to be taken.
+        window: The most items without credit that wait to be taken.
 
     Returns:
         An operator that makes an `ItemIterator`, whose docstring has the errors that the loop gets.
@@ -62,7 +63,7 @@ class ItemIterator(AsyncIterator[T]):
 
     Raises (from `__anext__`):
         Exception: The source's error, after the items that it emitted before.
-        BackpressureOverflow: More than `window` items waited; raised after them.
+        BackpressureOverflow: More than `window` items without credit waited; raised after them.
         RuntimeError: Another `__anext__` is under way.
     """
 
@@ -102,8 +103,8 @@ class _Inbox(Generic[T]):
         self.loop: asyncio.AbstractEventLoop | None = None
         self._window = window
         self._upstream = SingleAssignmentDisposable()
-        self._items: deque[T] = deque()
-        self._taken: T | None = None
+        self._items: deque[tuple[T, Hold]] = deque()
+        self._taken = NO_HOLD
         self._is_done = False
         self._error: Exception | None = None
         self._is_taking = False
@@ -123,8 +124,8 @@ class _Inbox(Generic[T]):
                 self._changed.clear()
                 await self._changed.wait()
             if self._items:
-                self._taken = self._items.popleft()
-                return self._taken
+                item, self._taken = self._items.popleft()
+                return item
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error
@@ -136,20 +137,19 @@ class _Inbox(Generic[T]):
         self._upstream.dispose()
         self._release_taken()
         while self._items:
-            release(self._items.popleft())
+            self._items.popleft()[1].release()
         self._error = None
         self._end()
 
     def _on_next(self, item: T) -> None:
         if self._is_done:
             return
-        if isinstance(item, Chunk):
-            item.retain()
-        elif len(self._items) >= self._window:
+        held = hold(item)
+        if not held and len(self._items) >= self._window:
             self._upstream.dispose()
             self._end(BackpressureOverflow(f"the source is more than {self._window} items ahead of its consumer"))
             return
-        self._items.append(item)
+        self._items.append((item, held))
         self._changed.set()
 
     def _end(self, error: Exception | None = None) -> None:
@@ -159,5 +159,5 @@ class _Inbox(Generic[T]):
         self._changed.set()
 
     def _release_taken(self) -> None:
-        taken, self._taken = self._taken, None
-        release(taken)
+        taken, self._taken = self._taken, NO_HOLD
+        taken.release()

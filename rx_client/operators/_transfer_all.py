@@ -6,8 +6,9 @@ from threading import RLock
 from typing import TypeVar
 
 from reactivex import Observable, abc
-from reactivex.disposable import CompositeDisposable, SingleAssignmentDisposable
+from reactivex.disposable import CompositeDisposable, Disposable, SingleAssignmentDisposable
 
+from ..rx.demand import Hold, emitting
 from ..rx.observables import LoopObservable, loop_of
 
 __all__ = ["transfer_all"]
@@ -18,9 +19,10 @@ T = TypeVar("T")
 def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], Observable[T]]:
     """Subscribes to the transfers that the source emits, in order, and merges their items.
 
-    Any number of transfers may wait to be subscribed to: they are cold, and take a few hundred bytes each. Unlike
-    RxPY's `merge(max_concurrent=...)`, it starts none after another one has failed. The merged events don't name their
-    transfer: `map` each transfer's events before they are merged, and use `retry_backoff` and the like there, too.
+    Unlike RxPY's `merge(max_concurrent=...)`, it starts none after another one has failed. A transfer that waits holds
+    the credit of its item, so that a source that can be slowed down (see `map_async`) isn't far ahead; of those of
+    another source any number may wait: they are cold, and take a few hundred bytes each. Events have their file's
+    `name`. Use `retry_backoff` and the like on each transfer, before they are merged.
 
     ::
 
@@ -56,8 +58,9 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
         def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
             # Transfers emit in their client's loop, the source where it likes.
             lock = RLock()
-            subscriptions = CompositeDisposable()
-            waiting: deque[Observable[T]] = deque()
+            upstream = SingleAssignmentDisposable()
+            subscriptions = CompositeDisposable(upstream)
+            waiting: deque[tuple[Observable[T], Hold]] = deque()
             active = 0
             is_starting = is_source_done = False
 
@@ -71,7 +74,9 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
                     is_starting = True
                     while waiting and active < max_concurrent and not subscriptions.is_disposed:
                         active += 1
-                        run(waiting.popleft())
+                        transfer, held = waiting.popleft()
+                        run(transfer)
+                        held.release()
                     is_starting = False
                     if is_source_done and not active:
                         observer.on_completed()
@@ -96,16 +101,20 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
                 observer.on_error(error)
 
             def on_next(transfer: Observable[T]) -> None:
-                waiting.append(transfer)
-                start()
+                if not subscriptions.is_disposed:
+                    waiting.append((transfer, emitting().retain()))
+                    start()
 
             def on_completed() -> None:
                 nonlocal is_source_done
                 is_source_done = True
                 start()
 
-            upstream = SingleAssignmentDisposable()
-            subscriptions.add(upstream)
+            def drop_waiting() -> None:
+                while waiting:
+                    waiting.popleft()[1].release()
+
+            subscriptions.add(Disposable(drop_waiting))
             upstream.disposable = source.subscribe(on_next, on_error, on_completed, scheduler=scheduler)
             return subscriptions
 

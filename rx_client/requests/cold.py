@@ -85,7 +85,8 @@ class ColdReactiveXClient(ReactiveXClient):
 
         Args:
             request: What is sent.
-            request_limit: The most items that the server is ever allowed to be ahead; it is refilled at half.
+            request_limit: The most items that the server is ever allowed to be ahead; it is refilled at half. If it is
+                given, operators such as `map_async` hold an item's credit until they are done with it.
             max_item_bytes: How large an item may be that comes in several frames.
             progress_timeout: Seconds without an item that fail the request with Stalled; None for the connection's 60,
                 `math.inf` for a stream that may be silent for as long as it likes.
@@ -122,17 +123,18 @@ class ColdReactiveXClient(ReactiveXClient):
             request_limit: The most items that the server is ever allowed to be ahead; it is refilled at half.
             observable: What is sent then; subscribed to by each subscription. A reactivestreams Publisher is asked for
                 as many items as the server asks for, and has no more than 16 in the send queue; so is a function that
-                makes an Observable from a Subject of these numbers. An Observable can't be slowed down: its items wait
-                in a buffer. An item has to fit one frame: 999,936 bytes of data and metadata. None sends nothing.
+                makes an Observable from a Subject of these numbers. The items of an Observable wait in a buffer, and
+                hold their credit if its source can be slowed down, as `from_async_iter` can. An item has to fit one
+                frame: 999,936 bytes of data and metadata. None sends nothing.
             sending_done: Set when nothing more will be sent.
-            max_buffered: How many items of an observable may wait.
+            max_buffered: How many items without credit of an observable may wait.
             progress_timeout: As for `request_stream`; time that passes without anything to send doesn't count.
 
         Raises:
             ValueError: `request_limit` or `max_buffered` is out of its range.
 
         Raises (through `on_error`):
-            BackpressureOverflow: More than `max_buffered` items wait, or a publisher emits what wasn't requested.
+            BackpressureOverflow: More than `max_buffered` such items wait, or a publisher emits what wasn't requested.
             InvalidRequest: An item doesn't fit one frame.
             TypeError: An item isn't a Payload of bytes.
             Exception: Whatever `observable` failed with.

@@ -187,8 +187,8 @@ class ExchangeRequest(StreamRequest, Subscriber):
             self._end()
 
     def awaits_server(self) -> bool:
-        # Else only the publisher can go on.
-        return self._has_sent_all or not self._pulled or self._queued > 0
+        # Else only the publisher, or the consumer, can go on.
+        return super().awaits_server() and (self._has_sent_all or not self._pulled or self._queued > 0)
 
     def _end(self) -> None:
         super()._end()

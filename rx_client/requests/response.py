@@ -19,7 +19,8 @@ from rsocket.rsocket_base import RSocketBase
 from shared.protocol.flow import Demand
 
 from ..connection.connector import Connector
-from .base import Request
+from ..rx.demand import NO_HOLD, Hold, ItemCredit
+from .base import MAX_REQUEST_N, Request
 
 __all__ = ["FireAndForgetRequest", "MetadataPushRequest", "ResponseRequest", "StreamRequest"]
 
@@ -69,6 +70,7 @@ class StreamRequest(Request):
         self.max_payload_bytes = max_item_bytes
         self._observer = observer
         self._demand = Demand(request_limit)
+        self._loop = asyncio.get_running_loop()
 
     def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
         return to_request_stream_frame(stream_id, self._payload, fragment_size, self._demand.window)
@@ -82,11 +84,25 @@ class StreamRequest(Request):
             is_requested = self._demand.outstanding > 0
             if is_requested:
                 self._demand.on_arrived()
-            self._observer.on_next(Payload(bytes(frame.data or b""), bytes(frame.metadata or b"")))
-            if is_requested and not self._is_done and (more := self._demand.on_consumed()):
-                self.send_request_n(more)
+            item = Payload(bytes(frame.data or b""), bytes(frame.metadata or b""))
+            credit = ItemCredit(self._on_consumed if is_requested else None, self._loop)
+            # A consumer that holds an item must know whether that slows the server down.
+            is_bounded = is_requested and self._demand.window < MAX_REQUEST_N
+            try:
+                (Hold(credit) if is_bounded else NO_HOLD).emit(self._observer.on_next, item)
+            finally:
+                credit.release()
         if frame.flags_complete and self._is_done:
             self._observer.on_completed()
+
+    def _on_consumed(self) -> None:
+        """The consumer is done with an item."""
+        more = self._demand.on_consumed()
+        if more and not self._is_done:
+            self.send_request_n(more)
+
+    def awaits_server(self) -> bool:
+        return self._demand.outstanding > 0
 
     def _on_received_all(self) -> None:
         """The server has completed, with or without another item."""

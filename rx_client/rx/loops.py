@@ -15,7 +15,8 @@ from reactivex.scheduler.eventloop import AsyncIOScheduler
 from shared.aio import running_loop
 from shared.errors import WrongLoop
 
-from ..chunks import Chunk
+from ..chunks import hold
+from .demand import Hold
 
 __all__ = [
     "RUN_BLOCKS",
@@ -137,22 +138,19 @@ def call_on(loop: asyncio.AbstractEventLoop, function: Callable[[*Arguments], ob
 
 
 def emit_on(loop: asyncio.AbstractEventLoop, on_next: Callable[[T], None]) -> Callable[[T], None]:
-    """`on_next`, called in the thread of `loop` for an item that may be emitted in any; keeps a chunk's credit."""
+    """`on_next`, called in the thread of `loop` for an item that may be emitted in any; keeps its credit until then."""
 
     def emit(item: T) -> None:
         if running_loop() is loop:
             on_next(item)
         elif not loop.is_closed():
-            if isinstance(item, Chunk):
-                item.retain()  # or its credit would go back when this returns
-            loop.call_soon_threadsafe(emit_retained, item)
+            loop.call_soon_threadsafe(emit_held, item, hold(item))
 
-    def emit_retained(item: T) -> None:
+    def emit_held(item: T, held: Hold) -> None:
         try:
-            on_next(item)
+            held.emit(on_next, item)
         finally:
-            if isinstance(item, Chunk):
-                item.release()
+            held.release()
 
     return emit
 

@@ -203,7 +203,24 @@ class TransferObservable(LoopObservable[T]):
     """An observable whose items are the `TransferEvent`s of one transfer.
 
     The class is how an operator knows before the first event that it may emit events of its own; see `retry_backoff`.
+
+    Args:
+        subscribe: As for `reactivex.Observable`.
+        loop: As for `LoopObservable`.
+        is_source: As for `LoopObservable`.
+        name: The file's.
     """
+
+    def __init__(
+        self,
+        subscribe: abc.Subscription[T],
+        loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        is_source: bool = False,
+        name: str = "",
+    ) -> None:
+        super().__init__(subscribe, loop, is_source=is_source)
+        self.name: Final = name
 
 
 class _LoopConnectable(LoopObservable[U], ConnectableObservable[U]):
@@ -255,8 +272,10 @@ def like(
     source: Observable[Any], subscribe: abc.Subscription[T], loop: asyncio.AbstractEventLoop | None = None
 ) -> LoopObservable[T]:
     """An observable for an operator that passes on what `source` emits: of a transfer where `source` is one."""
-    kind = TransferObservable[T] if isinstance(source, TransferObservable) else LoopObservable[T]
-    return kind(subscribe, loop or loop_of(source))
+    loop = loop or loop_of(source)
+    if isinstance(source, TransferObservable):
+        return TransferObservable(subscribe, loop, name=source.name)
+    return LoopObservable(subscribe, loop)
 
 
 def loop_of(source: Observable[Any]) -> asyncio.AbstractEventLoop | None:

@@ -14,6 +14,7 @@ from rsocket.payload import Payload
 
 from shared.errors import BackpressureOverflow
 
+from .demand import Hold, emitting
 from .loops import subscribe_on
 
 __all__ = ["PublisherLike", "to_publisher"]
@@ -25,8 +26,8 @@ PublisherLike = Observable[Payload] | Callable[[Subject[int]], Observable[Payloa
 def to_publisher(source: PublisherLike, max_buffered: int) -> Publisher:
     """`source` as a publisher.
 
-    An observable can't be slowed down: the publisher fails with BackpressureOverflow when more than `max_buffered` of
-    its items wait. One that is made from a Subject can emit as many items as the Subject emits; that Subject completes
+    It fails with BackpressureOverflow when more than `max_buffered` items wait of an observable that can't be slowed
+    down. One that is made from a Subject can emit as many items as the Subject emits; that Subject completes
     when the subscription is cancelled.
     """
     if isinstance(source, Publisher):
@@ -54,7 +55,7 @@ class _Buffer(Subscription):
         self._subscriber = subscriber
         self._max_buffered = max_buffered
         self._upstream = SingleAssignmentDisposable()
-        self._items: deque[Payload] = deque()
+        self._items: deque[tuple[Payload, Hold]] = deque()
         self._requested = 0
         self._has_completed = False
         self._is_over = False
@@ -70,16 +71,18 @@ class _Buffer(Subscription):
     def cancel(self) -> None:
         if not self._is_over:
             self._is_over = True
-            self._items.clear()
             self._upstream.dispose()
+            while self._items:
+                self._items.popleft()[1].release()
             self._demand.on_completed()
 
     def _on_next(self, item: Payload) -> None:
         if self._is_over:
             return
-        self._items.append(item)
+        held = emitting().retain()
+        self._items.append((item, held))
         self._drain()
-        if len(self._items) > self._max_buffered:
+        if len(self._items) > self._max_buffered and not held:
             text = f"the source is more than {self._max_buffered} items ahead of the connection"
             self._on_error(BackpressureOverflow(text))
 
@@ -95,7 +98,9 @@ class _Buffer(Subscription):
     def _drain(self) -> None:
         while self._items and self._requested:
             self._requested -= 1
-            self._subscriber.on_next(self._items.popleft())
+            item, held = self._items.popleft()
+            self._subscriber.on_next(item)
+            held.release()
         if self._has_completed and not self._items and not self._is_over:
             self.cancel()
             self._subscriber.on_complete()

@@ -17,15 +17,17 @@ T = TypeVar("T")
 def from_coroutine(
     work: Callable[[Callable[[T], None]], Coroutine[Any, Any, None]],
     tasks: set[asyncio.Task[None]],
+    name: str,
     owner: asyncio.AbstractEventLoop | None = None,
 ) -> TransferObservable[T]:
-    """An observable that runs `work(emit)` in a task for each subscription; it completes, or fails, as the task does.
+    """A transfer that runs `work(emit)` in a task for each subscription; it completes, or fails, as the task does.
 
     Disposing cancels the task; what `work` cleans up then goes on after the dispose has returned.
 
     Args:
         work: Calls `emit` for each item. An observer that raises does so out of `emit`.
         tasks: Holds each task while it runs, so that their end can be waited for.
+        name: The file's.
         owner: The loop of the tasks; None for the one where the observable is subscribed to.
     """
 
@@ -62,4 +64,4 @@ def from_coroutine(
 
         return disposable_on(loop, dispose)
 
-    return TransferObservable(subscribe, owner, is_source=True)
+    return TransferObservable(subscribe, owner, is_source=True, name=name)

@@ -29,6 +29,7 @@ from shared.protocol.wire import FileInfo, Route
 
 from ..events import Progress, Started, TransferEvent
 from ..requests.base import GAVE_UP, MAX_ITEM_BYTES, MAX_REQUEST_N, Request
+from .limit import Share
 
 __all__ = ["UploadChannel"]
 
@@ -45,6 +46,7 @@ class UploadChannel(Request):
         chunk_bytes: What one item carries; None for whatever is best.
         window: Items that may be sent and not yet durable; None for whatever is best.
         is_file: Whether the source is a file, for the file lane to send.
+        share: Of a rate limit, which then has a say in what an item carries.
         emit: Gets Started, and Progress as bytes become durable.
         on_committed: Called with the number of durable bytes when a receipt has come.
     """
@@ -58,15 +60,21 @@ class UploadChannel(Request):
         chunk_bytes: int | None,
         window: int | None,
         is_file: bool,
+        share: Share | None,
         emit: Callable[[TransferEvent], None],
         on_committed: Callable[[int], None],
     ) -> None:
         payload = Payload(b"", transfer_request(Route.UPLOAD, name, request))
         super().__init__(socket, payload, self._on_ended)
-        is_large = is_file and window is None and self.lane is not None
+        is_large = is_file and window is None and self.lane is not None and share is None
         self.chunk_bytes = chunk_bytes or (FILE_CHUNK_BYTES if is_large else CHUNK_BYTES)
+        if share is not None:
+            self.chunk_bytes = share.item_bytes
+            share.on_granted = self._on_paid
+        self._share = share
         self.info: FileInfo | None = None  # once the server has verified and published the file
         self._sender = UploadSender((window or DEFAULT_WINDOW) * self.chunk_bytes)
+        self._name = name
         self._upload = request
         self._emit = emit
         self._on_committed = on_committed
@@ -114,7 +122,10 @@ class UploadChannel(Request):
         metadata = None if end is None else transfer_metadata(end())
         assert 0 < len(data) + len(metadata or b"") <= MAX_ITEM_BYTES, "an item must fit one frame, and not be empty"
         if not self._is_done:
-            self._sender.credit.take(len(data))
+            credit = self._sender.credit
+            credit.take(len(data))
+            if self._share is not None:
+                self._share.settle(credit.taken, credit.sent_bytes)
             self._sender.is_ended = end is not None
             self._send_item(Payload(data, metadata), is_last=end is not None)
 
@@ -168,7 +179,8 @@ class UploadChannel(Request):
         return to_request_channel_frame(stream_id, self._payload, fragment_size, MAX_REQUEST_N)
 
     def awaits_server(self) -> bool:
-        return self._has_last or self._sender.awaits_server
+        is_limited = self._share is not None and self._share.is_waiting
+        return self._has_last or (not is_limited and self._sender.awaits_server)
 
     def _on_payload(self, frame: PayloadFrame) -> None:
         if frame.flags_complete:
@@ -183,20 +195,25 @@ class UploadChannel(Request):
         if said is None:
             raise ProtocolError("the server sent a receipt that says nothing")
         receipt = Receipt.from_json(said)
+        if receipt.info is not None and receipt.info.name != self._name:
+            raise ProtocolError("the server published another file than was sent", name=self._name)
         self.info = receipt.info
         before = self._sender.committed
         start = self._sender.on_receipt(receipt)
         if start is not None:
             self._start = start
-            self._emit(Started(self._upload.upload_id, self._upload.size, start))
+            self._emit(Started(self._upload.upload_id, self._upload.size, start, name=self._name))
         elif receipt.committed > before:
-            self._emit(Progress(receipt.committed, self._upload.size))
+            self._emit(Progress(receipt.committed, self._upload.size, name=self._name))
         self.arrived += start is not None or receipt.committed > before  # a repeated receipt is no progress
         self._on_committed(receipt.committed)
         self._on_credit()
 
     def _on_other(self, frame: Frame) -> None:
         if isinstance(frame, RequestNFrame):
+            if self._share is not None:
+                self._share.want_more(frame.request_n)
+                return
             self._sender.credit.grant(frame.request_n)
             self._on_credit()
         elif isinstance(frame, CancelFrame):
@@ -209,6 +226,16 @@ class UploadChannel(Request):
     def _has_last(self) -> bool:
         """Whether the last item is on its way, or sent."""
         return self._sender.is_ended or (self._file is not None and self._file.has_last)
+
+    def _on_paid(self) -> None:
+        """The limit has granted an item that the server has asked for."""
+        self._sender.credit.grant(1)
+        self._on_credit()
+
+    def _end(self) -> None:
+        super()._end()
+        if self._share is not None:
+            self._share.close(self._sender.credit.sent_bytes)
 
     def _on_credit(self) -> None:
         if self._file is not None:

@@ -28,9 +28,11 @@ from shared.protocol.messages import (
 from shared.protocol.wire import FileInfo, Route
 
 from ..chunks import Chunk
+from ..connection.connector import Connector
 from ..events import Completed, Progress, Started, TransferEvent
 from ..requests.base import Request
 from ..requests.cold import ColdReactiveXClient
+from .limit import RateLimit, Share
 from .writers import Sink
 
 # A file that changes faster than it can be downloaded, a log say, isn't started over for ever.
@@ -40,7 +42,10 @@ __all__ = ["ChunkRequest", "answered_info", "download_into"]
 
 
 class RangeRequest(Request):
-    """One request-stream of a file's chunks, of which the server may be `window` ahead of the consumer."""
+    """One request-stream of a file's chunks, of which the server may be `window` ahead of the consumer.
+
+    Where the rate is limited, the first chunk is paid for beforehand, and each further one before it is requested.
+    """
 
     def __init__(
         self,
@@ -48,12 +53,22 @@ class RangeRequest(Request):
         name: str,
         request: DownloadRequest,
         window: int,
+        share: Share | None,
         on_error: Callable[[Exception], None],
     ) -> None:
+        if share is not None:
+            request = replace(request, item_bytes=share.item_bytes)
         payload = Payload(b"", transfer_request(Route.DOWNLOAD, name, request))
         super().__init__(socket, payload, on_error)
         self.receiver = RangeReceiver(name, request)
-        self._demand = Demand(window)
+        self._share = share
+        self._demand = Demand(window, None if share is None else 1)
+
+    def send(self, connector: Connector) -> None:
+        super().send(connector)
+        if self._share is not None:
+            self._share.on_granted = self._request_one
+            self._share.want(self._demand.missing)
 
     @abstractmethod
     def _on_chunk(self, data: bytes) -> None:
@@ -64,7 +79,7 @@ class RangeRequest(Request):
         """The server has sent everything."""
 
     def _frame(self, stream_id: int, fragment_size: int) -> FragmentableFrame:
-        return to_request_stream_frame(stream_id, self._payload, fragment_size, self._demand.window)
+        return to_request_stream_frame(stream_id, self._payload, fragment_size, self._demand.requested)
 
     def _on_payload(self, frame: PayloadFrame) -> None:
         if frame.flags_next:
@@ -80,18 +95,34 @@ class RangeRequest(Request):
         return self._demand.outstanding > 0
 
     def _on_consumed(self, items: int = 1) -> None:
+        if self._share is not None:
+            self._demand.consumed += items
+            self._share.want(self._demand.missing)
+            return
         more = self._demand.on_consumed(items)
         if more and not self._is_done:
             self.send_request_n(more)
+
+    def _request_one(self) -> None:
+        """The limit has granted an item."""
+        if not self._is_done:
+            self._demand.requested += 1
+            self.send_request_n(1)
 
 
 class ChunkRequest(RangeRequest):
     """A range as chunks for `observer`; each one's credit goes back when it is released. See `RangeRequest`."""
 
     def __init__(
-        self, socket: RSocketBase, name: str, request: DownloadRequest, window: int, observer: abc.ObserverBase[Chunk]
+        self,
+        socket: RSocketBase,
+        name: str,
+        request: DownloadRequest,
+        window: int,
+        share: Share | None,
+        observer: abc.ObserverBase[Chunk],
     ) -> None:
-        super().__init__(socket, name, request, window, observer.on_error)
+        super().__init__(socket, name, request, window, share, observer.on_error)
         self._observer = observer
         self._loop = asyncio.get_running_loop()
         self._digest = None if request.digest is None else Digest(request.digest)
@@ -101,25 +132,30 @@ class ChunkRequest(RangeRequest):
         self.arrived += len(data)
         offset = self.receiver.offset
         self.receiver.on_bytes(len(data))
+        if self._share is not None:
+            self._share.settle(self._demand.arrived, self.receiver.received)
         if self._digest is not None:
             self._digest.update(data)
-        chunk = Chunk(offset, data, self._on_consumed, self._loop)
-        try:
-            self._observer.on_next(chunk)
-        finally:
-            chunk.release()
+        Chunk(offset, data, self._on_consumed, self._loop).deliver(self._observer.on_next)
 
     def _on_complete(self) -> None:
         if self._digest is not None:
             self.receiver.complete(self._digest)
         self._observer.on_completed()
 
+    def _end(self) -> None:
+        super()._end()
+        if self._share is not None:
+            self._share.close(self.receiver.received)
+
 
 class SinkRequest(RangeRequest):
     """A range for a sink: the chunks wait in a job until the sink is open, and are then written there."""
 
-    def __init__(self, socket: RSocketBase, name: str, request: DownloadRequest, window: int) -> None:
-        super().__init__(socket, name, request, window, self._on_failed)
+    def __init__(
+        self, socket: RSocketBase, name: str, request: DownloadRequest, window: int, share: Share | None
+    ) -> None:
+        super().__init__(socket, name, request, window, share, self._on_failed)
         self._job = ReceiveJob(self._demand, self._on_written)
         self._failure: Exception | None = None
         self._is_complete = False
@@ -155,6 +191,8 @@ class SinkRequest(RangeRequest):
         if self.lane is not None:
             self.lane.end_receiving(self.id)
         await self._job.stop()
+        if self._share is not None:
+            self._share.close(self._job.nbytes)
 
     def _on_chunk(self, data: bytes) -> None:
         if data is not TAKEN:
@@ -171,6 +209,8 @@ class SinkRequest(RangeRequest):
         self._written_bytes = job.nbytes
         items, self._consumed = job.items - self._consumed, job.items
         if items:
+            if self._share is not None:
+                self._share.settle(job.items, job.nbytes)
             self._on_consumed(items)
         if job.failure is not None:
             self.cancel()  # what follows must not be written behind what is missing
@@ -201,6 +241,7 @@ async def download_into(
     algorithm: str | None,
     digest_from: int,
     window: int | None,
+    limit: RateLimit | None,
     emit: Callable[[TransferEvent], None],
 ) -> None:
     """Downloads what `sink` doesn't have yet, and emits Started, Progress as bytes are written, Completed."""
@@ -214,7 +255,7 @@ async def download_into(
                 offset, etag = target.offset, target.etag
                 request = DownloadRequest(offset, None, etag, algorithm, digest_from if algorithm else None)
                 try:
-                    info = await _receive(requests, name, request, target, window, emit)
+                    info = await _receive(requests, name, request, target, window, limit, emit)
                 except Changed:
                     restarts += 1
                     if target.etag is None or restarts > _MAX_RESTARTS:
@@ -242,21 +283,30 @@ async def _receive(
     request: DownloadRequest,
     sink: Sink,
     window: int | None,
+    limit: RateLimit | None,
     emit: Callable[[TransferEvent], None],
 ) -> FileInfo:
     """Makes one attempt to get the rest of the file."""
+    share = None if limit is None else limit.share()
 
     def make(rsocket: RSocketBase) -> SinkRequest:
         has_lane = isinstance(rsocket, RSocketEngine) and rsocket.transport.lane is not None
         is_large = has_lane and sink.as_file() is not None and window is None
         asked = replace(request, item_bytes=FILE_CHUNK_BYTES) if is_large else request
-        return SinkRequest(rsocket, name, asked, DEFAULT_WINDOW if window is None else window)
+        return SinkRequest(rsocket, name, asked, DEFAULT_WINDOW if window is None else window, share)
 
-    stream = await requests.open(make)
+    try:
+        if share is not None:
+            await share.first()
+        stream = await requests.open(make)
+    except BaseException:
+        if share is not None:
+            share.close()
+        raise
     try:
         info = (await stream.head()).info
         await sink.begin(info)
-        emit(Started(None, info.size, sink.offset))
+        emit(Started(None, info.size, sink.offset, name=name))
         reported = sink.offset
         stream.write_to(sink)
         is_more = True
@@ -264,7 +314,7 @@ async def _receive(
             is_more = await stream.written()
             if sink.offset > reported:
                 reported = sink.offset
-                emit(Progress(reported, info.size))
+                emit(Progress(reported, info.size, name=name))
         return stream.receiver.complete(sink.digest)
     finally:
         await stream.stop()

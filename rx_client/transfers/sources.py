@@ -62,7 +62,7 @@ def to_source(source: SourceLike, window: int) -> Source:
     if isinstance(source, str | os.PathLike):
         return PathSource(Path(os.fsdecode(cast("str | os.PathLike[str]", source))))
     if isinstance(source, Observable):
-        # It can't be slowed down: `to_async_iter` bounds its items, and takes them from any thread.
+        # `to_async_iter` slows it down or bounds its items, and takes them from any thread.
         owned = cast("Observable[object]", source).pipe(ops.map(as_bytes))
         return _ItemsSource(lambda: to_async_iter(window)(owned), is_replayable=True)
     if isinstance(source, mmap.mmap):

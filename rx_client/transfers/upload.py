@@ -20,6 +20,7 @@ from ..events import Completed, TransferEvent
 from ..requests.cold import ColdReactiveXClient
 from .channel import UploadChannel
 from .content import Content, FileContent, Source, Version, add_expected
+from .limit import RateLimit
 
 __all__ = ["UploadTransfer"]
 
@@ -51,6 +52,7 @@ class UploadTransfer:
     algorithm: str | None
     upload_id: str
     modified: float | None = None
+    limit: RateLimit | None = None
     # Running digests at offsets that the server may name on the next attempt, oldest first. Without an algorithm, they
     # are for this process alone.
     _digests: deque[Digest] = field(default_factory=deque[Digest])
@@ -103,6 +105,7 @@ class UploadTransfer:
                 chunk_bytes=self.chunk_bytes,
                 window=self.window,
                 is_file=self.source.is_file,
+                share=None if self.limit is None else self.limit.share(self.chunk_bytes or CHUNK_BYTES),
                 emit=emit,
                 on_committed=self._forget,
             )

@@ -79,7 +79,8 @@ class Demand:
     Credit is replenished when half of the window was consumed, so that the sender doesn't run dry for a round trip.
 
     Args:
-        window: Items, 1 or more; that many are requested at the start.
+        window: Items, 1 or more.
+        requested: How many are requested at the start; all of the window if None.
 
     Attributes:
         requested: Items that were requested; written by the event loop.
@@ -89,17 +90,22 @@ class Demand:
 
     __slots__ = ("arrived", "consumed", "requested", "window")
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, requested: int | None = None) -> None:
         if not 1 <= window <= MAX_REQUEST_N:
             raise ValueError(f"a window has 1 to {MAX_REQUEST_N} items, not {window}")
         self.window: Final = window
-        self.requested = window
+        self.requested = window if requested is None else requested
         self.arrived = self.consumed = 0
 
     @property
     def outstanding(self) -> int:
         """Items that were requested and haven't arrived."""
         return self.requested - self.arrived
+
+    @property
+    def missing(self) -> int:
+        """Items that may be requested now."""
+        return self.window - (self.requested - self.consumed)
 
     def on_arrived(self, items: int = 1) -> None:
         """Counts items that arrived; raises ProtocolError if they weren't requested."""
@@ -110,7 +116,7 @@ class Demand:
     def on_consumed(self, items: int = 1) -> int:
         """Counts items that the consumer is done with; returns how many to request now, often 0."""
         self.consumed += items
-        missing = self.window - (self.requested - self.consumed)
+        missing = self.missing
         if 2 * missing < self.window:
             return 0
         self.requested += missing
@@ -138,6 +144,11 @@ class RangeReceiver:
     def offset(self) -> int:
         """Where in the file the next byte belongs."""
         return self._request.offset + self._received
+
+    @property
+    def received(self) -> int:
+        """Bytes that have arrived."""
+        return self._received
 
     def on_head(self, head: ChunkHead) -> None:
         """Takes what an item says beside its bytes.

@@ -20,6 +20,7 @@ __all__ = [
     "CHUNK_BYTES",
     "FILE_CHUNK_BYTES",
     "MAX_CHUNK_BYTES",
+    "MIN_ITEM_BYTES",
     "ChunkHead",
     "DownloadRequest",
     "FileRequest",
@@ -48,7 +49,9 @@ FILE_CHUNK_BYTES: Final = 2 * CHUNK_BYTES
 MAX_CHUNK_BYTES: Final = 960_000
 """The most data of an item: it fits one frame with its metadata, a name of 1,024 bytes included."""
 
-_MIN_ITEM_BYTES: Final = 4096
+MIN_ITEM_BYTES: Final = 4096
+"""The least data of an item that a download may ask for."""
+
 _MAX_OFFSET: Final = 2**63 - 1
 _ITEM: Final = f"the {chat_transfer_mimetype.decode()} item"
 _ID: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
@@ -69,8 +72,8 @@ def check_upload_id(upload_id: str) -> str:
 
 
 def _check_item_bytes(item_bytes: int) -> None:
-    if not _MIN_ITEM_BYTES <= item_bytes <= MAX_CHUNK_BYTES:
-        raise _wrong("item_bytes", f"{_MIN_ITEM_BYTES} to {MAX_CHUNK_BYTES}, not {item_bytes}")
+    if not MIN_ITEM_BYTES <= item_bytes <= MAX_CHUNK_BYTES:
+        raise _wrong("item_bytes", f"{MIN_ITEM_BYTES} to {MAX_CHUNK_BYTES}, not {item_bytes}")
 
 
 @dataclass(frozen=True, slots=True)

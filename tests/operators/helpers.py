@@ -14,9 +14,11 @@ from rx_client.rx.observables import TransferObservable
 T = TypeVar("T")
 
 
-def transfer(source: Observable[T]) -> TransferObservable[T]:
+def transfer(source: Observable[T], name: str = "") -> TransferObservable[T]:
     """`source` as a TransferObservable, like the client's transfers."""
-    return TransferObservable(lambda observer, scheduler=None: source.subscribe(observer, scheduler=scheduler))
+    return TransferObservable(
+        lambda observer, scheduler=None: source.subscribe(observer, scheduler=scheduler), name=name
+    )
 
 
 def one_after_the_other(*attempts: Observable[T]) -> Observable[T]:

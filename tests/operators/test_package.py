@@ -22,12 +22,15 @@ from .helpers import transfer
 
 EXPORTED = [
     "for_each_async",
+    "from_async_iter",
     "map_async",
     "progress_every",
     "retry_backoff",
     "stall_timeout",
     "to_async_iter",
+    "total_progress",
     "transfer_all",
+    "with_rate",
 ]
 
 # The sections of every public function's docstring, besides the marble.
@@ -85,7 +88,7 @@ def expected_output(example: doctest.Example) -> str:
     return example.exc_msg or example.want
 
 
-@pytest.mark.parametrize("name", [name for name in EXPORTED if name != "to_async_iter"])
+@pytest.mark.parametrize("name", [name for name in EXPORTED if not name.endswith("_async_iter")])
 async def test_operators_piped_after_ours_run_on_the_loop(name: str) -> None:
     threads: set[threading.Thread] = set()
     arguments = {
@@ -94,7 +97,9 @@ async def test_operators_piped_after_ours_run_on_the_loop(name: str) -> None:
         "progress_every": (1,),
         "retry_backoff": (),
         "stall_timeout": (1,),
+        "total_progress": (),
         "transfer_all": (1,),
+        "with_rate": (),
     }[name]
     source: Observable[object] = reactivex.of(reactivex.just(0) if name == "transfer_all" else 0)
     piped = source.pipe(getattr(operators, name)(*arguments))
@@ -110,7 +115,7 @@ async def test_operators_piped_after_ours_run_on_the_loop(name: str) -> None:
     assert threads == {threading.current_thread()}
 
 
-@pytest.mark.parametrize("name", ["progress_every", "retry_backoff", "stall_timeout"])
+@pytest.mark.parametrize("name", ["progress_every", "retry_backoff", "stall_timeout", "with_rate"])
 def test_a_transfer_is_still_a_transfer_after_the_operator(name: str) -> None:
     operator = getattr(operators, name)(1)
     assert type(transfer(reactivex.never()).pipe(operator)) is type(transfer(reactivex.never()))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reactivex import operators as ops
 from reactivex.testing import ReactiveTest, Recorded, TestScheduler
 
-from rx_client.events import Completed, Progress, Retrying, Started
+from rx_client.events import Completed, Progress, Retrying, Started, TotalProgress
 from rx_client.operators import progress_every
 from shared.errors import ConnectionLost
 from shared.protocol.wire import FileInfo
@@ -67,6 +67,21 @@ def test_held_back_progress_comes_before_the_end(end: Recorded[object]) -> None:
     results = scheduler.start(lambda: source.pipe(progress_every(100)))
     assert results.messages == [on_next(210, P[1]), on_next(230, P[2]), end]
     assert source.subscriptions == [subscribe(200, 230)]
+
+
+def test_a_total_is_held_for_the_whole_period_whatever_comes() -> None:
+    scheduler = TestScheduler()
+    totals = [TotalProgress(done, 9) for done in range(4)]
+    source = scheduler.create_hot_observable(
+        on_next(210, totals[0]), on_next(220, totals[1]), on_next(230, DONE), on_next(240, totals[2]), on_completed(350)
+    )
+    results = scheduler.start(lambda: source.pipe(progress_every(100, scheduler=scheduler)))
+    assert results.messages == [
+        on_next(210, totals[0]),
+        on_next(230, DONE),
+        on_next(310, totals[2]),
+        on_completed(350),
+    ]
 
 
 @pytest.mark.parametrize("event", [STARTED, Retrying(1, 2.0, LOST), DONE, "something else", None])

@@ -27,6 +27,7 @@ from rsocket.streams.stream_from_generator import StreamFromGenerator
 from rsocket.transports.tcp import TransportTCP
 
 from rx_client import ColdReactiveXClient, ConnectOptions, FileClient
+from rx_client.operators import for_each_async, from_async_iter, map_async
 from server import serve
 from shared import (
     BackpressureOverflow,
@@ -466,6 +467,59 @@ async def test_a_function_of_the_demand_is_asked_as_a_publisher(
     await eventually(lambda: heard.is_completed)
     await eventually(lambda: service.inbox.items == [b"0", b"1", b"2", b"3", b"4"])
     assert asked == [2, 4]
+
+
+async def test_the_demand_of_an_asynchronous_consumer_reaches_the_server(
+    service: Service, requests: ColdReactiveXClient
+) -> None:
+    """Through RxPY's operators, and for as long as it takes: a consumer that is slow isn't the server's fault."""
+    service.outbox = outbox = Outbox()
+    gate = asyncio.Event()
+    options: dict[str, Any] = {"request_limit": 4, "progress_timeout": 1.0}
+    consumed = talk(requests, **options).pipe(ops.map(bytes.decode), for_each_async(lambda _: gate.wait()))
+    heard = Heard(consumed)
+    await eventually(lambda: outbox.requested == [4])
+    for number in range(4):
+        outbox.subscriber.on_next(Payload(b"%d" % number))
+    await asyncio.sleep(1.5)
+    assert outbox.requested == [4]
+    assert not heard.errors
+    gate.set()
+    await eventually(lambda: sum(outbox.requested) == 8)
+    outbox.subscriber.on_complete()
+    await eventually(lambda: heard.is_completed)
+    assert heard.items == [4]
+
+
+async def test_a_stream_without_a_limit_has_no_credit_to_hold(requests: ColdReactiveXClient) -> None:
+    """Else a slow consumer's items would wait in memory without any bound."""
+    unlimited = requests.request_stream(to("count", b"1000"))
+    with pytest.raises(BackpressureOverflow):
+        await unlimited.pipe(map_async(lambda _: asyncio.sleep(0.05), max_pending=10))
+    assert (
+        await requests.request_stream(to("count", b"1000"), 8).pipe(map_async(lambda _: asyncio.sleep(0)), ops.count())
+        == 1000
+    )
+
+
+async def test_the_demand_of_a_channel_reaches_an_asynchronous_iterator(
+    service: Service, requests: ColdReactiveXClient
+) -> None:
+    made = 0
+
+    async def make() -> AsyncGenerator[int, None]:
+        nonlocal made
+        while True:
+            made += 1
+            yield made
+
+    outgoing = from_async_iter(make, 5).pipe(ops.map(lambda number: Payload(b"%d" % number)))
+    heard = Heard(talk(requests, outgoing, max_buffered=1))
+    await eventually(lambda: made == 5)
+    service.inbox.subscription.request(3)
+    await eventually(lambda: made == 8)
+    await eventually(lambda: service.inbox.items == [b"1", b"2", b"3"])
+    heard.subscription.dispose()
 
 
 async def test_an_observable_that_runs_ahead_overflows(service: Service, requests: ColdReactiveXClient) -> None:
