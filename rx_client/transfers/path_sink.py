@@ -32,8 +32,6 @@ _NOTE_SUFFIX: Final = ".note"
 _NOTE_ATTRIBUTE: Final = "user.rxfiles.part"
 _NOTE_BYTES: Final = 8192
 
-# What a file system without locks answers.
-_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 # What a rename answers about a file that is mounted, as containers do.
 _MOUNTED: Final = frozenset({errno.EBUSY, errno.EXDEV})
 _COPY_BYTES: Final = 1024 * 1024
@@ -187,13 +185,12 @@ class PathSink(Sink):
             except BlockingIOError:
                 self._part = None  # another transfer has it
                 continue
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
+            if self._part is None and not self._file.is_locked:
                 # Nothing says whether another transfer has a part; one with this name no other transfer has.
-                if self._part is None and not os.stat(part).st_size:
+                self._file.close()
+                if not os.stat(part).st_size:
                     os.unlink(part)
-                part = self._part or _part_name(target.path, os.urandom(4).hex())
+                part = _part_name(target.path, os.urandom(4).hex())
                 self._file.open(part, os.O_CREAT, mode=mode)
             if self._file.is_at(part):
                 self._part = part

@@ -65,6 +65,7 @@ class PartFile:
         digest: Of the bytes so far; the next byte belongs at its `length`.
         path: Where the file is; empty until it is opened.
         full_at: Where the last write that found no room began; None if all did.
+        is_locked: Whether the file was locked when it was last opened `locked`: not every file system has locks.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class PartFile:
         self.executor: Final = executor
         self.path = ""
         self.full_at: int | None = None
+        self.is_locked = False
         self._algorithm = algorithm
         self._on_failure = on_failure or partial(_full_disk_is_typed, full, name)
         self._fd: int | None = None
@@ -102,7 +104,7 @@ class PartFile:
         fd = disk.open_to_extend(path, flags, mode)
         try:
             if locked:
-                disk.lock(fd)
+                self.is_locked = disk.lock(fd)
             status = os.fstat(fd)
         except BaseException:
             disk.close(fd)
