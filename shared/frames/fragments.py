@@ -142,6 +142,7 @@ class SplitPayload:
     def join(self) -> FragmentableFrame:
         """The one frame that the fragments make. Once."""
         whole = self.first
+        whole.length = self.nbytes
         whole.metadata = b"".join(self._metadata)
         if self.spool is not None:
             # The spool stands for the data: the request's handler looks for it there.
