@@ -16,7 +16,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 
 from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketTransportError
@@ -329,8 +329,11 @@ class _Feed(RSocketTransport):
 
     async def __anext__(self) -> Frame:
         try:
-            while not self._is_exhausted:
-                frame = await self._take()
+            while (received := await self._transport.next_frame()) is not None:
+                if type(received) is not SplitPayload:
+                    return received
+                frame = await self._continue(received)
+                del received  # a payload that was refused isn't kept while the next one is waited for
                 if frame is not None:
                     return frame
         except Exception:
@@ -344,13 +347,6 @@ class _Feed(RSocketTransport):
 
     async def close(self) -> None:
         await self._transport.close()
-
-    async def _take(self) -> Frame | None:
-        """The next frame, if it is whole. Not in the loop above, whose variable would keep a refused payload."""
-        received = await self._transport.next_frame()
-        if received is None:
-            self._is_exhausted = True
-        return await self._continue(received) if type(received) is SplitPayload else cast(Frame | None, received)
 
     async def _continue(self, payload: SplitPayload) -> Frame | None:
         """Stores, joins or makes room for a payload in several frames; its frame if it is whole."""

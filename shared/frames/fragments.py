@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, cast
+from typing import Final, Protocol, cast, final
 
 from rsocket.frame import FragmentableFrame, PayloadFrame, RequestChannelFrame
 
@@ -56,6 +56,7 @@ class Spool(Protocol):
         ...
 
 
+@final
 @dataclass(slots=True, eq=False)
 class SplitPayload:
     """A payload or request that comes in several frames, of which `first` becomes the whole."""

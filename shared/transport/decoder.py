@@ -217,8 +217,7 @@ class FrameDecoder:
         header = self._header
         if header is not None:
             self._to_skip = self._prefix_bytes + header.length - len(self._head) + self._unsliced_bytes
-            self._header, self._head = None, b""
-            self._whole, self._unsliced_bytes = None, 0
+            self._header, self._head, self._whole, self._unsliced_bytes = None, b"", None, 0
             self._skip()
 
     def next_item(self, streams: Container[int]) -> FrameHeader | None:
