@@ -51,7 +51,7 @@ class Limits:
         max_errors_per_minute: Errors that one connection's requests may cause. One more ends it.
     """
 
-    max_request_bytes: int = 196 * _MIB
+    max_request_bytes: int = 192 * _MIB
     max_connection_bytes: int = 208 * _MIB
     max_reassembly_bytes: int = 208 * _MIB
     max_unstored_bytes: int = 24 * _MIB

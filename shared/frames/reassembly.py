@@ -42,7 +42,7 @@ __all__ = ["Reassembler"]
 _PAYLOAD_COST_BYTES: Final = 1024
 _FRAGMENT_COST_BYTES: Final = 64
 # What is touched of a large payload's buffer before it is needed, in pages of 2 MiB.
-_LARGE_COST_BYTES: Final = 11 * 1024 * 1024
+_LARGE_COST_BYTES: Final = 15 * 1024 * 1024
 # Frames up to this fit a connection's receive buffer, which it has anyway, and aren't counted unless they are kept.
 _UNCOUNTED_BYTES: Final = 16 * 1024 - 3
 # What is handed to a spool at once, the cost of its fragments included: a thread handoff for each small one costs more
