@@ -14,6 +14,7 @@ from shared.aio import run_blocking
 from shared.errors import TransferError
 from shared.frames.budget import ReassemblyBudget
 from shared.frames.reassembly import Reassembler
+from shared.frames.room import SendRoom
 from shared.logs import limit_repeats, quiet_rsocket
 from shared.presence import RunClock
 from shared.protocol.wire import DEFAULT_PORT
@@ -73,12 +74,13 @@ class FileServer:
         self.work: Final = Work()
         self._host, self._port = host, port
         self._upload_expiry_seconds = upload_expiry_seconds
-        self._limits = limits
+        self._limits = limits = limits.of_spooling() if data.store.spools else limits
         self._users = users
         self._tls = tls
         self._make_session = make_session
         self._clock = RunClock(_WATCH_SECONDS, time.monotonic)
         self._budget = ReassemblyBudget(limits.max_reassembly_bytes, self._clock.time)
+        self._room = SendRoom(limits.max_unsent_bytes)
         self._listener: Listener | None = None
         self._connections: dict[Transport, ServerConnection] = {}
 
@@ -195,7 +197,15 @@ class FileServer:
             return Reassembler()
         try:
             connection = ServerConnection(
-                transport, self.data, self.work, self._limits, self._budget, self._users, on_set_up, self._make_session
+                transport,
+                self.data,
+                self.work,
+                self._limits,
+                self._budget,
+                self._room,
+                self._users,
+                on_set_up,
+                self._make_session,
             )
         except Exception:  # of an app's session
             _log.exception("a connection could not be served")

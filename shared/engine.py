@@ -14,6 +14,7 @@ What is replaced of rsocket 0.4.20, and why (tests/test_canaries.py fails when o
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
@@ -24,10 +25,12 @@ from rsocket.frame import (
     Frame,
     FrameFragmentMixin,
     FrameType,
+    KeepAliveFrame,
     exception_to_error_frame,
     initiate_request_frame_types,
 )
 from rsocket.frame_builders import to_cancel_frame
+from rsocket.handlers.interfaces import Requester
 from rsocket.handlers.request_cahnnel_responder import RequestChannelResponder
 from rsocket.rsocket_base import RSocketBase
 from rsocket.rsocket_client import RSocketClient
@@ -37,13 +40,15 @@ from rsocket.transports.transport import Transport as RSocketTransport
 from .aio import run_blocking
 from .errors import ServerError, TransferError, to_protocol_error
 from .frames.budget import ReassemblyBudget, ReassemblyLimits
+from .frames.codec import REQUEST_KINDS, STREAM_KINDS, FrameHeader
 from .frames.fragments import SplitPayload, Spool
 from .frames.outbox import FileTurn, Outbox, SkippedFrame
 from .frames.reassembly import Reassembler
+from .frames.room import LEAST_BYTES, SendRoom
 from .frames.rules import PayloadRules
 from .transport.base import Transport
 
-__all__ = ["ClientEngine", "RSocketEngine", "is_usable"]
+__all__ = ["CONNECTION_CLOSE", "SETUP_ERRORS", "ClientEngine", "RSocketEngine", "is_usable"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +56,15 @@ FrameHandlers = Mapping[type[Frame], Callable[[Frame], Awaitable[None]]]
 StreamHandlerT = TypeVar("StreamHandlerT", bound=StreamHandler)
 
 _REQUESTS: Final = frozenset[type[Frame]](initiate_request_frame_types)
+# What neither side of ours has a use for, and the SETUP, which only a server takes, and only once.
+_UNEXPECTED: Final = frozenset(map(int, (FrameType.SETUP, FrameType.LEASE, FrameType.RESUME, FrameType.RESUME_OK)))
+CONNECTION_CLOSE: Final = ErrorCode.CONNECTION_ERROR_NO_RETRY
+"""The connection is to end when its streams have; rsocket's name for it is older than the specification's."""
+
+SETUP_ERRORS: Final = frozenset(
+    {ErrorCode.INVALID_SETUP, ErrorCode.UNSUPPORTED_SETUP, ErrorCode.REJECTED_SETUP, ErrorCode.REJECTED_RESUME}
+)
+"""What a server answers to a SETUP or RESUME, and what nothing means once the connection is set up."""
 
 
 def is_usable(rsocket: RSocketBase) -> bool:
@@ -66,17 +80,29 @@ class RSocketEngine(RSocketBase, PayloadRules):
         transport: The connection's; the subclass sets it before rsocket's tasks start.
         reassembler: Checks and joins the peer's payloads; to be returned to the transport when it is connected.
         outbox: What waits to be sent.
+        is_client: Whether this side has made the connection; its requests have the odd stream ids.
     """
+
+    is_client = False
 
     transport: Transport
     reassembler: Reassembler
     outbox: Outbox
 
-    def _init_engine(self, limits: ReassemblyLimits, budget: ReassemblyBudget | None, outbox: Outbox) -> None:
+    def _init_engine(
+        self,
+        limits: ReassemblyLimits,
+        budget: ReassemblyBudget | None,
+        outbox: Outbox,
+        room: SendRoom | None = None,
+    ) -> None:
         """To be called before rsocket's own constructor, which starts its tasks."""
+        self._room = room
         self.reassembler = Reassembler(limits, budget, self)
         self.outbox = outbox
         self._has_refused = False
+        self._has_ignored = False
+        self._last_opened = 0  # the largest stream id of the peer's requests
 
     # What a connection decides
 
@@ -88,8 +114,11 @@ class RSocketEngine(RSocketBase, PayloadRules):
         """Returns when `must_wait` may have changed."""
 
     def admits(self, frame: Frame) -> bool:
-        """Whether a frame of the connection itself, or the first of a stream, is handled; else it is dropped."""
+        """Whether a request is handled; else it is dropped."""
         return True
+
+    def on_senseless_frame(self) -> None:
+        """The peer has sent a frame that makes no sense, and is ignored."""
 
     # Open streams
 
@@ -115,6 +144,59 @@ class RSocketEngine(RSocketBase, PayloadRules):
         for stream in streams:
             _untie(stream)
 
+    # Frames that make no sense: the specification ("Handling the Unexpected") has them ignored
+
+    def expects(self, header: FrameHeader) -> bool:
+        """See `PayloadRules`."""
+        stream_id, kind, *_ = header
+        if header.is_misplaced or kind in _UNEXPECTED:
+            self.on_ignored(stream_id, kind)
+            return False
+        return kind not in REQUEST_KINDS or self._may_open(stream_id, kind)
+
+    def on_ignored(self, stream_id: int, kind: int) -> None:
+        """Notes that it makes no sense, unless the frame may have crossed with the end of its stream.
+
+        A CANCEL may also be that of a request which its sender has withdrawn.
+        """
+        is_late = self._was_opened(stream_id) or (kind == FrameType.CANCEL and not self._is_own(stream_id))
+        if stream_id and kind in STREAM_KINDS and kind not in REQUEST_KINDS and is_late:
+            return
+        if not self._has_ignored:
+            self._has_ignored = True
+            _log.info(
+                "ignored a frame from %s that makes no sense: %s on stream %d; more of it isn't logged",
+                self.transport.peer,
+                FrameType(kind).name,
+                stream_id,
+            )
+        self.on_senseless_frame()
+
+    def _may_open(self, stream_id: int, kind: int) -> bool:
+        """Whether the peer may open a stream with this id; ignores its request if not."""
+        if stream_id in self._stream_control._streams or stream_id % 2 == self.is_client:
+            self.on_ignored(stream_id, kind)
+            return False
+        if stream_id > self._last_opened:  # noqa: PLR1730 - `max` would be a call for each small request
+            self._last_opened = stream_id
+        return True
+
+    def _was_opened(self, stream_id: int) -> bool:
+        """Whether there may have been a stream with this id; this server opens none."""
+        return self.is_client if self._is_own(stream_id) else stream_id <= self._last_opened
+
+    def _is_own(self, stream_id: int) -> bool:
+        """Whether the id is one of those that only this side uses for its requests."""
+        return stream_id % 2 == self.is_client
+
+    def max_payload_bytes(self, stream_id: int) -> float:
+        """See `PayloadRules`; only this side's requests, and the peer's channels, take payloads."""
+        stream = self.stream(stream_id)
+        if not isinstance(stream, Requester | RequestChannelResponder):
+            return 0
+        most: float = getattr(stream, "max_payload_bytes", math.inf)
+        return most
+
     # Receiving
 
     def make_feed(self) -> RSocketTransport:
@@ -136,20 +218,27 @@ class RSocketEngine(RSocketBase, PayloadRules):
             handler.frame_received(exception_to_error_frame(stream_id, answer))
 
     def on_frame_refused(self, error: TransferError) -> None:
-        self.transport.fail(ErrorCode.CONNECTION_ERROR, f"invalid_frame: {error.message}")
+        self.transport.fail(self.failure_code, f"invalid_frame: {error.message}")
 
     async def _handle_next_frame(self, frame: Frame, async_frame_handler_by_type: FrameHandlers) -> None:
         while self.must_wait():
             await self.may_take()
         if type(frame) is SkippedFrame:
             return  # see `Transport.next_frame`
-        if frame.stream_id == CONNECTION_STREAM_ID or type(frame) in _REQUESTS:
-            if self.admits(frame):
+        stream_id = frame.stream_id
+        if stream_id == CONNECTION_STREAM_ID:
+            if type(frame) is KeepAliveFrame:
+                frame.flags_ignore = False  # it is sent back
+            await self._handle_frame_by_type(frame, async_frame_handler_by_type)
+        elif type(frame) in _REQUESTS:
+            if self._may_open(stream_id, frame.frame_type) and self.admits(frame):
                 await self._handle_frame_by_type(frame, async_frame_handler_by_type)
-            return
-        handler = self._stream_control._streams.get(frame.stream_id)
-        if handler is not None:  # else the stream has ended on this side
+        elif (handler := self._stream_control._streams.get(stream_id)) is not None:
             handler.frame_received(frame)
+        else:
+            self.on_ignored(stream_id, frame.frame_type)
+        if frame.length > LEAST_BYTES:
+            frame.data = b""  # rsocket keeps the frame until the next one comes
 
     async def received(self, seconds: float) -> None:
         """Returns when all that was received is handled, or after so many seconds."""
@@ -172,7 +261,7 @@ class RSocketEngine(RSocketBase, PayloadRules):
             super().send_error(stream_id, exception)
 
     async def _sender(self) -> None:
-        transport, outbox, reassembler = self.transport, self.outbox, self.reassembler
+        transport, outbox, reassembler, room = self.transport, self.outbox, self.reassembler, self._room
         try:
             self._before_sender()
             while self.is_server_alive():
@@ -185,7 +274,12 @@ class RSocketEngine(RSocketBase, PayloadRules):
                 else:
                     if type(entry) is not SkippedFrame:
                         reassembler.on_sent(entry)
-                        await transport.send(entry)
+                        # A view is a part of what is somewhere else in memory anyway.
+                        nbytes = len(entry.data) if type(entry.data) is bytes else 0
+                        if nbytes > LEAST_BYTES and room is not None:
+                            await _send_counted(transport, entry, nbytes, room)
+                        else:
+                            await transport.send(entry)
                     outbox.on_sent(entry)
                 if outbox.is_empty:
                     await transport.flush()
@@ -201,6 +295,8 @@ class RSocketEngine(RSocketBase, PayloadRules):
 
 class ClientEngine(RSocketClient, RSocketEngine):
     """The client's, with its own `watch_peer`: rsocket's counts keepalives only."""
+
+    is_client = True
 
     def _setup_internals(self) -> None:
         self._reset_internals()  # rsocket does this when it connects; a failure before that needs the table of streams
@@ -234,8 +330,11 @@ class _Feed(RSocketTransport):
     async def __anext__(self) -> Frame:
         try:
             while (received := await self._transport.next_frame()) is not None:
-                frame = await self._continue(received) if type(received) is SplitPayload else received
-                if isinstance(frame, Frame):
+                if type(received) is not SplitPayload:
+                    return received
+                frame = await self._continue(received)
+                del received  # a payload that was refused isn't kept while the next one is waited for
+                if frame is not None:
                     return frame
         except Exception:
             _log.exception("the connection with %s can't receive any more, and is closed", self._transport.peer)
@@ -277,6 +376,14 @@ class _Feed(RSocketTransport):
         finally:
             self._reassembler.release(payload)
         return payload.join() if payload.is_whole else None
+
+
+async def _send_counted(transport: Transport, frame: Frame, nbytes: int, room: SendRoom) -> None:
+    room.add(nbytes)
+    try:
+        await transport.send(frame)
+    finally:
+        room.add(-nbytes)
 
 
 def _untie(stream: object) -> None:

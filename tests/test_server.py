@@ -444,23 +444,15 @@ async def test_another_version_ends_the_connection(server: FileServer, version: 
         assert await peer.receive() is None
 
 
-async def test_an_id_that_is_in_use_or_the_servers_ends_the_connection(server: FileServer) -> None:
+async def test_an_id_that_is_in_use_or_the_servers_is_ignored(server: FileServer) -> None:
     server.data.files.update({"a": b"", "b": b""})
     for second in (listing(1, 1), listing(2, 1)):
         async with raw_peer(server.uri) as peer:
             await peer.send(listing(1, 1))
             assert (await expect(peer)).data == b"a"
-            await peer.send(second)
-            error = await expect(peer)
-            assert (error.stream_id, error.error[0]) == (0, 0x101)
-            assert await peer.receive() is None
-
-
-async def test_a_second_setup_ends_the_connection(peer: RawPeer) -> None:
-    await peer.send(setup())
-    error = await expect(peer)
-    assert (error.stream_id, error.error[0]) == (0, 0x001)
-    assert await peer.receive() is None
+            await peer.send(second, request_n(1, 1))
+            got = await expect(peer)
+            assert (got.stream_id, got.data) == (1, b"b")
 
 
 @pytest.mark.parametrize(
@@ -469,7 +461,6 @@ async def test_a_second_setup_ends_the_connection(peer: RawPeer) -> None:
         frame(1, 0x3F),  # unknown type
         b"\x00\x00\x00",  # empty frame
         b"\x00\x00\x01\x00",
-        frame(0, REQUEST_RESPONSE),  # a request on stream 0
         frame(1, REQUEST_RESPONSE, METADATA, b"\xff\xff\xff"),  # metadata beyond the frame
         frame(1, REQUEST_STREAM, 0, b"\x00"),  # no room for request-n
         frame(1, 0x0B, 0, b""),  # an ERROR without a code

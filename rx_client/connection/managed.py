@@ -13,6 +13,7 @@ from rsocket.error_codes import ErrorCode
 from rsocket.payload import Payload
 from rsocket.rsocket_base import RSocketBase
 
+from shared.engine import CONNECTION_CLOSE
 from shared.errors import ClientClosed, ConnectionFailed, TlsFailed, TransferError, from_error_frame
 from shared.frames.reassembly import Reassembler
 from shared.logs import quiet_rsocket
@@ -59,6 +60,7 @@ class Connection:
         self._backoff = Backoff(options.reconnect_base, min(options.reconnect_cap, options.reconnect_timeout / 2))
         self._failure_delay = FailureDelay()
         self._session: ClientSession | None = None
+        self._retired: set[ClientSession] = set()
         self._attempt: asyncio.Task[RSocketBase] | None = None
         self.is_closed = False
         self.progress_timeout: Final = options.progress_timeout
@@ -124,6 +126,8 @@ class Connection:
             await asyncio.wait([self._attempt])
         if self._session is not None:
             self._end(self._session, ErrorCode.CONNECTION_ERROR, "the client was closed")
+        for session in list(self._retired):
+            self._end(session, ErrorCode.CONNECTION_ERROR, "the client was closed")
         while self._ending:
             await asyncio.wait(self._ending)
         self._states.on_completed()
@@ -186,6 +190,7 @@ class Connection:
                 await dial(on_connected, on_lost)
                 session = sessions[0]
                 handler.on_end = lambda code, text: self._end(session, code, text)
+                handler.on_closing = lambda text: self._retire(session, text)
                 await session.open()
             if handler.ended is not None:
                 raise _refusal(uri, handler)
@@ -211,6 +216,21 @@ class Connection:
 
     def _end(self, session: ClientSession, code: ErrorCode, text: str) -> None:
         """Gives up a connection: what is under way fails at once, the rest is cleaned up soon."""
+        self._leave(session, code, text)
+        self._retired.discard(session)
+        session.stop_all_streams(code, text.encode())
+        # In a task of its own: the caller may be one of the tasks that `close` cancels and waits for.
+        ending = asyncio.get_running_loop().create_task(session.close())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+    def _retire(self, session: ClientSession, text: str) -> None:
+        """The server closes a connection: what is under way goes on, the next request gets another connection."""
+        self._leave(session, CONNECTION_CLOSE, text)
+        self._retired.add(session)
+
+    def _leave(self, session: ClientSession, code: ErrorCode, text: str) -> None:
+        """Uses the connection for no more requests."""
         if self._session is session:
             self._session = None
             if session.is_silent:
@@ -218,11 +238,6 @@ class Connection:
             self._backoff.lost(asyncio.get_running_loop().time())
             if not self.is_closed:
                 self._states.on_next(Disconnected(from_error_frame(code, text.encode())))
-        session.stop_all_streams(code, text.encode())
-        # In a task of its own: the caller may be one of the tasks that `close` cancels and waits for.
-        ending = asyncio.get_running_loop().create_task(session.close())
-        self._ending.add(ending)
-        ending.add_done_callback(self._ending.discard)
 
 
 def _refusal(uri: str, handler: ClientHandler) -> TransferError:

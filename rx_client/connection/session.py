@@ -5,7 +5,6 @@ on a dead connection waits for ever. So each connection has an `RSocketClient` o
 """
 
 import asyncio
-import math
 import ssl
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,15 +15,16 @@ from reactivestreams.subscriber import Subscriber
 from rsocket.error_codes import ErrorCode
 from rsocket.exceptions import RSocketProtocolError
 from rsocket.extensions.mimetypes import WellKnownMimeTypes
-from rsocket.frame import ErrorFrame, Frame, FrameFragmentMixin, KeepAliveFrame
+from rsocket.frame import ErrorFrame, Frame, FrameFragmentMixin, FrameType, KeepAliveFrame
 from rsocket.frame_builders import to_keepalive_frame
 from rsocket.helpers import single_transport_provider
 from rsocket.payload import Payload
 from rsocket.request_handler import BaseRequestHandler
 
-from shared.engine import ClientEngine
+from shared.engine import CONNECTION_CLOSE, SETUP_ERRORS, ClientEngine
 from shared.errors import TlsFailed, from_error_frame
 from shared.frames.budget import ReassemblyLimits
+from shared.frames.codec import REQUEST_KINDS, FrameHeader
 from shared.frames.outbox import Outbox
 from shared.presence import RunClock, Standstill
 from shared.protocol.wire import FRAGMENT_SIZE_BYTES, MAX_METADATA_BYTES
@@ -55,6 +55,8 @@ class ClientHandler(BaseRequestHandler):
         ended: What it was called with; None while the connection works.
         is_lost: Whether the connection ended without a word of the server's.
         lost_by: What ended it then.
+        on_closing: Called when the server closes the connection as soon as the requests under way have ended.
+        is_closing: Whether it does.
         first_sign: Set when the first keepalive has arrived, or the connection has ended before.
     """
 
@@ -64,11 +66,23 @@ class ClientHandler(BaseRequestHandler):
         self.ended: tuple[ErrorCode, str] | None = None
         self.is_lost = False
         self.lost_by: Exception | None = None
+        self.on_closing: Callable[[str], None] | None = None
+        self.is_closing = False
         self.first_sign = asyncio.Event()
 
     async def on_error(self, error_code: ErrorCode, payload: Payload) -> None:
-        """An ERROR on stream 0 is the connection's end, also if the server leaves it open."""
-        self.end(error_code, bytes(payload.data or b"").decode("utf-8", errors="replace"))
+        """An ERROR on stream 0 is the connection's end, also if the server leaves it open.
+
+        Not one about the SETUP, once that was accepted: the specification has it ignored. Nor does one that closes the
+        connection end the requests under way.
+        """
+        text = bytes(payload.data or b"").decode("utf-8", errors="replace")
+        is_set_up = self.first_sign.is_set() and self.ended is None
+        if is_set_up and error_code == CONNECTION_CLOSE and self.on_closing is not None:
+            self.is_closing = True
+            self.on_closing(text)
+        elif not (is_set_up and error_code in SETUP_ERRORS):
+            self.end(error_code, text)
 
     async def request_response(self, payload: Payload) -> asyncio.Future[Payload]:
         raise _NOTHING_HERE
@@ -145,13 +159,15 @@ class ClientSession(ClientEngine):
             text = "the server takes none of the answers it asks for"
             self._client_handler.end(ErrorCode.CONNECTION_ERROR, text)
 
-    def max_payload_bytes(self, stream_id: int) -> float:
-        """How large a payload in several frames may become; only requests under way expect any."""
-        stream = self.stream(stream_id)
-        if stream is None:
-            return 0
-        most: float = getattr(stream, "max_payload_bytes", math.inf)
-        return most
+    def expects(self, header: FrameHeader) -> bool:
+        """See `PayloadRules`; a large request, or one in fragments, is refused before it is held."""
+        if not super().expects(header):
+            return False
+        if header.kind not in REQUEST_KINDS:
+            return True
+        if header.kind != FrameType.REQUEST_FNF:
+            self.send_error(header.stream_id, _NOTHING_HERE)
+        return False
 
     async def watch_peer(self) -> None:
         """In place of rsocket's, which only counts keepalives: on a slow link they wait behind megabytes."""
@@ -160,6 +176,9 @@ class ClientSession(ClientEngine):
         clock, silence = RunClock(period, asyncio.get_running_loop().time), Standstill()
         taken, is_backlog, taken_of_backlog, unread = 0, False, 0, 0
         while True:
+            if self._client_handler.is_closing and not self.count_streams():
+                self._client_handler.end(CONNECTION_CLOSE, "the server has closed the connection")
+                return
             await asyncio.sleep(period)
             can_judge = clock.tick()
             # What arrives is a sign of life, and so is what the peer takes of a backlog, since keepalives are behind

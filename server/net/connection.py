@@ -17,23 +17,24 @@ from rsocket.frame import (
     FragmentableFrame,
     Frame,
     FrameFragmentMixin,
+    FrameType,
     KeepAliveFrame,
     RequestFireAndForgetFrame,
     RequestResponseFrame,
-    ResumeFrame,
     SetupFrame,
-    initiate_request_frame_types,
 )
 from rsocket.frame_builders import to_payload_frame
 from rsocket.helpers import payload_from_frame
 from rsocket.payload import Payload
 from rsocket.rsocket_server import RSocketServer
 
-from shared.engine import RSocketEngine
+from shared.engine import CONNECTION_CLOSE, RSocketEngine
 from shared.errors import InvalidRequest, ServerFull, TooManyStreams, TransferError, to_protocol_error
 from shared.frames.budget import ReassemblyBudget, ReassemblyLimits
+from shared.frames.codec import FrameHeader
 from shared.frames.outbox import Outbox, SkippedFrame
 from shared.frames.outgoing import OutgoingFrame
+from shared.frames.room import LEAST_BYTES, SendRoom
 from shared.presence import Standstill
 from shared.protocol.metadata import parse_metadata
 from shared.protocol.wire import FRAGMENT_SIZE_BYTES
@@ -62,8 +63,8 @@ _ITEM_COST_BYTES: Final = 4096
 # Control frames that may wait for a peer before nothing more is taken from it.
 _MAX_CONTROL_BYTES: Final = 1024 * 1024
 _PROVOKED: Final = frozenset[type[Frame]]([KeepAliveFrame, ErrorFrame, CancelFrame])
-# With this many connections at their own limit, the limit of all connections is reached.
-_CONNECTIONS_UNSTORED: Final = 8
+# Of what may be unstored on all connections, what one may have: more than an upload's window.
+_CONNECTION_SHARE: Final = 2 / 3
 # Requests that a connection may have under way, whatever the others have.
 _OWN_REQUESTS: Final = 16
 # A sender that has stopped wakes no waiter; `flush` looks.
@@ -88,6 +89,7 @@ class ServerConnection(RSocketServer, RSocketEngine):
         work: Work,
         limits: Limits,
         budget: ReassemblyBudget | None,
+        room: SendRoom,
         users: Users | None,
         on_set_up: Callable[[], None] = lambda: None,
         make_session: SessionFactory = ChatUserSession,
@@ -103,15 +105,18 @@ class ServerConnection(RSocketServer, RSocketEngine):
         self._is_set_up = False
         self._pending, self._silent, self._blocked = Standstill(), Standstill(), Standstill()
         self._unread = 0
+        self._is_ending = False
         self._requests = 0
         self._unstored_bytes = 0
         self._has_room = asyncio.Event()
         self._has_refused_streams = False
         self._errors: deque[float] = deque()
-        self._window, self.answers = SendWindow(), SendWindow()
+        self._room = room
+        self._window, self.answers = SendWindow(room), SendWindow(room)
         # Before a peer has authenticated, one small frame is all that it may send.
         most = limits.max_setup_bytes
-        self._init_engine(ReassemblyLimits(most, most, most), budget, Outbox(_PROVOKED, self._has_room.set))
+        outbox = Outbox(_PROVOKED, self._has_room.set, room)
+        self._init_engine(ReassemblyLimits(most, most, most), budget, outbox, room)
         context = ConnectionContext(transport.peer, work, self._window, self.answers, self, self._on_held)
         self._session = make_session(data, context)
         dispatcher = self._dispatcher = Dispatcher(self._session, self._session.router_factory())
@@ -140,6 +145,8 @@ class ServerConnection(RSocketServer, RSocketEngine):
             transport.fail(ErrorCode.CONNECTION_ERROR, "timeout: the peer takes nothing of what it asked for")
         else:
             self.reassembler.check(limits.payload_seconds)
+            if self._is_ending:
+                self._end_if_idle()
 
     def on_lost(self) -> None:
         """The connection has ended; logs one line about it."""
@@ -150,6 +157,8 @@ class ServerConnection(RSocketServer, RSocketEngine):
         self._session.on_lost()
         self._on_set_up = None
         self.outbox.close()
+        self._window.close()
+        self.answers.close()
         _log.info(
             "connection from %s%s: %d requests in %.3f s%s",
             self.transport.peer,
@@ -161,22 +170,26 @@ class ServerConnection(RSocketServer, RSocketEngine):
 
     # Receiving
 
-    def spool(self, request: FragmentableFrame, metadata: bytes) -> UploadSpool | None:
+    @property
+    def spools(self) -> bool:
         """See `PayloadRules`; before its SETUP is accepted, a peer can't make the server use the disk."""
-        return self._dispatcher.spool(request, metadata) if self._is_set_up else None
+        return self._is_set_up and self._session.store.spools
+
+    def spool(self, request: FragmentableFrame, metadata: bytes) -> UploadSpool | None:
+        return self._dispatcher.spool(request, metadata) if self.spools else None
 
     def must_wait(self) -> bool:
         """Whether the peer doesn't read its answers, or too much of its uploads waits for the disk.
 
-        Too much is an eighth of `Limits.max_unstored_bytes` on this connection, or all of it on all connections. The
+        Too much is two thirds of `Limits.max_unstored_bytes` on this connection, or all of it on all connections. The
         demand of an upload bounds that upload; many uploads are bounded by not reading from their connection.
         """
         if self.transport.is_lost:
             return False
-        if self.outbox.control_bytes > _MAX_CONTROL_BYTES:
+        if self.outbox.control_bytes > (LEAST_BYTES if self._room.is_short else _MAX_CONTROL_BYTES):
             return True
         maximum = self._limits.max_unstored_bytes
-        is_too_much = self._unstored_bytes > maximum / _CONNECTIONS_UNSTORED
+        is_too_much = self._unstored_bytes > maximum * _CONNECTION_SHARE
         return self._unstored_bytes > 0 and (is_too_much or self._work.unstored_bytes > maximum)
 
     async def may_take(self) -> None:
@@ -190,33 +203,62 @@ class ServerConnection(RSocketServer, RSocketEngine):
         if nbytes < 0:
             self._has_room.set()
 
-    def admits(self, frame: Frame) -> bool:
-        if not self._is_set_up and not isinstance(frame, SetupFrame | ResumeFrame):
-            abandon(frame)
-            self.transport.fail(ErrorCode.INVALID_SETUP, "invalid_setup: a connection begins with a SETUP")
+    @property
+    def failure_code(self) -> ErrorCode:
+        """See `PayloadRules`."""
+        return ErrorCode.CONNECTION_ERROR if self._is_set_up else ErrorCode.INVALID_SETUP
+
+    def expects(self, header: FrameHeader) -> bool:
+        """See `PayloadRules`; a connection begins with a SETUP, and this server resumes transfers, not connections."""
+        if not header.stream_id and header.kind == FrameType.RESUME:
+            code = ErrorCode.CONNECTION_ERROR if self._is_set_up else ErrorCode.REJECTED_RESUME
+            self.transport.fail(code, "rejected_resume: this server doesn't resume connections")
             return False
-        if isinstance(frame, initiate_request_frame_types):
-            self._requests += 1
-            if not frame.stream_id % 2 or self.stream(frame.stream_id) is not None:
-                abandon(frame)
-                reason = f"invalid_frame: a request can't have the stream id {frame.stream_id}"
-                self.transport.fail(ErrorCode.CONNECTION_ERROR, reason)
-                return False
-            error = self._excess()
-            if error is not None:
-                self._refuse_stream(frame, error)
-                return False
+        if not self._is_set_up and not header.stream_id and header.kind == FrameType.SETUP:
+            return True
+        if not self._is_set_up:
+            self._fail_start()
+            return False
+        return super().expects(header)
+
+    def on_ignored(self, stream_id: int, kind: int) -> None:
+        if self._is_set_up:
+            super().on_ignored(stream_id, kind)
+        else:
+            self._fail_start()
+
+    def on_senseless_frame(self) -> None:
+        self._count_error()
+
+    def admits(self, frame: Frame) -> bool:
+        if not self._is_set_up:
+            abandon(frame)
+            self._fail_start()
+            return False
+        self._requests += 1
+        error = self._excess()
+        if error is not None:
+            self._refuse_stream(frame, error)
+            return False
         return True
+
+    def _fail_start(self) -> None:
+        self.transport.fail(ErrorCode.INVALID_SETUP, "invalid_setup: a connection begins with a SETUP")
 
     def _excess(self) -> TransferError | None:
         """Why one more request is too many; None if it isn't."""
-        limits = self._limits
-        count = self.count_streams() + self.reassembler.pending_requests + len(self._dispatcher.unanswered)
+        limits, count = self._limits, self._count_requests()
+        if self._is_ending:
+            return ServerFull("the connection is being closed; use another one")
         if count >= limits.max_streams:
             return TooManyStreams(f"a connection may have {limits.max_streams} requests under way")
         if count >= _OWN_REQUESTS and self._work.active >= limits.max_requests:
             return ServerFull(f"{limits.max_requests} requests are under way; try again later, with fewer at once")
         return None
+
+    def _count_requests(self) -> int:
+        """Requests under way, whole or not."""
+        return self.count_streams() + self.reassembler.pending_requests + len(self._dispatcher.unanswered)
 
     async def handle_setup(self, frame: SetupFrame) -> None:
         """In place of rsocket's, which leaves a rejected connection usable."""
@@ -250,25 +292,36 @@ class ServerConnection(RSocketServer, RSocketEngine):
 
     def _check_setup(self, frame: SetupFrame) -> None:
         composite = WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA.value.name
-        unsupported, invalid = ErrorCode.UNSUPPORTED_SETUP, ErrorCode.INVALID_SETUP
-        if self._is_set_up:
-            raise RSocketProtocolError(invalid, data="invalid_setup: the connection is set up already")
+        unsupported = ErrorCode.UNSUPPORTED_SETUP
         if frame.major_version != PROTOCOL_MAJOR_VERSION:
             reason = f"the version must be {PROTOCOL_MAJOR_VERSION}, not {frame.major_version}"
             raise RSocketProtocolError(unsupported, data=f"unsupported_setup: {reason}")
-        if frame.flags_resume or frame.flags_lease:
-            raise RSocketProtocolError(unsupported, data="unsupported_setup: there is no resumption and no lease here")
+        if not frame.keep_alive_milliseconds or not frame.max_lifetime_milliseconds:
+            reason = "invalid_setup: the time between keepalives, and the lifetime, must be more than 0"
+            raise RSocketProtocolError(ErrorCode.INVALID_SETUP, data=reason)
+        if frame.flags_resume:
+            raise RSocketProtocolError(ErrorCode.REJECTED_SETUP, data="rejected_setup: there is no resumption here")
+        if frame.flags_lease:
+            raise RSocketProtocolError(unsupported, data="unsupported_setup: there is no lease here")
         if bytes(frame.metadata_encoding) != composite:
             raise InvalidRequest(f"the connection's metadata mimetype must be {composite.decode()}")
 
     async def handle_error(self, frame: ErrorFrame) -> None:
-        """The client has ended the connection with an error."""
-        self.transport.fail(ErrorCode.CONNECTION_ERROR, "connection_error: the client said so")
+        """The client has ended the connection, or ends it when its streams have ended; other errors aren't for it."""
+        if not self._is_set_up:
+            self._fail_start()
+        elif frame.error_code == ErrorCode.CONNECTION_ERROR:
+            self.transport.fail(ErrorCode.CONNECTION_ERROR, "connection_error: the client said so")
+        elif frame.error_code == CONNECTION_CLOSE:
+            self._is_ending = True
+            self._end_if_idle()
+        else:
+            self.on_ignored(CONNECTION_STREAM_ID, FrameType.ERROR)
 
-    async def handle_resume(self, frame: ResumeFrame) -> None:
-        """This server resumes transfers, not connections."""
-        reason = "rejected_resume: this server doesn't resume connections"
-        self.transport.fail(ErrorCode.REJECTED_RESUME, reason)
+    def _end_if_idle(self) -> None:
+        """Ends a connection that the client is closing, once all that is under way has ended."""
+        if not self._count_requests() and self.outbox.is_empty:
+            self.transport.fail(CONNECTION_CLOSE, "connection_close: the client said so")
 
     # The end
 

@@ -123,20 +123,23 @@ class Reply(StreamHandler, Disposable):
         """
         window, reader, metadata = self._request.session.connection.window, payload.reader, payload.metadata
         try:
-            offset, size = 0, reader.info.size
+            offset, size, counted = 0, reader.info.size, 0
             while offset < size and not self._is_cancelled:
                 await window.ready()
                 try:
-                    room = FRAGMENT_SIZE_BYTES - _OVERHEAD_BYTES - len(metadata or b"")
-                    data = await reader.read(offset, min(room, size - offset))
+                    most = FRAGMENT_SIZE_BYTES - _OVERHEAD_BYTES - len(metadata or b"")
+                    counted = window.room.take(min(most, size - offset))
+                    data = await reader.read(offset, counted)
                     if not data:
                         raise Changed(f"{reader.info.name!r} was cut short while it was sent", name=reader.info.name)
                     offset += len(data)
                     self._send(Payload(data, metadata), window, FRAGMENT_SIZE_BYTES, is_last=offset == size)
                 finally:
+                    window.room.add(-counted)
                     window.settle()
                 metadata = None
         finally:
+            payload.on_over()
             await reader.close()
 
     def _send(self, payload: Payload, window: SendWindow, most: int, *, is_last: bool = True) -> None:

@@ -17,6 +17,7 @@ from shared.protocol.messages import CHUNK_BYTES, ChunkHead, DownloadRequest, tr
 from ..stores.base import Reader, Store
 from ..stores.failures import typed
 from .pull import Items, PullStream
+from .window import SendWindow
 
 __all__ = ["read_range"]
 
@@ -65,21 +66,28 @@ async def read_range(store: Store, name: str, request: DownloadRequest, stream: 
             with _reading(name):
                 await stream.send_file(content, item_bytes, transfer_metadata(head), last_head, running)
             return
-        block, at = b"", 0
-        while True:
-            if at == len(block) and offset < end:
-                ahead = 1 if stream.window.is_crowded else max(_READ_BYTES // item_bytes, 1)
-                block, at = await reader.read(offset, min(ahead * item_bytes, end - offset)), 0
-            data = block[at : at + item_bytes]
+        ahead = _ReadAhead(reader, stream.window, item_bytes)
+
+        def next_item() -> tuple[Payload, bool]:
+            # A function of its own: the generator waits for the peer, and must not keep what it has given.
+            nonlocal offset
+            data = ahead.take()
             if not data and offset < end:
                 raise FileChanged
-            is_first, offset, at = offset == request.offset, offset + len(data), at + len(data)
+            is_first, offset = offset == request.offset, offset + len(data)
             if running is not None:
                 running.update(data)
             metadata = last_head() if offset == end else transfer_metadata(head) if is_first else None
-            yield Payload(data, metadata), offset == end
-            if offset == end:
-                return
+            return Payload(data, metadata), offset == end
+
+        try:
+            while True:
+                await ahead.fill(offset, end)
+                yield next_item()
+                if offset == end:
+                    return
+        finally:
+            ahead.drop()
     except FileChanged:
         raise Changed(f"{name!r} was changed while it was sent", name=name) from None
     finally:
@@ -96,6 +104,38 @@ def _reading(name: str) -> Generator[None, None, None]:
         if failure is None:
             raise
         raise failure from error
+
+
+class _ReadAhead:
+    """What was read of a file for the next items of a stream; it counts as what isn't sent."""
+
+    def __init__(self, reader: Reader, window: SendWindow, item_bytes: int) -> None:
+        self._reader = reader
+        self._window = window
+        self._item_bytes = item_bytes
+        self._block = b""
+        self._at = 0
+        self._counted_bytes = 0
+
+    async def fill(self, offset: int, end: int) -> None:
+        """Reads on from `offset` if nothing is here."""
+        if not self._block and offset < end:
+            items = 1 if self._window.is_crowded else max(_READ_BYTES // self._item_bytes, 1)
+            self._counted_bytes = self._window.room.take(min(items * self._item_bytes, end - offset))
+            self._block = await self._reader.read(offset, self._counted_bytes)
+
+    def take(self) -> bytes:
+        """The next item's data; empty at the file's end."""
+        data = self._block[self._at : self._at + self._item_bytes]
+        self._at += len(data)
+        if self._at == len(self._block):
+            self.drop()
+        return data
+
+    def drop(self) -> None:
+        """Drops what is here."""
+        self._window.room.add(-self._counted_bytes)
+        self._block, self._at, self._counted_bytes = b"", 0, 0
 
 
 async def _running_digest(

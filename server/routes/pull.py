@@ -79,7 +79,15 @@ class PullStream(Publisher, Subscription, Disposable):
             raise RuntimeError("ask `sends_files` first")
         self._settle()  # a job holds no more than one item, however many there are
         job = self._job = SendJob(
-            stream_id, file, item_bytes, self._credit, engine.outbox.put, first=first, last=last, digest=digest
+            stream_id,
+            file,
+            item_bytes,
+            self._credit,
+            engine.outbox.put,
+            first=first,
+            last=last,
+            digest=digest,
+            room=self.window.room,
         )
         try:
             job.resume()
@@ -132,20 +140,24 @@ class PullStream(Publisher, Subscription, Disposable):
                 await self.window.ready()
                 self._has_room = True
                 try:
-                    item = await anext(items)
-                    payload, is_last = item if isinstance(item, tuple) else (item, False)
-                    if not payload.data and not payload.metadata:
-                        raise ValueError("an item of a stream must not be empty in both data and metadata")
-                    nbytes = len(payload.data or b"")
-                    self._credit.take(nbytes)
-                    self._operation.nbytes += nbytes
-                    subscriber.on_next(payload)
+                    is_last = self._publish(await anext(items), subscriber)
                 except StopAsyncIteration:
                     break
                 finally:
                     self._settle()
         if self._job is None:
             subscriber.on_complete()
+
+    def _publish(self, item: Payload | tuple[Payload, bool], subscriber: Subscriber) -> bool:
+        """Sends an item, which isn't kept here; whether it is the last one."""
+        payload, is_last = item if isinstance(item, tuple) else (item, False)
+        if not payload.data and not payload.metadata:
+            raise ValueError("an item of a stream must not be empty in both data and metadata")
+        nbytes = len(payload.data or b"")
+        self._credit.take(nbytes)
+        self._operation.nbytes += nbytes
+        subscriber.on_next(payload)
+        return is_last
 
     def _settle(self) -> None:
         if self._has_room:

@@ -1,6 +1,7 @@
 """The tutorial's routes: whole files up and down, and the names of all files."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, cast
 
 from rsocket.payload import Payload
@@ -52,18 +53,30 @@ async def _download(request: Request[None]) -> Payload:
     connection = session.connection
     # Not opened before: a peer that asks for thousands and takes none has few of them here, and in the store's queue.
     # The answer itself counts once it is made.
-    await connection.answers.reserve(SMALL_FILE_BYTES)
+    answers = connection.answers
+    await answers.reserve(SMALL_FILE_BYTES)
+    release: Callable[[], None] | None = partial(answers.release, SMALL_FILE_BYTES)
+    counted = 0
     try:
         reader = await session.store.open(name)
-        is_large = reader.info.size > SMALL_FILE_BYTES and session.store.spools
-        if is_large and connection.engine is not None:
-            return FilePayload(reader, name_metadata(name))
+        size = reader.info.size
+        counted = answers.room.take(min(size, SMALL_FILE_BYTES))
+        if size > counted and session.store.spools and connection.engine is not None:
+            # Where there is little room, a small file is sent as a large one, and until then no other one is opened.
+            on_over, release = (release, None) if size <= SMALL_FILE_BYTES else (_nothing, release)
+            return FilePayload(reader, name_metadata(name), on_over)
         try:
-            return Payload(await reader.read(0, reader.info.size), name_metadata(name))
+            return Payload(await reader.read(0, size), name_metadata(name))
         finally:
             await reader.close()
     finally:
-        connection.answers.remove(SMALL_FILE_BYTES)
+        answers.room.add(-counted)
+        if release is not None:
+            release()
+
+
+def _nothing() -> None:
+    """There is nothing to release."""
 
 
 def _download_at_once(request: Request[None], memory: AtOnceStore) -> Payload | None:

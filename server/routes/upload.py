@@ -78,6 +78,10 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         self._task.add_done_callback(self._on_done)
 
     def request(self, n: int) -> None:
+        if n <= 0:
+            self._failure = InvalidRequest(f"request-n must be 1 or more, not {n}", name=self._name)
+            self.cancel()
+            return
         self._credit.grant(n)
         self._send_receipt()
 
@@ -91,7 +95,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         self.cancel()
 
     def on_next(self, value: Payload, is_complete: bool = False) -> None:
-        if self._failure is not None or self._task is None:
+        if self._failure is not None or self._task is None or self._is_complete:
             return
         try:
             data = value.data if isinstance(value.data, bytes) else bytes(value.data or b"")

@@ -1,6 +1,6 @@
 """Whole files on the tutorial's wire, none of them in memory: written as fragments arrive, read as they are sent."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from uuid import uuid4
 
 from rsocket.payload import Payload
@@ -65,10 +65,14 @@ class UploadSpool:
 
 
 class FilePayload(Payload):
-    """An answer whose data is a file's content, read as it is sent; whatever sends it closes the reader."""
+    """An answer whose data is a file's content, read as it is sent.
 
-    __slots__ = ("reader",)
+    Whatever sends it closes the reader, and calls `on_over`, when the last of it is read.
+    """
 
-    def __init__(self, reader: Reader, metadata: bytes) -> None:
+    __slots__ = ("on_over", "reader")
+
+    def __init__(self, reader: Reader, metadata: bytes, on_over: Callable[[], None]) -> None:
         super().__init__(b"", metadata)
         self.reader = reader
+        self.on_over = on_over

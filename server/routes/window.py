@@ -5,6 +5,7 @@ from collections import deque
 from typing import Final
 
 from shared.aio import wake
+from shared.frames.room import LEAST_BYTES, SendRoom
 from shared.protocol.messages import CHUNK_BYTES
 from shared.protocol.wire import FRAGMENT_SIZE_BYTES
 
@@ -22,13 +23,20 @@ _RESERVED_BYTES: Final = CHUNK_BYTES
 class SendWindow:
     """Bounds the items in the outbox by their bytes: a peer can request two billion items and read none of them.
 
+    Args:
+        room: That of all connections; its own, without a limit, if None.
+
     Attributes:
+        room: Where the items count, too; while it is short, the window is small.
         digesting: Held by a stream that reads for its digest what the peer has already: one stream at a time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, room: SendRoom | None = None) -> None:
+        self.room: Final = room or SendRoom()
         self.digesting: Final = asyncio.Lock()
         self._queued_bytes = 0
+        self._counted_bytes = 0
+        self._is_closed = False
         self._streams = 0
         self._items = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
@@ -49,9 +57,24 @@ class SendWindow:
     def add(self, nbytes: int) -> None:
         """An item was put into the outbox."""
         self._queued_bytes += nbytes
+        if not self._is_closed:
+            self._counted_bytes += nbytes
+            self.room.add(nbytes)
 
     def remove(self, nbytes: int) -> None:
         """An item has left the outbox; the stream that has waited longest continues."""
+        if not self._is_closed:
+            self._counted_bytes -= nbytes
+            self.room.add(-nbytes)
+        self.release(nbytes)
+
+    def close(self) -> None:
+        """The connection has ended, and its outbox is empty."""
+        self._is_closed = True
+        self.room.add(-self._counted_bytes)
+
+    def release(self, nbytes: int) -> None:
+        """Undoes `reserve`."""
         self._queued_bytes -= nbytes
         if self._queued_bytes < _LIMIT_BYTES:
             while self._waiters:
@@ -62,7 +85,7 @@ class SendWindow:
 
     def settle(self) -> None:
         """Gives back what `ready` reserved: the item was added, or there is none."""
-        self.remove(_RESERVED_BYTES)
+        self.release(_RESERVED_BYTES)
 
     async def ready(self) -> None:
         """Waits for room for another item, which stays reserved until `settle` while the item is read."""
@@ -75,14 +98,14 @@ class SendWindow:
         await self.reserve(_RESERVED_BYTES)
 
     async def reserve(self, nbytes: int) -> None:
-        """Waits for room for `nbytes`, which stays reserved until `remove`."""
-        while self._queued_bytes >= _LIMIT_BYTES:
+        """Waits for room for `nbytes`, which stays reserved until `release`."""
+        while self._queued_bytes >= (LEAST_BYTES if self.room.is_short else _LIMIT_BYTES):
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             try:
                 await waiter
             except asyncio.CancelledError:
                 if waiter.done() and not waiter.cancelled():
-                    self.remove(0)  # this stream was woken; the next one takes its place
+                    self.release(0)  # this stream was woken; the next one takes its place
                 raise
         self._queued_bytes += nbytes

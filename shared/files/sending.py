@@ -19,6 +19,7 @@ from rsocket.frame import FrameType
 
 from ..aio import wake
 from ..frames.outbox import TurnTaker
+from ..frames.room import SendRoom
 from ..protocol.digest import Digest
 from ..protocol.flow import Credit
 from .pipes import SPLICES, is_unsupported
@@ -81,6 +82,7 @@ class SendJob(TurnTaker):
         last: Makes the last item's metadata when all bytes have passed; that item completes the stream.
         digest: Gets the bytes while they pass; None to do without.
         on_item: Called in the thread after each item was read.
+        room: Where what is read counts until it is sent; items are smaller while it is short. None to do without.
 
     Attributes:
         failure: Why the rest can't be sent: what the disk raised, or FileChanged; None if nothing is wrong.
@@ -102,6 +104,7 @@ class SendJob(TurnTaker):
         last: Callable[[], bytes],
         digest: Digest | None = None,
         on_item: Callable[[], None] | None = None,
+        room: SendRoom | None = None,
     ) -> None:
         self.stream_id: Final = stream_id
         self.file: Final = file
@@ -119,7 +122,9 @@ class SendJob(TurnTaker):
         self._on_item = on_item
         self._offset = file.offset
         self._reads = digest is not None or not SPLICES
+        self._room = room
         self._buffer: bytearray | None = None
+        self._counted_bytes = 0
         # The item that is on its way: what the socket hasn't taken of it, in memory and in the file.
         self._parts: list[bytes | memoryview] = []
         self._unread = 0
@@ -249,6 +254,10 @@ class SendJob(TurnTaker):
     def _make_item(self, prefix: Callable[[int], bytes]) -> None:
         begin = self._offset
         nbytes = min(self._item_bytes, self.file.end - begin)
+        if self._reads and self._room is not None:
+            if self._buffer is None:
+                self._counted_bytes = self._room.take(nbytes)
+            nbytes = min(nbytes, self._counted_bytes)
         is_last = begin + nbytes == self.file.end
         view: memoryview | None = None
         # The last item completes the stream: it must be whole before its header is sent.
@@ -326,7 +335,7 @@ class SendJob(TurnTaker):
     def _read_here(self, nbytes: int) -> memoryview:
         """The file's next bytes, fewer at its end; good until the next ones are read."""
         if self._buffer is None:
-            self._buffer = _buffers.borrow(self._item_bytes)
+            self._buffer = _buffers.borrow(self._item_bytes if self._room is None else nbytes)
         view = memoryview(self._buffer)[:nbytes]
         filled = 0
         while filled < nbytes and (more := os.preadv(self.file.descriptor, [view[filled:]], self._offset)):
@@ -338,6 +347,9 @@ class SendJob(TurnTaker):
         if self._buffer is not None:
             _buffers.give_back(self._buffer)
             self._buffer = None
+        if self._room is not None and self._counted_bytes:
+            self._room.add(-self._counted_bytes)
+            self._counted_bytes = 0
 
     def _finish(self) -> None:
         self._parts, self._unread = [], 0

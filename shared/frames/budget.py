@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from ..errors import ServerFull, Stalled, TransferError
 from .codec import MAX_FRAME_BYTES
-from .fragments import IncomingFrame
-from .growth import Growth
+from .fragments import IncomingFrame, SplitPayload
+from .growth import GROWTH_BYTES, Growth
 
-__all__ = ["Holder", "ReassemblyBudget", "ReassemblyLimits"]
+__all__ = ["Holder", "ReassemblyBudget", "ReassemblyLimits", "no_room"]
 
 # How long a ranking of the holders is used, so that a flood of refused frames doesn't cost one each.
 _RANKING_SECONDS: Final = 0.1
@@ -30,7 +31,7 @@ class ReassemblyLimits:
         max_metadata_bytes: One payload's metadata, whole or split; beyond it its stream is refused with `too_large`.
             Also one frame that is no payload or request; a longer one ends the connection.
         max_streams: Requests that aren't whole yet, and streams, together. One more request is refused with
-            `too_many_streams`; so is one more item that isn't whole, if there are as many of those.
+            `too_many_streams`.
     """
 
     max_payload_bytes: float = math.inf
@@ -58,6 +59,17 @@ class Holder(ABC):
         self._growth = Growth(budget.clock())
         # The frame that was admitted last, if it counts, until it is fed.
         self._incoming: IncomingFrame | None = None
+        self._partials: dict[int, SplitPayload] = {}
+
+    @property
+    def pending(self) -> int:
+        """How many payloads are incomplete."""
+        return len(self._partials)
+
+    def received_of(self, stream_id: int) -> int:
+        """Bytes that have arrived of an incomplete payload of this stream, but for the frame that is arriving."""
+        partial = self._partials.get(stream_id)
+        return 0 if partial is None else partial.nbytes
 
     @property
     def evictable_bytes(self) -> int:
@@ -68,9 +80,44 @@ class Holder(ABC):
         """Whether what is held has grown by less than 64 KiB a second lately; False for what has just begun."""
         return not self._busy_bytes and self._growth.is_slow(now, self._grown())
 
-    @abstractmethod
+    def check(self, seconds: float) -> None:
+        """Observes how what is held grows, and refuses what has stopped. To be called about twice a second.
+
+        A payload has stopped if it has grown by less than 32 KiB in `seconds`, unless as much has arrived for each on
+        the connection on average: one has to wait while the others are sent. None has while this side's disk is busy.
+        """
+        now, grown, held = self._budget.clock(), self._grown(), self._held_streams()
+        self._growth.look(now, grown)
+        if not held or self._busy_bytes:
+            self._growth.excuse(now, grown)
+            return
+        has_grown = self._growth.judge(now, grown, seconds, len(held))
+        if has_grown is None:
+            return
+        error = Stalled("the rest of the payload didn't come in time")
+        for stream_id in held:
+            partial, incoming = self._partials.get(stream_id), self._incoming
+            arriving = incoming if incoming is not None and incoming.stream_id == stream_id else None
+            observed = partial or arriving
+            if observed is None:
+                continue  # it was refused with another one
+            nbytes = (0 if partial is None else partial.nbytes) + (0 if arriving is None else arriving.arrived_bytes)
+            seen, observed.seen_bytes = observed.seen_bytes, nbytes
+            if seen is not None and nbytes - seen < GROWTH_BYTES and not has_grown:
+                self._refuse_held(stream_id, error)
+
     def evict(self) -> None:
         """Refuses everything that isn't whole, since another connection needs the room."""
+        for stream_id in self._held_streams():
+            self._refuse_held(stream_id, no_room())
+
+    def _held_streams(self) -> list[int]:
+        incoming = [] if self._incoming is None else [self._incoming.stream_id]
+        return list(dict.fromkeys([*self._partials, *incoming]))
+
+    @abstractmethod
+    def _refuse_held(self, stream_id: int, error: TransferError) -> None:
+        """Refuses what has arrived of a payload or frame."""
 
     def _grown(self) -> int:
         return self._grown_bytes + (0 if self._incoming is None else self._incoming.arrived_bytes)
@@ -110,19 +157,25 @@ class ReassemblyBudget:
         clock: Gives the time in seconds.
 
     Attributes:
+        max_bytes: The most that is held.
         used_bytes: What is held.
     """
 
     def __init__(self, max_bytes: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock: Final = clock
         self.used_bytes = 0
-        self._max_bytes = max_bytes
+        self.max_bytes: Final = max_bytes
         self._holders: set[Holder] = set()
         self._ranked_at = -math.inf
         self._largest: Holder | None = None
         # Those that were slow, and what they held; the largest is the last.
         self._slow: dict[Holder, int] = {}
         self._slow_bytes = 0
+
+    @property
+    def is_short(self) -> bool:
+        """Whether more than half of it is used."""
+        return self.used_bytes > self.max_bytes / 2
 
     def take(self, nbytes: int, holder: Holder) -> bool:
         """Reserves `nbytes`, for which others may lose theirs; False, and nothing is reserved, if there is no room."""
@@ -145,7 +198,7 @@ class ReassemblyBudget:
             self._largest, self._ranked_at = None, -math.inf
 
     def _missing(self, nbytes: int) -> float:
-        return self.used_bytes + nbytes - self._max_bytes
+        return self.used_bytes + nbytes - self.max_bytes
 
     def _make_room(self, nbytes: int, asking: Holder) -> bool:
         """Takes from others what is missing; whether there is room then."""
@@ -172,3 +225,8 @@ class ReassemblyBudget:
         self._largest = ranking[-1] if ranking else None
         self._slow = {holder: holder.evictable_bytes for holder in ranking if holder.is_slow(now)}
         self._slow_bytes = sum(self._slow.values())
+
+
+def no_room() -> ServerFull:
+    """The refusal of a payload for which there is no room."""
+    return ServerFull("no room just now for a payload of this size; try again later")

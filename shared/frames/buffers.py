@@ -12,13 +12,14 @@ import weakref
 from io import BytesIO
 from typing import Final
 
-__all__ = ["ReservedBuffer"]
+__all__ = ["LARGE_BYTES", "ReservedBuffer"]
 
 # Only address space, until it is written to. A larger content is moved when it grows, in steps of an eighth; Linux does
 # that without a copy.
 _RESERVED_BYTES: Final = 256 * 1024 * 1024
-# Up to here pages are small: many buffers that aren't large yet would take a page of 2 MiB more each.
-_SMALL_BYTES: Final = 16 * 1024 * 1024
+LARGE_BYTES: Final = 16 * 1024 * 1024
+"""Up to here pages are small: many buffers that aren't large yet would take a page of 2 MiB more each."""
+
 # What a thread touches at once, and what has to be touched beyond what is written: more than a frame.
 _TOUCHED_BYTES: Final = 4 * 1024 * 1024
 _ROOM_BYTES: Final = 1024 * 1024
@@ -77,12 +78,12 @@ class ReservedBuffer:
 
 
 def _ask_for_large_pages(buffer: BytesIO) -> int:
-    """Asks for them from `_SMALL_BYTES` on; where they begin, 0 if there are none."""
+    """Asks for them from `LARGE_BYTES` on; where they begin, 0 if there are none."""
     if sys.platform != "linux" or _madvise is None:
         return 0
     with buffer.getbuffer() as view:
         begin = ctypes.addressof(ctypes.c_char.from_buffer(view))
-        first = -(-(begin + _SMALL_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
+        first = -(-(begin + LARGE_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
         if begin + len(view) <= first:
             return 0
         nbytes = ctypes.c_size_t(begin + len(view) - first)

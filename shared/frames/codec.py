@@ -20,6 +20,7 @@ from rsocket.frame import (
     RequestNFrame,
     RequestResponseFrame,
     RequestStreamFrame,
+    SetupFrame,
     parse_or_ignore,
 )
 
@@ -27,9 +28,12 @@ __all__ = [
     "FOLLOWS_OR_IGNORE",
     "HEADER_BYTES",
     "MAX_FRAME_BYTES",
+    "REQUEST_KINDS",
+    "STREAM_KINDS",
     "FrameError",
     "FrameHeader",
     "data_offset",
+    "fragment_of",
     "parse_frame",
     "serialize_head",
 ]
@@ -42,11 +46,16 @@ HEADER_BYTES: Final = 6
 
 _HEADER: Final = struct.Struct(">IH")
 _U32: Final = struct.Struct(">I")
+_SETUP: Final = struct.Struct(">HHII")
 _IGNORE: Final = 0x200
 _METADATA: Final = 0x100
 _FOLLOWS: Final = 0x80
 _COMPLETE: Final = 0x40
 _NEXT: Final = 0x20
+_PAYLOAD_FLAGS: Final = _METADATA | _FOLLOWS | _COMPLETE | _NEXT
+_IS_LAST_ITEM: Final = _FOLLOWS | _COMPLETE
+_RESUME: Final = 0x80
+_LEASE: Final = 0x40
 _MASK_31_BITS: Final = 0x7FFFFFFF
 
 _FRAGMENTABLE: Final[dict[int, Callable[[], FragmentableFrame]]] = {
@@ -56,11 +65,19 @@ _FRAGMENTABLE: Final[dict[int, Callable[[], FragmentableFrame]]] = {
     FrameType.REQUEST_CHANNEL: RequestChannelFrame,
     FrameType.PAYLOAD: PayloadFrame,
 }
+REQUEST_KINDS: Final = frozenset(int(kind) for kind in _FRAGMENTABLE if kind != FrameType.PAYLOAD)
+"""The frames that open a stream."""
+
+STREAM_KINDS: Final = frozenset(map(int, (*_FRAGMENTABLE, FrameType.REQUEST_N, FrameType.CANCEL, FrameType.ERROR)))
+"""The frames of streams. An ERROR may also be the connection's."""
+
 _WITH_REQUEST_N: Final = frozenset({int(FrameType.REQUEST_STREAM), int(FrameType.REQUEST_CHANNEL)})
 FOLLOWS_OR_IGNORE: Final = _FOLLOWS | _IGNORE
 """The flags of frames that aren't whole payloads, and of those that may be of an unknown kind."""
 
 _KNOWN_KINDS: Final = frozenset(int(kind) for kind in FrameType if kind is not FrameType.EXT)
+_MISPLACED_ON_STREAMS: Final = _KNOWN_KINDS - STREAM_KINDS
+_MISPLACED_ON_CONNECTION: Final = STREAM_KINDS - {int(FrameType.ERROR)}
 _KNOWN_ERROR_CODES: Final = frozenset(int(code) for code in ErrorCode)
 
 
@@ -74,7 +91,7 @@ class FrameHeader(NamedTuple):
     Attributes:
         stream_id: Its stream; 0 is the connection's own.
         kind: A `FrameType`, or a type that is unknown and may be ignored.
-        flags: Ten bits, whose meaning depends on the kind.
+        flags: Ten bits, whose meaning depends on the kind. A PAYLOAD that completes its stream doesn't follow on.
         length: The whole frame, without its length field, in bytes.
     """
 
@@ -88,18 +105,31 @@ class FrameHeader(NamedTuple):
         """The header at `offset` of a frame of `length` bytes.
 
         Raises:
-            FrameError: The stream id has more than 31 bits, the type is unknown and may not be ignored, or it is a
-                payload or request on stream 0.
+            FrameError: The stream id has more than 31 bits, or the type is unknown and may not be ignored.
         """
         stream_id, kind_and_flags = _HEADER.unpack_from(view, offset)
+        if kind_and_flags & _IS_LAST_ITEM == _IS_LAST_ITEM and kind_and_flags >> 10 == FrameType.PAYLOAD:
+            kind_and_flags &= ~_FOLLOWS
         header = cls(stream_id, kind_and_flags >> 10, kind_and_flags & 0x3FF, length)
         if stream_id > _MASK_31_BITS:
             raise FrameError("a stream id has 31 bits")
         if header.kind not in _KNOWN_KINDS and not header.may_be_ignored:
             raise FrameError(f"unknown frame type {header.kind:#x}")
-        if stream_id == 0 and header.kind in _FRAGMENTABLE:
-            raise FrameError("stream 0 is the connection's own")
         return header
+
+    def first_slice(self, nbytes: int) -> "FrameHeader":
+        """The header of its first `nbytes`, as if the rest came in fragments."""
+        return self._replace(flags=(self.flags | _FOLLOWS) & ~_COMPLETE, length=nbytes)
+
+    def next_slice(self, nbytes: int, *, is_last: bool) -> "FrameHeader":
+        """The header of such a fragment with `nbytes` of its data."""
+        flags = _NEXT | (self.flags & (_FOLLOWS | _COMPLETE) if is_last else _FOLLOWS)
+        return FrameHeader(self.stream_id, FrameType.PAYLOAD, flags, HEADER_BYTES + nbytes)
+
+    @property
+    def is_misplaced(self) -> bool:
+        """Whether it is a stream's frame on stream 0, or the connection's on another; such a frame is ignored."""
+        return self.kind in (_MISPLACED_ON_STREAMS if self.stream_id else _MISPLACED_ON_CONNECTION)
 
     @property
     def may_be_ignored(self) -> bool:
@@ -114,7 +144,7 @@ class FrameHeader(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Whether a payload is one whole item of a stream, without metadata, and not the last."""
-        return self.flags == _NEXT
+        return self.flags & _PAYLOAD_FLAGS == _NEXT
 
     @property
     def follows(self) -> bool:
@@ -153,17 +183,33 @@ def parse_frame(header: FrameHeader, view: memoryview, *, is_borrowed: bool = Fa
     """
     make = _FRAGMENTABLE.get(header.kind)
     if make is not None:
-        return _parse_fragmentable(make(), header, view, is_borrowed)
+        try:
+            return _parse_fragmentable(make(), header, view, is_borrowed)
+        except FrameError:
+            if header.flags & _IGNORE:
+                return None
+            raise
     if header.may_be_ignored:
         return None
     if header.kind == FrameType.ERROR:
         return _parse_error(header, view)
+    if header.kind == FrameType.SETUP:
+        return _parse_setup(header, view)
     try:
         frame = parse_or_ignore(bytes(view))
     except Exception as error:  # rsocket's parser raises whatever struct, enum and slicing raise
         raise FrameError(f"malformed {FrameType(header.kind).name} frame") from error
     if isinstance(frame, RequestNFrame):
         frame.request_n &= _MASK_31_BITS  # rsocket counts the reserved bit
+    return frame
+
+
+def fragment_of(header: FrameHeader, data: bytes) -> PayloadFrame:
+    """The frame with this header and data."""
+    frame = PayloadFrame()
+    frame.stream_id, frame.length, frame.data = header.stream_id, header.length, data
+    frame.flags_follows, frame.flags_complete = header.follows, bool(header.flags & _COMPLETE)
+    frame.flags_next = True
     return frame
 
 
@@ -205,6 +251,34 @@ def _parse_error(header: FrameHeader, view: memoryview) -> ErrorFrame:
     frame.stream_id = header.stream_id
     # rsocket's enum has no custom codes; what counts is that the stream failed, and the text.
     frame.error_code = ErrorCode(code) if code in _KNOWN_ERROR_CODES else ErrorCode.APPLICATION_ERROR
+    # rsocket decodes it, and a text that can't be decoded must not keep the stream open.
+    frame.data = bytes(view[offset:]).decode("utf-8", errors="replace").encode()
+    return frame
+
+
+def _parse_setup(header: FrameHeader, view: memoryview) -> SetupFrame:
+    """Every length is checked: a slice beyond the end is only shorter, and an integer from it is another one."""
+    offset = HEADER_BYTES
+
+    def take(nbytes: int) -> memoryview:
+        nonlocal offset
+        offset += nbytes
+        if offset > len(view):
+            raise FrameError("a SETUP that is longer than its frame")
+        return view[offset - nbytes : offset]
+
+    frame = SetupFrame()
+    frame.length = header.length
+    versions = _SETUP.unpack(take(_SETUP.size))
+    frame.major_version, frame.minor_version = versions[:2]
+    frame.keep_alive_milliseconds, frame.max_lifetime_milliseconds = (time & _MASK_31_BITS for time in versions[2:])
+    frame.flags_lease, frame.flags_resume = bool(header.flags & _LEASE), bool(header.flags & _RESUME)
+    if frame.flags_resume:
+        take(int.from_bytes(take(2), "big"))
+    frame.metadata_encoding = bytes(take(take(1)[0]))
+    frame.data_encoding = bytes(take(take(1)[0]))
+    if header.flags & _METADATA:
+        frame.metadata = bytes(take(int.from_bytes(take(3), "big")))
     frame.data = bytes(view[offset:])
     return frame
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, cast
+from typing import Final, Protocol, cast, final
 
 from rsocket.frame import FragmentableFrame, PayloadFrame, RequestChannelFrame
 
@@ -56,6 +56,7 @@ class Spool(Protocol):
         ...
 
 
+@final
 @dataclass(slots=True, eq=False)
 class SplitPayload:
     """A payload or request that comes in several frames, of which `first` becomes the whole."""
@@ -142,6 +143,7 @@ class SplitPayload:
     def join(self) -> FragmentableFrame:
         """The one frame that the fragments make. Once."""
         whole = self.first
+        whole.length = self.nbytes
         whole.metadata = b"".join(self._metadata)
         if self.spool is not None:
             # The spool stands for the data: the request's handler looks for it there.

@@ -17,6 +17,7 @@ from rsocket.frame import CancelFrame, Frame, FrameFragmentMixin, KeepAliveFrame
 
 from ..aio import wake
 from .outgoing import OutgoingFrame
+from .room import SendRoom
 
 __all__ = ["Entry", "FileTurn", "Outbox", "SkippedFrame", "TurnTaker"]
 
@@ -60,13 +61,20 @@ class Outbox:
     Args:
         provoked: Kinds of control frames that the peer can provoke; keepalives that ask for an answer don't count.
         on_room: Called when such a frame was sent.
+        room: Where these frames count, too; None to do without.
 
     Attributes:
         control_bytes: What such frames that wait, or are being sent, count together.
     """
 
-    def __init__(self, provoked: frozenset[type[Frame]], on_room: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        provoked: frozenset[type[Frame]],
+        on_room: Callable[[], None] | None = None,
+        room: SendRoom | None = None,
+    ) -> None:
         self.control_bytes = 0
+        self._room = room
         self._provoked: frozenset[type[object]] = frozenset(provoked)
         self._on_room = on_room
         self._is_closed = False
@@ -85,7 +93,7 @@ class Outbox:
                 entry.stop()
             return
         if type(entry) in self._provoked:
-            self.control_bytes += _cost(entry)
+            self._count(_cost(entry))
         self._entries.append(entry)
         wake(self._waiter)
 
@@ -114,7 +122,7 @@ class Outbox:
     def on_sent(self, frame: Frame) -> None:
         """A frame that was taken out is in the socket, or was skipped."""
         if type(frame) in self._provoked:
-            self.control_bytes -= _cost(frame)
+            self._count(-_cost(frame))
             if self._on_room is not None:
                 self._on_room()
         if frame.sent_future is not None and not frame.sent_future.done():
@@ -125,9 +133,17 @@ class Outbox:
         self._is_closed = True
         entries, self._entries = self._entries, deque()
         self._on_room = None  # which refers to the connection: a reference cycle
+        if self._room is not None:
+            self._room.add(-self.control_bytes)
+            self._room = None
         for entry in entries:
             if isinstance(entry, TurnTaker):
                 entry.stop()
+
+    def _count(self, nbytes: int) -> None:
+        self.control_bytes += nbytes
+        if self._room is not None:
+            self._room.add(nbytes)
 
     def _file_turn(self, job: TurnTaker) -> FileTurn:
         """The job's turn, shared with the files that are next: one thread handoff is enough for all of them."""

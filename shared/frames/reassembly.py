@@ -13,6 +13,7 @@ import math
 from collections import OrderedDict
 from typing import Final
 
+from rsocket.error_codes import ErrorCode
 from rsocket.frame import (
     CancelFrame,
     ErrorFrame,
@@ -27,11 +28,11 @@ from rsocket.frame import (
     RequestStreamFrame,
 )
 
-from ..errors import ServerFull, Stalled, TooLarge, TooManyStreams, TransferError
-from .budget import Holder, ReassemblyBudget, ReassemblyLimits
-from .codec import FOLLOWS_OR_IGNORE, HEADER_BYTES, FrameError, FrameHeader, parse_frame
+from ..errors import InvalidRequest, TooLarge, TooManyStreams, TransferError
+from .budget import Holder, ReassemblyBudget, ReassemblyLimits, no_room
+from .buffers import LARGE_BYTES
+from .codec import FOLLOWS_OR_IGNORE, HEADER_BYTES, STREAM_KINDS, FrameError, FrameHeader, parse_frame
 from .fragments import FrameSource, IncomingFrame, SplitPayload
-from .growth import GROWTH_BYTES
 from .rules import PayloadRules
 
 __all__ = ["Reassembler"]
@@ -40,11 +41,16 @@ __all__ = ["Reassembler"]
 # objects that hold them. Without it a flood of one-byte fragments would take a hundred times its limit.
 _PAYLOAD_COST_BYTES: Final = 1024
 _FRAGMENT_COST_BYTES: Final = 64
+# What is touched of a large payload's buffer before it is needed, in pages of 2 MiB.
+_LARGE_COST_BYTES: Final = 15 * 1024 * 1024
 # Frames up to this fit a connection's receive buffer, which it has anyway, and aren't counted unless they are kept.
-_UNCOUNTED_BYTES: Final = 64 * 1024 - 3
+_UNCOUNTED_BYTES: Final = 16 * 1024 - 3
 # What is handed to a spool at once, the cost of its fragments included: a thread handoff for each small one costs more
 # than the write. A fragment of our own kind doesn't wait for the next, so that many uploads at once hold little.
 _SPOOL_BYTES: Final = 512 * 1024
+# What is taken in of a longer frame at a time, if its data goes to a spool; the second where there is little room.
+_SLICE_BYTES: Final = 1024 * 1024
+_SMALL_SLICE_BYTES: Final = 128 * 1024
 # How many ended streams are remembered, so that what is still on its way to them isn't kept.
 _MAX_ABANDONED: Final = 1024
 _MAX_REQUEST_N: Final = 0x7FFFFFFF
@@ -79,7 +85,6 @@ class Reassembler(Holder):
         self._rules = rules or PayloadRules()
         self.set_limits(limits or ReassemblyLimits())
         self._is_closed = False
-        self._partials: dict[int, SplitPayload] = {}
         self._abandoned: OrderedDict[int, None] = OrderedDict()
 
     def set_limits(self, limits: ReassemblyLimits) -> None:
@@ -90,14 +95,9 @@ class Reassembler(Holder):
         self._small_bytes = min(_UNCOUNTED_BYTES, *most)
 
     @property
-    def pending(self) -> int:
-        """How many payloads are incomplete."""
-        return len(self._partials)
-
-    def received_of(self, stream_id: int) -> int:
-        """Bytes that have arrived of an incomplete payload of this stream, but for the frame that is arriving."""
-        partial = self._partials.get(stream_id)
-        return 0 if partial is None else partial.nbytes
+    def failure_code(self) -> ErrorCode:
+        """What the peer gets for bytes that are no frame."""
+        return self._rules.failure_code
 
     def expects_whole(self, stream_id: int, metadata_bytes: int) -> bool:
         """Whether a payload of this stream that isn't split is an item by itself, and wanted. From any thread."""
@@ -114,7 +114,10 @@ class Reassembler(Holder):
         if not self.admit(header):
             return None
         frame = parse_frame(header, message, is_borrowed=self.copies(header))
-        return None if frame is None else self.feed(frame)
+        if frame is None:
+            self.drop(header)
+            return None
+        return self.feed(frame)
 
     def admit(self, header: FrameHeader, source: FrameSource | None = None) -> bool:
         """Decides from a frame's header whether its rest is taken in, and reserves the room for it.
@@ -125,20 +128,24 @@ class Reassembler(Holder):
 
         Returns:
             Whether it is. If not, the frame is to be skipped: its payload was refused, its stream has ended on this
-            side, or its sender allows it to be ignored.
+            side, it makes no sense, or its sender allows it to be ignored.
 
         Raises:
             FrameError: It isn't allowed, and the connection can't go on.
         """
-        stream_id, _, flags, length = header
+        stream_id, kind, flags, length = header
         if (
             length <= self._small_bytes
+            and stream_id
+            and kind in STREAM_KINDS
             and not flags & FOLLOWS_OR_IGNORE
             and stream_id not in self._partials
             and stream_id not in self._abandoned
         ):
             return True
         limits = self._limits
+        if not self._rules.expects(header):
+            return False
         if length > limits.max_frame_bytes:
             raise FrameError(f"a frame of {length} bytes; at most {limits.max_frame_bytes} are taken")
         if header.may_be_ignored:
@@ -150,6 +157,35 @@ class Reassembler(Holder):
         if not self._reserve(header, source, length if length > _UNCOUNTED_BYTES else 0):
             raise FrameError(f"no room for a frame of {length} bytes")
         return True
+
+    def slice_bytes(self, header: FrameHeader) -> int:
+        """How many bytes of a frame that is about to be admitted are taken in at a time, as if they were fragments.
+
+        All of them, but for data that goes to a spool.
+        """
+        if header.length <= _SMALL_SLICE_BYTES:
+            return header.length
+        partial = self._partials.get(header.stream_id)
+        if header.kind == FrameType.REQUEST_RESPONSE:
+            is_spooled = partial is None and self._rules.spools
+        else:
+            is_spooled = partial is not None and partial.spool is not None
+        most = _SMALL_SLICE_BYTES if self._budget.is_short else _SLICE_BYTES
+        return min(header.length, most) if is_spooled else header.length
+
+    def refuse_incoming(self, error: TransferError) -> None:
+        """Refuses the frame that was admitted last."""
+        if self._incoming is not None:
+            self._refuse_held(self._incoming.stream_id, error)
+
+    def drop(self, header: FrameHeader) -> None:
+        """Notes that the frame that was admitted last contradicts itself, and that its sender allows it to be ignored.
+
+        A payload that it was a fragment of is refused.
+        """
+        self._give_back(self._end_incoming())
+        if header.stream_id in self._partials:
+            self._refuse(header.stream_id, header.kind, InvalidRequest("a fragment contradicts itself"))
 
     def copies(self, header: FrameHeader) -> bool:
         """Whether `feed` will copy the data of the frame that was admitted last, which may be borrowed then."""
@@ -234,40 +270,6 @@ class Reassembler(Holder):
 
     # What is held
 
-    def check(self, seconds: float) -> None:
-        """Observes how what is held grows, and refuses what has stopped. To be called about twice a second.
-
-        A payload has stopped if it has grown by less than 32 KiB in `seconds`, unless as much has arrived for each on
-        the connection on average: one has to wait while the others are sent. None has while this side's disk is busy.
-        """
-        now, grown, held = self._budget.clock(), self._grown(), self._held_streams()
-        self._growth.look(now, grown)
-        if not held or self._busy_bytes:
-            self._growth.excuse(now, grown)
-            return
-        has_grown = self._growth.judge(now, grown, seconds, len(held))
-        if has_grown is None:
-            return
-        error = Stalled("the rest of the payload didn't come in time")
-        for stream_id in held:
-            partial, incoming = self._partials.get(stream_id), self._incoming
-            arriving = incoming if incoming is not None and incoming.stream_id == stream_id else None
-            observed = partial or arriving
-            if observed is None:
-                continue  # it was refused with another one
-            nbytes = (0 if partial is None else partial.nbytes) + (0 if arriving is None else arriving.arrived_bytes)
-            seen, observed.seen_bytes = observed.seen_bytes, nbytes
-            if seen is not None and nbytes - seen < GROWTH_BYTES and not has_grown:
-                self._refuse_held(stream_id, error)
-
-    def evict(self) -> None:
-        for stream_id in self._held_streams():
-            self._refuse_held(stream_id, _no_room())
-
-    def _held_streams(self) -> list[int]:
-        incoming = [] if self._incoming is None else [self._incoming.stream_id]
-        return list(dict.fromkeys([*self._partials, *incoming]))
-
     def _refuse_held(self, stream_id: int, error: TransferError) -> None:
         """Refuses what has arrived of a payload or frame."""
         kind, incoming = 0, self._incoming
@@ -288,45 +290,47 @@ class Reassembler(Holder):
     def _admit_payload(self, header: FrameHeader, source: FrameSource | None) -> bool:
         stream_id, is_payload = header.stream_id, header.kind == FrameType.PAYLOAD
         partial = self._partials.get(stream_id)
+        if not is_payload:
+            self._abandoned.pop(stream_id, None)  # the peer uses the id again
         size = cost = max(header.payload_bytes, 0)
         maximum = self._limits.max_payload_bytes
         error: TransferError | None = None
         if partial is not None:
             if not is_payload:
-                raise FrameError(f"a second request on stream {stream_id}, in the middle of the first")
-            most = self._rules.max_payload_bytes(stream_id)
+                self._rules.on_ignored(stream_id, header.kind)  # a request in the middle of another one
+                return False
+            most = math.inf if partial.is_request else self._rules.max_payload_bytes(stream_id)
             if not most:
                 self.abandon(stream_id)  # its stream has ended meanwhile
                 return False
             size += partial.nbytes
             cost += _FRAGMENT_COST_BYTES if cost else 0
+            if partial.spool is None and partial.nbytes <= LARGE_BYTES < size:
+                cost += _LARGE_COST_BYTES
             # What a spool stores is bounded by the store.
             maximum = math.inf if partial.spool is not None else min(maximum, most)
-        elif is_payload and stream_id in self._abandoned:
+        elif is_payload and (stream_id in self._abandoned or not self._rules.max_payload_bytes(stream_id)):
+            self._rules.on_ignored(stream_id, header.kind)
             return False
         elif header.follows:
-            if self._is_closed or not self._rules.max_payload_bytes(stream_id):
-                return False  # the rest of it will never come, or nothing waits for it
-            error = self._excess(is_payload)
+            if self._is_closed:
+                return False  # the rest of it will never come
+            error = None if is_payload else self._excess()
             cost += _PAYLOAD_COST_BYTES
         elif header.length <= _UNCOUNTED_BYTES:
             cost = 0
         if error is None and size > maximum:
             error = TooLarge(f"a payload of at least {size} bytes; at most {maximum} are taken")
         if error is None and not self._reserve(header, source, cost):
-            error = _no_room()
+            error = no_room() if size <= self._budget.max_bytes else TooLarge(f"{size} bytes don't fit into memory")
         if error is not None:
             self._refuse(stream_id, header.kind, error)
         return error is None
 
-    def _excess(self, is_payload: bool) -> TransferError | None:
-        """Why no more payloads, or requests, may begin that aren't whole; None if they may."""
+    def _excess(self) -> TransferError | None:
+        """Why no more requests may begin that aren't whole; None if they may."""
         maximum = self._limits.max_streams
-        if is_payload:
-            count = len(self._partials) - self.pending_requests  # their streams count already, if there are any
-        else:
-            count = self.pending_requests + self._rules.count_streams()
-        if count < maximum:
+        if self.pending_requests + self._rules.count_streams() < maximum:
             return None
         return TooManyStreams(f"a connection may have {maximum} requests under way, whole or not")
 
@@ -356,7 +360,7 @@ class Reassembler(Holder):
         if partial.is_whole:
             self._remove(stream_id)
             self._start_work(partial, partial.cost)
-        elif partial.spool is not None and partial.data_cost >= _SPOOL_BYTES:
+        elif partial.spool is not None and partial.data_cost >= (0 if self._budget.is_short else _SPOOL_BYTES):
             self._start_work(partial, partial.data_cost)
         elif not partial.needs_room:
             return None
@@ -386,7 +390,3 @@ class Reassembler(Holder):
         if self._is_closed or not nbytes:
             return True
         return self._hold(IncomingFrame(header, nbytes, source), self._limits.max_connection_bytes)
-
-
-def _no_room() -> ServerFull:
-    return ServerFull("no room just now for a payload of this size; try again later")

@@ -2,9 +2,11 @@
 
 import math
 
+from rsocket.error_codes import ErrorCode
 from rsocket.frame import FragmentableFrame
 
 from ..errors import TransferError
+from .codec import FrameHeader
 from .fragments import Spool
 
 __all__ = ["PayloadRules"]
@@ -12,6 +14,23 @@ __all__ = ["PayloadRules"]
 
 class PayloadRules:
     """A connection's decisions; these defaults accept everything."""
+
+    @property
+    def failure_code(self) -> ErrorCode:
+        """What the peer gets for bytes that are no frame."""
+        return ErrorCode.CONNECTION_ERROR
+
+    def expects(self, header: FrameHeader) -> bool:
+        """Whether a frame may come now; if not, it is ignored. Not asked for small whole frames of streams."""
+        return True
+
+    def on_ignored(self, stream_id: int, kind: int) -> None:
+        """A frame was ignored that makes no sense, or no sense any more; `kind` is its `FrameType`."""
+
+    @property
+    def spools(self) -> bool:
+        """Whether there are requests whose data goes elsewhere than into memory; see `spool`."""
+        return False
 
     def spool(self, request: FragmentableFrame, metadata: bytes) -> Spool | None:
         """Decides from a split request's first frame and its whole metadata where its data goes; None is memory."""
@@ -22,7 +41,7 @@ class PayloadRules:
         return 0
 
     def max_payload_bytes(self, stream_id: int) -> float:
-        """How large a split payload of a stream may become; 0 if nothing waits for one, and it is dropped."""
+        """How large a payload of an open stream may become; 0 if the stream takes none, or isn't open."""
         return math.inf
 
     def on_refused(self, stream_id: int, kind: int, error: TransferError) -> None:

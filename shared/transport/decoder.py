@@ -7,28 +7,42 @@ instead would save 8 µs per 256 KiB, of which zeroing a new buffer takes 6, and
 file lane's thread takes items of its streams out of the same buffer, while the event loop doesn't use it.
 
 A whole payload in one frame of more than a MiB is received into the memory that becomes its `bytes`: a copy of 16 MB to
-new memory would block the event loop for 25 ms.
+new memory would block the event loop for 25 ms. If its data goes to a disk, it is taken in by slices.
 """
 
 from collections.abc import Callable, Container
 from functools import partial
 from typing import Final
+from weakref import WeakSet
 
 from rsocket.frame import FragmentableFrame, Frame, FrameType, PayloadFrame
 
+from ..errors import TooLarge
 from ..files.threads import SpareBuffers
 from ..frames.buffers import ReservedBuffer
-from ..frames.codec import FOLLOWS_OR_IGNORE, HEADER_BYTES, FrameError, FrameHeader, data_offset, parse_frame
+from ..frames.codec import (
+    FOLLOWS_OR_IGNORE,
+    HEADER_BYTES,
+    FrameError,
+    FrameHeader,
+    data_offset,
+    fragment_of,
+    parse_frame,
+)
 from ..frames.fragments import SplitPayload
 from ..frames.reassembly import Reassembler
+from .plain import check_plain
 
-__all__ = ["LENGTH_BYTES", "FrameDecoder", "TlsError"]
+__all__ = ["LENGTH_BYTES", "FrameDecoder"]
 
 LENGTH_BYTES: Final = 3
 """The length that stands before each frame."""
 
-_BUFFER_BYTES: Final = 64 * 1024
-# What is read beyond the end of a large frame, so that one system call brings the next header, too; it is copied.
+_BUFFER_BYTES: Final = 16 * 1024
+# That of a busy connection: fewer system calls for many small frames. So many connections may have one.
+_BUSY_BUFFER_BYTES: Final = 64 * 1024
+_MAX_BUSY: Final = 128
+# What is read beyond the end of a large frame, so that one call brings the next header, too; it is copied.
 _TAIL_BYTES: Final = 4 * 1024
 # The most that one read may bring: the kernel copies it, and blocks the event loop meanwhile.
 _READ_BYTES: Final = 1024 * 1024
@@ -36,20 +50,14 @@ _READ_BYTES: Final = 1024 * 1024
 _NEW_READ_BYTES: Final = 256 * 1024
 # From here on a whole payload's data is received into its own memory.
 _OWN_BYTES: Final = 1024 * 1024
+_SMALL_BYTES: Final = 128 * 1024  # up to here a frame is never taken in by slices
 # The largest frame that is an item of our own kind, with room for its buffer's tail.
 _MAX_SPARE_BYTES: Final = 1024 * 1024
 _MAX_ITEM_BYTES: Final = _MAX_SPARE_BYTES - _BUFFER_BYTES
 _buffers: Final = SpareBuffers(4, _MAX_SPARE_BYTES)
 _METADATA: Final = 0x100
 _NEXT: Final = 0x20
-
-
-# How a TLS handshake, or an alert, begins: a length that no first frame has.
-_TLS: Final = frozenset({0x1603, 0x1503})
-
-
-class TlsError(FrameError):
-    """The peer speaks TLS, and this end doesn't."""
+_busy: Final[WeakSet["FrameDecoder"]] = WeakSet()
 
 
 class FrameDecoder:
@@ -73,6 +81,11 @@ class FrameDecoder:
         # Of a payload whose data is received into its own memory: that, and the frame's bytes before the data.
         self._own: ReservedBuffer | None = None
         self._head = b""
+        # Of a frame that is taken in by slices, as if it came in fragments: its header, the bytes behind the present
+        # slice, and how many more bytes than its header says that slice has on the wire (fewer, but for the first).
+        self._whole: FrameHeader | None = None
+        self._unsliced_bytes = 0
+        self._prefix_bytes = LENGTH_BYTES
 
     @property
     def is_ready(self) -> bool:
@@ -100,6 +113,11 @@ class FrameDecoder:
     def received(self, nbytes: int) -> None:
         """Notes that `nbytes` were received into `get_buffer()`."""
         self._end += nbytes
+        if self._view is self._small and self._end == len(self._small) == _BUFFER_BYTES and len(_busy) < _MAX_BUSY:
+            _busy.add(self)
+            self._small = memoryview(bytearray(_BUSY_BUFFER_BYTES))
+            self._small[: self._end] = self._view
+            self._view = self._small
 
     def take(self) -> Frame | SplitPayload | None:
         """Does the next step with what was received; only while `is_ready`.
@@ -113,24 +131,14 @@ class FrameDecoder:
         if self._to_skip:
             self._skip()
             return None
+        if self._whole is not None and (self._header is None or self._prefix_bytes < 0):
+            return self._take_slice(self._whole)
         view, begin = self._view, self._start + LENGTH_BYTES
         header = self._header
         if header is None:
-            length = int.from_bytes(view[self._start : begin], "big")
-            if self._is_first and length >> 8 in _TLS:
-                raise TlsError("the peer speaks TLS, and this end doesn't")
-            self._is_first = False
-            if length < HEADER_BYTES:
-                raise FrameError(f"a frame has at least {HEADER_BYTES} bytes, not {length}")
-            if self._end - begin < HEADER_BYTES:
-                self._need(LENGTH_BYTES + HEADER_BYTES)
+            header = self._admit_next(view, begin)
+            if header is None:
                 return None
-            header = FrameHeader.parse(view, begin, length)
-            # Skipped unless it is admitted, also if this raises.
-            self._to_skip, self._needed = LENGTH_BYTES + length, 1
-            if not self._reassembler.admit(header, self):
-                return None
-            self._to_skip = 0
         elif self._own is not None:
             return self._reassembler.feed(self._take_own(header, self._own))
         total = LENGTH_BYTES + header.length
@@ -140,29 +148,83 @@ class FrameDecoder:
                 self._need(total)
             return None
         self._header = None
+        if self._whole is not None and header.length < data_offset(header, view[begin:]) <= self._whole.length:
+            self._header = header
+            self._reassembler.refuse_incoming(TooLarge("there is too much metadata"))
+            return None
         frame = parse_frame(header, view[begin : self._start + total], is_borrowed=self._reassembler.copies(header))
         try:
-            return self._reassembler.feed(frame) if frame is not None else None
+            if frame is not None:
+                return self._reassembler.feed(frame)
+            self._reassembler.drop(header)
+            return None
         finally:
             self._advance(total)  # not before `feed` has copied or refused what was borrowed
 
+    def _admit_next(self, view: memoryview, begin: int) -> FrameHeader | None:
+        """The header of the next frame, or of its first slice; None if it isn't here, or is skipped."""
+        length = int.from_bytes(view[self._start : begin], "big")
+        if self._is_first:
+            check_plain(length)
+        self._is_first = False
+        if length < HEADER_BYTES:
+            raise FrameError(f"a frame has at least {HEADER_BYTES} bytes, not {length}")
+        if self._end - begin < HEADER_BYTES:
+            self._need(LENGTH_BYTES + HEADER_BYTES)
+            return None
+        header = FrameHeader.parse(view, begin, length)
+        # Skipped unless it is admitted, also if this raises.
+        self._to_skip, self._needed = LENGTH_BYTES + length, 1
+        most = length if length <= _SMALL_BYTES else self._reassembler.slice_bytes(header)
+        first = header if most == length else header.first_slice(most)
+        if not self._reassembler.admit(first, self):
+            return None
+        self._to_skip, self._prefix_bytes = 0, LENGTH_BYTES
+        if first is not header:
+            self._whole, self._unsliced_bytes = header, length - most
+        return first
+
+    def _take_slice(self, whole: FrameHeader) -> Frame | SplitPayload | None:
+        """Takes the next slice of a frame's data as a fragment."""
+        header = self._header
+        if header is None:
+            rest = self._unsliced_bytes
+            most = self._reassembler.slice_bytes(whole.next_slice(rest, is_last=True)) - HEADER_BYTES
+            header = whole.next_slice(most, is_last=most == rest)
+            self._to_skip, self._needed = rest, 1
+            if not self._reassembler.admit(header, self):
+                self._whole, self._unsliced_bytes = None, 0
+                return None
+            self._to_skip, self._unsliced_bytes, self._prefix_bytes = 0, rest - most, -HEADER_BYTES
+        total = header.length + self._prefix_bytes
+        if self._end - self._start < total:
+            self._header = header
+            self._need(total)
+            return None
+        self._header = None
+        self._whole = whole if self._unsliced_bytes else None
+        fragment = fragment_of(header, bytes(self._view[self._start : self._start + total]))
+        self._advance(total)
+        return self._reassembler.feed(fragment)
+
     @property
     def arrived_bytes(self) -> int:
-        """What has arrived of the frame that was admitted and isn't whole yet."""
+        """What has arrived of the frame, or slice, that was admitted and isn't whole yet."""
         return len(self._head) + self._end - self._start if self._header is not None else 0
 
     def skip(self) -> None:
         """Drops that frame, with what still arrives of it, and frees its buffer."""
         header = self._header
         if header is not None:
-            self._to_skip = LENGTH_BYTES + header.length - len(self._head)
-            self._header, self._head = None, b""
+            self._to_skip = self._prefix_bytes + header.length - len(self._head) + self._unsliced_bytes
+            self._header, self._head, self._whole, self._unsliced_bytes = None, b"", None, 0
             self._skip()
 
     def next_item(self, streams: Container[int]) -> FrameHeader | None:
         """The header of the next frame, if it is here, and the frame is a whole item of one of `streams`."""
         begin = self._start + LENGTH_BYTES
-        if self._header is not None or self._to_skip or self._end - begin < HEADER_BYTES:
+        is_between = self._header is None and self._whole is None and not self._to_skip
+        if not is_between or self._end - begin < HEADER_BYTES:
             return None
         view = self._view
         kind_and_flags = view[begin + 4] << 8 | view[begin + 5]
@@ -199,7 +261,7 @@ class FrameDecoder:
         if large is self._small:
             data = memoryview(bytes(large[begin:end]))
             self._advance(total)
-            return data, _nothing
+            return data, lambda: None  # it is a copy
         rest = large[end : self._end]
         self._small[: len(rest)] = rest
         self._view, self._start, self._end, self._needed = self._small, 0, len(rest), LENGTH_BYTES
@@ -243,12 +305,14 @@ class FrameDecoder:
         """Drops what was received."""
         self._give_up()
         self._header, self._head = None, b""
+        self._whole, self._unsliced_bytes = None, 0
         self._start = self._end = self._to_skip = 0
         self._needed = LENGTH_BYTES
 
     def close(self) -> None:
         """Drops what was received, and frees all buffers: nothing may be received any more."""
         self.discard()
+        _busy.discard(self)
         self._view = self._small = memoryview(b"")
 
     def _limit(self) -> int:
@@ -297,7 +361,7 @@ class FrameDecoder:
     def _advance(self, nbytes: int) -> None:
         """Drops what was handled."""
         self._start += nbytes
-        self._needed = LENGTH_BYTES
+        self._needed = LENGTH_BYTES if self._whole is None else 1
         if self._start == self._end:
             self._start = self._end = 0
             self._give_up()
@@ -334,7 +398,3 @@ def _give_back(view: memoryview) -> None:
     view.release()
     if isinstance(buffer, bytearray):
         _buffers.give_back(buffer)
-
-
-def _nothing() -> None:
-    """In place of `_give_back`, for a copy."""

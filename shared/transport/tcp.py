@@ -28,8 +28,9 @@ from ..frames.fragments import SplitPayload
 from ..frames.outbox import SkippedFrame
 from ..frames.reassembly import Reassembler
 from .base import Flow, State, Transport
-from .decoder import LENGTH_BYTES, FrameDecoder, TlsError
+from .decoder import LENGTH_BYTES, FrameDecoder
 from .pacing import Pacer
+from .plain import TlsError
 from .writer import Bytes, SocketWriter
 
 __all__ = ["TcpTransport"]
@@ -196,8 +197,9 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
                 return received
 
     def _fail_frame(self, error: FrameError) -> None:
-        code = TlsFailed.code if isinstance(error, TlsError) else "invalid_frame"
-        self.fail(ErrorCode.CONNECTION_ERROR, f"{code}: {error}")
+        code = ErrorCode.CONNECTION_ERROR if self._reassembler is None else self._reassembler.failure_code
+        word = "invalid_frame" if code == ErrorCode.CONNECTION_ERROR else code.name.lower()
+        self.fail(code, f"{TlsFailed.code if isinstance(error, TlsError) else word}: {error}")
 
     def forget_rest(self) -> None:
         self._is_rest_wanted = False

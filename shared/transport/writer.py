@@ -1,7 +1,8 @@
 """Writes frames to a socket: small ones are gathered, large ones are never joined.
 
-On POSIX, frames go to the socket with one vectored system call, without asyncio; what the socket doesn't take goes
-through asyncio's buffer. With TLS, and on systems without `os.writev`, all of it does.
+On POSIX, frames go to the socket with one vectored system call, without asyncio. What the socket doesn't take waits
+here, and goes through asyncio's buffer, which is a copy, a part at a time. With TLS, and on systems without
+`os.writev`, all of it does.
 """
 
 import asyncio
@@ -27,6 +28,8 @@ _GATHER_BYTES: Final = 16 * 1024
 # What the kernel may hold that isn't in flight yet. A small frame can't overtake it; what is in flight isn't limited,
 # so that long lines stay full. Over loopback a lower limit also means that more stays in the processor's cache.
 _UNSENT_BYTES: Final = 128 * 1024
+# What goes into asyncio's buffer at a time.
+_ASYNCIO_BYTES: Final = 256 * 1024
 # After so many frames or bytes other callbacks of the event loop run. Writing 256 KiB takes 100 µs.
 _FRAMES_PER_SLICE: Final = 16
 _BYTES_PER_SLICE: Final = 256 * 1024
@@ -55,6 +58,7 @@ class SocketWriter:
         self._waiter: asyncio.Future[None] | None = None
         self._gathered: list[Bytes] = []
         self._gathered_bytes = 0
+        self._rest: list[Bytes] = []  # of what is being flushed
         self._frames = 0
         self._slice_bytes = 0
         self._blocked_taken: int | None = None
@@ -73,9 +77,10 @@ class SocketWriter:
 
     @property
     def buffered_bytes(self) -> int:
-        """What is in asyncio's buffers; uvloop doesn't report what is encrypted already."""
+        """What waits for the socket; uvloop doesn't report what is encrypted already."""
         buffers = (self._transport, self._encrypted)
-        return sum(buffer.get_write_buffer_size() for buffer in buffers if buffer is not None)
+        in_asyncio = sum(buffer.get_write_buffer_size() for buffer in buffers if buffer is not None)
+        return in_asyncio + sum(map(len, self._rest))
 
     @property
     def waiting_bytes(self) -> int:
@@ -119,9 +124,13 @@ class SocketWriter:
         if not self._gathered:
             return
         self._slice_bytes += self._gathered_bytes
-        self.write_gathered()
-        if self._waiter is not None:
+        self._rest, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        self._write_some()
+        if self._rest or self._waiter is not None:
             await self.drained()
+            while self._rest:
+                self._write_some()
+                await self.drained()
         elif self._frames >= _FRAMES_PER_SLICE or self._slice_bytes >= _BYTES_PER_SLICE:
             await asyncio.sleep(0)
         else:
@@ -139,9 +148,16 @@ class SocketWriter:
         Raises:
             RSocketTransportError: The connection has ended.
         """
-        parts, self._gathered, self._gathered_bytes = [*self._gathered, *more], [], 0
-        if parts:
-            self._write(parts)
+        parts = [*self._rest, *self._gathered, *more]
+        self._rest, self._gathered, self._gathered_bytes = [], [], 0
+        transport = self._open_transport()
+        if parts and self.fd is not None and not transport.get_write_buffer_size():
+            parts = self._write_at_once(self.fd, parts, transport)
+        if sum(map(len, parts)) <= _GATHER_BYTES:
+            parts = [b"".join(parts)] if parts else []
+        # Not `writelines`: it joins before Python 3.12, and doesn't pause in 3.12.0 to 3.12.7 and 3.13.0.
+        for part in parts:
+            transport.write(part)
 
     def pause(self) -> None:
         """Notes that something waits in asyncio's buffers."""
@@ -157,34 +173,50 @@ class SocketWriter:
         """The connection has ended."""
         self.fd = None
         self._gathered.clear()
+        self._rest.clear()
         self._gathered_bytes = 0
         self._transport = self._encrypted = self._socket = None
         self.resume()
 
-    def _write(self, parts: list[Bytes]) -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
+    def _open_transport(self) -> asyncio.Transport:
+        if self._transport is None or self._transport.is_closing():
             raise RSocketTransportError("the connection has ended")
-        if self.fd is None or transport.get_write_buffer_size():
-            if sum(map(len, parts)) <= _GATHER_BYTES:
-                transport.write(b"".join(parts))
-            else:
-                # Not `writelines`: it joins before Python 3.12, and doesn't pause in 3.12.0 to 3.12.7 and 3.13.0.
-                for part in parts:
-                    transport.write(part)
-            return
+        return self._transport
+
+    def _write_some(self) -> None:
+        """Writes what is flushed, as far as the socket takes it, and a part of the rest into asyncio's buffer."""
+        transport, most = self._open_transport(), _ASYNCIO_BYTES
+        if self.fd is not None and not transport.get_write_buffer_size():
+            self._rest = self._write_at_once(self.fd, self._rest, transport)
+        taken: list[Bytes] = []
+        while self._rest and most > 0:
+            part = self._rest.pop(0)
+            if len(part) > most:
+                part, rest = memoryview(part)[:most], memoryview(part)[most:]
+                self._rest.insert(0, rest)
+            most -= len(part)
+            taken.append(part)
+        if len(taken) > 1:
+            transport.write(b"".join(taken))
+        elif taken:
+            transport.write(taken[0])
+
+    def _write_at_once(self, fd: int, parts: list[Bytes], transport: asyncio.Transport) -> list[Bytes]:
+        """Writes to the socket without asyncio; returns what that doesn't take."""
         try:
-            taken = os.writev(self.fd, parts)
+            taken = os.writev(fd, parts)
         except (BlockingIOError, InterruptedError):
             taken = 0
         except OSError as error:
             self.error = error.with_traceback(None)  # which refers to this: a reference cycle
             transport.abort()
             raise RSocketTransportError(f"the connection has ended: {error}") from error
+        left: list[Bytes] = []
         for part in parts:
             if taken < len(part):
-                transport.write(memoryview(part)[taken:])
+                left.append(memoryview(part)[taken:] if taken else part)
             taken = max(taken - len(part), 0)
+        return left
 
 
 def _tune(sock: socket.socket) -> None:

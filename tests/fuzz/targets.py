@@ -21,6 +21,7 @@ from shared.errors import ServerError, TransferError, from_error_frame
 from shared.frames.budget import ReassemblyBudget
 from shared.frames.codec import FrameHeader, parse_frame
 from shared.frames.reassembly import Reassembler
+from shared.frames.room import SendRoom
 from shared.protocol.messages import (
     ChunkHead,
     DownloadRequest,
@@ -179,7 +180,7 @@ class FramesTarget:
         connections: list[ServerConnection] = []
 
         def on_connected(transport: TcpTransport) -> Reassembler:
-            connections.append(ServerConnection(transport, data, work, LIMITS, budget, None))
+            connections.append(ServerConnection(transport, data, work, LIMITS, budget, SendRoom(), None))
             return connections[0].reassembler
 
         protocol = TcpTransport(on_connected, lambda _: connections[0].on_lost())

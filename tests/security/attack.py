@@ -100,6 +100,8 @@ WORDS = frozenset(
         "invalid_setup",
         "unsupported_setup",
         "rejected_resume",
+        "rejected_setup",
+        "connection_close",
         "invalid_frame",
         "timeout",
         "too_many_errors",
@@ -925,8 +927,11 @@ async def run(
 ) -> list[str]:
     """Runs the attacks on one kind of server; returns what has failed."""
     limits = Limits()
-    # Incomplete payloads, one payload that is being joined, and the connections' own state.
-    bound = limits.max_reassembly_bytes + limits.max_request_bytes + 64 * MIB
+    if mode == "memory":
+        held = limits.max_reassembly_bytes + limits.max_unstored_bytes + limits.max_unsent_bytes
+    else:
+        held = limits.max_spooling_bytes
+    bound = held + 32 * MIB  # for the connections' own state
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="rxfiles-attack-") as root:
         async with target(mode, Path(root)) as aimed:

@@ -305,7 +305,7 @@ async def test_a_connection_without_a_setup_is_closed_in_time() -> None:
                 await peer.send(sent)
                 return await refused(peer)
 
-        ends = await asyncio.gather(*map(end, [b"", setup()[:-1], upload(1, b"a", b"x" * 9_000, flags=FOLLOWS)]))
+        ends = await asyncio.gather(*map(end, [b"", setup()[:-1]]))
         assert set(ends) == {(INVALID_SETUP, "timeout: there was no SETUP in time")}
         await eventually(lambda: not server.connections)
         assert server._budget.used_bytes == 0
@@ -474,15 +474,14 @@ async def test_a_file_over_the_limit_is_refused_in_a_folder(tmp_path: Path) -> N
         pytest.param(setup(version=(2, 0)), UNSUPPORTED_SETUP, id="another version"),
         pytest.param(setup(version=(0, 0)), UNSUPPORTED_SETUP, id="version 0"),
         pytest.param(setup(b"text/plain"), REJECTED_SETUP, id="other metadata"),
-        pytest.param(setup() + setup(), INVALID_SETUP, id="a second SETUP"),
         pytest.param(RESUMPTION, REJECTED_RESUME, id="a resumption"),
-        pytest.param((20_000).to_bytes(3, "big") + setup()[3:], CONNECTION_ERROR, id="a SETUP of 20,000 bytes"),
-        pytest.param(b"\xff\xff\xff" + setup()[3:], CONNECTION_ERROR, id="a SETUP of 16 MiB"),
-        pytest.param(b"\xff\xff\xff" + stat(1, b"a")[3:], CONNECTION_ERROR, id="a request of 16 MiB"),
-        pytest.param(bytes(3), CONNECTION_ERROR, id="a frame of no bytes"),
-        pytest.param(bytes(30_000), CONNECTION_ERROR, id="frames of no bytes"),
-        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", CONNECTION_ERROR, id="HTTP"),
-        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), CONNECTION_ERROR, id="TLS"),
+        pytest.param((20_000).to_bytes(3, "big") + setup()[3:], INVALID_SETUP, id="a SETUP of 20,000 bytes"),
+        pytest.param(b"\xff\xff\xff" + setup()[3:], INVALID_SETUP, id="a SETUP of 16 MiB"),
+        pytest.param(b"\xff\xff\xff" + stat(1, b"a")[3:], INVALID_SETUP, id="a request of 16 MiB"),
+        pytest.param(bytes(3), INVALID_SETUP, id="a frame of no bytes"),
+        pytest.param(bytes(30_000), INVALID_SETUP, id="frames of no bytes"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", INVALID_SETUP, id="HTTP"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), INVALID_SETUP, id="TLS"),
     ],
 )
 async def test_a_wrong_setup_ends_the_connection_with_an_error(
@@ -503,13 +502,7 @@ async def test_a_wrong_setup_ends_the_connection_with_an_error(
 @pytest.mark.parametrize(
     "sent",
     [
-        pytest.param(stat(0, b"a"), id="a request on stream 0"),
-        pytest.param(frame(0, PAYLOAD, NEXT, b"x"), id="a payload on stream 0"),
-        pytest.param(stat(2, b"a"), id="an even stream"),
         pytest.param(stat(0x80000001, b"a"), id="a stream of 32 bits"),
-        pytest.param(chunks(1, b"a") + chunks(1, b"a"), id="a stream that is in use"),
-        pytest.param(upload(1, b"a", b"x", flags=FOLLOWS) + stat(1, b"a"), id="a request inside a request"),
-        pytest.param(setup_frame(), id="a second SETUP"),
         pytest.param(RESUMPTION, id="a resumption"),
         pytest.param(bytes(3), id="a frame of no bytes"),
         pytest.param(frame(1, 0x3E), id="an unknown frame"),
@@ -520,8 +513,8 @@ async def test_a_violation_of_the_protocol_ends_its_connection_and_no_other(sent
     async with serve(data=ChatData({"a": bytes(4 * MIB)})) as server, raw_peer(server.uri) as peer:
         await peer.send(sent)
         code, text = await refused(peer)
-        assert code in (CONNECTION_ERROR, INVALID_SETUP, REJECTED_RESUME)
-        assert text.split(":")[0] in ("invalid_frame", "invalid_setup", "rejected_resume")
+        assert code == CONNECTION_ERROR
+        assert text.split(":")[0] in ("invalid_frame", "rejected_resume")
         await eventually(lambda: not server.work.active)
         await serves(server.uri)
 
@@ -616,7 +609,8 @@ async def test_empty_frames_by_the_hundred_thousand() -> None:
         before = server.rss
         async with raw_peer(server.uri) as peer:
             unknown = frame(7, PAYLOAD, NEXT) * 1_000
-            await peer.send(upload(1, b"a", b"", flags=FOLLOWS))
+            await peer.send(upload(1, b"a", b"", flags=FOLLOWS), stat(11, b"missing"))
+            assert (await receive(peer)).stream_id == 11  # now stream 7 may have been one that has ended
             empty = frame(1, PAYLOAD, NEXT | FOLLOWS) * 1_000
             keepalive = frame(0, KEEPALIVE, 0, bytes(8)) * 1_000
             ignored = frame(1, 0x3E, 0x200) * 1_000
@@ -737,8 +731,8 @@ async def test_memory_of_a_flood_is_returned_to_the_system() -> None:
         async with AsyncExitStack() as stack:
             for _ in range(4):
                 peer = await stack.enter_async_context(raw_peer(server.uri))
-                await peer.send(*fragments(1, b"a", 1_000_000, 80))
-            await eventually(lambda: server.rss - before > 250 * MIB, seconds=20)
+                await peer.send(*fragments(1, b"a", 1_000_000, 40))
+            await eventually(lambda: server.rss - before > 150 * MIB, seconds=20)
         await eventually(lambda: server.rss - before < 64 * MIB, seconds=20)
         assert await server.stop() == (0, "")
 
@@ -766,7 +760,7 @@ async def test_first_bytes_of_uploads_count_before_the_store_begins() -> None:
             await gate.wait()
             return await super().begin(*args, **kwargs)
 
-    limits = Limits(max_unstored_bytes=8 * 200_000)
+    limits = Limits(max_unstored_bytes=300_000)  # a connection may have two thirds of it
     async with serve(data=ChatData(Waiting({})), limits=limits) as server, raw_peer(server.uri) as peer:
         for count in range(10):
             metadata = route_item("file.upload") + name_item(b"%d" % count) + transfer_item(upload_id=f"{count}")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from rsocket.error_codes import ErrorCode
 from rsocket.frame import CancelFrame, ErrorFrame, Frame, PayloadFrame, RequestResponseFrame
+from rsocket.handlers.interfaces import Requester
 from rsocket.rsocket_server import RSocketServer
 
 from shared.engine import FrameHandlers, RSocketEngine
@@ -42,7 +43,7 @@ class Engine(RSocketServer, RSocketEngine):
         self.frames.append(frame)
 
 
-class Stream:
+class Stream(Requester):
     """An open stream, which keeps what it gets."""
 
     def __init__(self) -> None:
