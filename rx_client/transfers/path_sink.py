@@ -188,8 +188,9 @@ class PathSink(Sink):
             if self._part is None and not self._file.is_locked:
                 # Nothing says whether another transfer has a part; one with this name no other transfer has.
                 self._file.close()
-                if not os.stat(part).st_size:
-                    os.unlink(part)
+                with suppress(FileNotFoundError):  # another transfer finds the same at the same time
+                    if not os.stat(part).st_size:
+                        os.unlink(part)
                 part = _part_name(target.path, os.urandom(4).hex())
                 self._file.open(part, os.O_CREAT, mode=mode)
             if self._file.is_at(part):
