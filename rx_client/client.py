@@ -292,7 +292,7 @@ class FileClient:
             overwrite: Whether a file of that name may be replaced.
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; made up if None.
             modified: When the content was last changed, for `FileInfo.modified`: in seconds since the epoch, in the
-                years 1 to 9999. If None, a path's own time, else that of the publication.
+                years 1 to 9999. If None, that of the file at a path, else that of the publication.
             limit: Of bytes a second, shared with other transfers; see `rate_limit`. Items are smaller then.
 
         Returns:

@@ -94,7 +94,7 @@ def _server(arguments: list[str] | None) -> tuple[FileServer, argparse.Namespace
     data = None
     if options.store is not None:
         store = DirectoryStore(
-            options.store, limits.max_file_bytes, read_only=options.read_only, follow_links=options.follow_links
+            options.store, limits.max_file_bytes, follow_links=options.follow_links, read_only=options.read_only
         )
         data = ChatData(store)
     expiry = options.upload_expiry

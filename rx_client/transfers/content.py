@@ -101,15 +101,15 @@ class Source(ABC):
 
     Attributes:
         is_file: Whether it is in a file, which the file lane may send.
-        modified: When its content was last changed, in seconds since the epoch, as `size` has found; None if it isn't
-            known.
         is_lasting: Whether it is something that may change, and is uploaded as it is then. What just gives items may
             give others the next time, which are neither the rest of the first ones nor all there is.
+        modified: When the content was last changed, in seconds since the epoch, as `size` has found; None if it isn't
+            known.
     """
 
     is_file: bool = False
-    modified: float | None = None
     is_lasting: bool = True
+    modified: float | None = None
 
     async def size(self) -> int | None:
         """The content's length in bytes, None if that isn't known beforehand.

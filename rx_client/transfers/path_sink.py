@@ -102,8 +102,8 @@ class PathSink(Sink):
         self._file = PartFile(algorithm, full=self._full, name=name)
         self._target: _Target | None = None
         self._part: str | None = None
-        self._modified: float | None = None
         self._stream: _DescriptorSink | None = None
+        self._modified: float | None = None
 
     @property
     def offset(self) -> int:
@@ -125,6 +125,7 @@ class PathSink(Sink):
         return self
 
     async def begin(self, info: FileInfo) -> None:
+        self._modified = info.modified
         await run_blocking(None, self._begin, info)
 
     async def append(self, chunks: Sequence[bytes]) -> None:
@@ -209,7 +210,7 @@ class PathSink(Sink):
         if not self.offset:
             with self._full_disk_is_typed():
                 _write_note(self._part, None if info.etag is None else _Note(self._name, info.etag, info.size))
-        self.etag, self._modified = info.etag, info.modified
+        self.etag = info.etag
 
     def _publish(self) -> None:
         part, target = self._part, self._target
@@ -219,8 +220,11 @@ class PathSink(Sink):
         if now.path != target.path or now.is_stream:
             raise FileExistsError(errno.EEXIST, "something else has taken the file's place meanwhile", self._path)
         if now.status is not None:
-            self._file.take_bits(now.status)
-        self._take_time(part)
+            with suppress(OSError):  # a file system that has none; the part is private enough
+                self._file.copy_access(now.status)
+        if self._modified is not None:
+            with _as_far_as_possible():
+                self._file.set_modified(self._modified)
         self._file.sync()
         if sys.platform == "win32":
             self._file.close()  # what is open can't be moved there
@@ -229,8 +233,7 @@ class PathSink(Sink):
         except OSError as error:
             if error.errno not in _MOUNTED:
                 raise
-            _copy(part, now.path, self._name)
-            self._take_time(now.path)
+            _copy(part, now.path, self._name, self._modified)
             os.unlink(part)
             _remove_note(part)
         else:
@@ -240,12 +243,6 @@ class PathSink(Sink):
         self._file.reset()  # here, since the task that waits for this thread may be cancelled meanwhile
         with suppress(PermissionError):  # a folder that may be written, and not read
             disk.sync_folder(os.path.dirname(now.path))
-
-    def _take_time(self, path: str) -> None:
-        """Gives the file the time of the server's. What can't be done is no reason to lose a download."""
-        if self._modified is not None:
-            with suppress(OSError, OverflowError, ValueError):
-                disk.set_modified(path, self._modified)
 
     def _close(self) -> None:
         if self._part is not None and not self.offset:
@@ -318,13 +315,21 @@ def _is_foreign(part: str) -> bool:
     return not stat.S_ISREG(status.st_mode) or (sys.platform != "win32" and status.st_uid != os.geteuid())
 
 
-def _copy(part: str, path: str, name: str) -> None:
-    """Writes a part's content into a file, in place."""
+def _as_far_as_possible() -> AbstractContextManager[None]:
+    """For a file's time: that the file system can't have it, or only the owner may set it, is no reason to fail."""
+    return suppress(OSError, OverflowError, ValueError)
+
+
+def _copy(part: str, path: str, name: str, modified: float | None) -> None:
+    """Writes a part's content into a file, in place, and sets its time."""
     with disk.full_disk_is_typed(f"no room for {path}", name), open(part, "rb") as source, open(path, "r+b") as target:
         target.truncate()
         while data := source.read(_COPY_BYTES):
             target.write(data)
         target.flush()
+        if modified is not None:
+            with _as_far_as_possible():
+                disk.set_modified(target.fileno(), path, modified)
         os.fsync(target.fileno())
 
 

@@ -86,11 +86,15 @@ class PathSource(Source):
 
     def _size(self) -> int | None:
         status = os.stat(self._path)
+        size = self._stored_size(status)
+        self.modified = None if size is None else status.st_mtime
+        return size
+
+    def _stored_size(self, status: os.stat_result) -> int | None:
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(self._path))
         if not stat.S_ISREG(status.st_mode):
             return None  # opening a FIFO would be seen by its writer
-        self.modified = status.st_mtime
         if status.st_size and getattr(status, "st_blocks", 1):
             return status.st_size
         descriptor = os.open(self._path, _OPEN_FLAGS)

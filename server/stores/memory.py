@@ -283,11 +283,6 @@ class _MemoryPart(Part):
         self._catalog = catalog
         self._buffer = io.BytesIO()
 
-    def touch(self) -> None:
-        """Postpones its expiry."""
-        self.closed = 0.0
-        self._reserved = 0
-
     @property
     def found_no_room(self) -> bool:
         return self._found_no_room

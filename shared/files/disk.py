@@ -22,6 +22,7 @@ else:
 __all__ = [
     "MAX_VECTORS",
     "close",
+    "copy_access",
     "create_from",
     "free_bytes",
     "full_disk_is_typed",
@@ -150,6 +151,18 @@ def write_at(fd: int, views: Sequence[memoryview], offset: int) -> int:
     return os.pwritev(fd, views, offset)
 
 
+def copy_access(old: os.stat_result, fd: int) -> None:
+    """Gives an open file the permission bits and, where the process may, the owner and group of the one it replaces."""
+    if sys.platform != "win32":
+        new = os.fstat(fd)
+        if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+            with suppress(OSError):
+                os.fchown(fd, old.st_uid, old.st_gid)
+        bits = stat.S_IMODE(old.st_mode) & 0o777
+        if bits != stat.S_IMODE(new.st_mode):
+            os.fchmod(fd, bits)
+
+
 def create_from(source: str, target: str, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
     """Renames the file `source` to `target` in one step, unless `target` exists; each from its folder.
 
@@ -180,13 +193,16 @@ def remove(path: str) -> None:
         os.unlink(path)
 
 
-def set_modified(path: str, seconds: float | None) -> None:
-    """Sets a file's time, or what the file system can have that is next to it; None is now, to the nanosecond."""
+def set_modified(fd: int, path: str, seconds: float | None) -> None:
+    """Sets the time of an open file, or what its file system can have that is next to it; None is now.
+
+    `path` is where it is, for a system that can't do it by the descriptor.
+    """
     now = modified = time.time_ns()
     if seconds is not None:
         whole = math.floor(seconds)
         modified = whole * 10**9 + round((seconds - whole) * 10**9)  # exact: a float of all nanoseconds wouldn't be
-    os.utime(path, ns=(now, modified))
+    os.utime(fd if os.utime in os.supports_fd else path, ns=(now, modified))
 
 
 def sync_folder(path: str) -> None:

@@ -2,10 +2,8 @@
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
 
@@ -98,8 +96,11 @@ class PartFile:
             path: Where it is.
             flags: Beside `os.O_RDWR`, for example `os.O_CREAT`.
             mode: Of a new file.
-            locked: Whether to lock it until it is closed, where the file system has locks; raises BlockingIOError as
-                `disk.lock`.
+            locked: Whether to lock it until it is closed.
+
+        Raises:
+            BlockingIOError: It is locked already, by this process or another one.
+            OSError: It can't be opened.
         """
         fd = disk.open_to_extend(path, flags, mode)
         try:
@@ -121,16 +122,13 @@ class PartFile:
         except FileNotFoundError:
             return False
 
-    def take_bits(self, status: os.stat_result) -> None:
-        """Gives the file another one's permission bits and, as far as the system allows, its owner and group."""
-        fd = self._open_fd()
-        own = os.fstat(fd)
-        if hasattr(os, "fchown") and (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
-            with suppress(OSError):
-                os.fchown(fd, status.st_uid, status.st_gid)
-        if hasattr(os, "fchmod"):
-            with suppress(OSError):  # a file system that has none
-                os.fchmod(fd, stat.S_IMODE(status.st_mode) & 0o777)
+    def copy_access(self, old: os.stat_result) -> None:
+        """See `disk.copy_access`."""
+        disk.copy_access(old, self._open_fd())
+
+    def set_modified(self, seconds: float | None) -> None:
+        """See `disk.set_modified`."""
+        disk.set_modified(self._open_fd(), self.path, seconds)
 
     def catch_up(self, limit: int | None = None) -> bool:
         """Adds up to 16 MiB that only the file has to the digest, and returns whether it has all of it.

@@ -117,7 +117,7 @@ async def test_a_file_has_the_time_that_its_uploader_says(store: Store, modified
     info = await upload.commit(None)
     assert info.modified == modified
     assert await store.stat("a") == info
-    assert [each.modified for each in await listed(store)] == [modified]
+    assert [file.modified for file in await listed(store)] == [modified]
     before = time.time()
     await store.put("a", b"new")
     now = (await store.stat("a")).modified

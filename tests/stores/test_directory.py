@@ -186,6 +186,22 @@ async def test_a_content_written_by_hand_with_the_old_time_and_size_has_no_diges
     await store.close()
 
 
+async def test_what_was_moved_long_after_it_was_published_keeps_its_etag_and_digest(
+    directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "_PUBLISHED_WITHIN_NS", 50_000_000)
+    await put(directory, "a", b"content")
+    (tmp_path / "files" / "by hand").write_bytes(b"content")
+    by_hand = await directory.stat("by hand")
+    await asyncio.sleep(0.1)  # see above
+    moved = [await directory.move(name, f"moved/{name}") for name in ("a", "by hand")]
+    assert [info.digest for info in moved] == [digest_of(b"content"), None]
+    assert moved[1].etag == by_hand.etag
+    store = await _reopened(directory, tmp_path / "files")
+    assert [await store.stat(info.name) for info in moved] == moved
+    await store.close()
+
+
 async def test_the_digests_of_an_older_version_are_known(directory: DirectoryStore, tmp_path: Path) -> None:
     stored = await put(directory, "a", b"content")
     record = tmp_path / "files" / ".rxfiles" / "records" / f"{fingerprint('a')}.json"

@@ -207,6 +207,35 @@ async def test_a_disk_without_inodes(mount: Mount) -> None:
     await store.close()
 
 
+async def test_folders_are_made_where_uploads_without_an_owner_leave_room(mount: Mount) -> None:
+    path = mount("size=1m,nr_inodes=40")
+    store = await _opened(path)
+    for number in range(100):
+        await _suspended(store, f"u{number}", 10)
+    await put(store, "a/b/c/d", b"content")
+    assert await get(store, "a/b/c/d") == b"content"
+    assert 1 < len(_parts(path)) < 20
+    await store.move("a/b/c/d", "e/f/g/h")
+    assert await get(store, "e/f/g/h") == b"content"
+
+    owned: list[Upload] = []
+
+    async def begin_many() -> None:
+        while True:
+            owned.append(await begin(store, f"{len(owned)}/x/y", upload_id=f"owned {len(owned)}"))
+
+    with pytest.raises(StorageFull):
+        await begin_many()
+    with pytest.raises(StorageFull):
+        await owned[0].commit(None)
+    assert sorted(os.listdir(path)) == [".rxfiles", "e"]
+    for upload in owned[-4:]:
+        await upload.abort()
+    await owned[1].commit(None)
+    assert (await store.stat("1/x/y")).size == 0
+    await store.close()
+
+
 async def test_a_quota(directory: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     await _suspended(directory, "u1", 10)
     write_at = disk.write_at

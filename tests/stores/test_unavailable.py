@@ -17,7 +17,7 @@ from shared.errors import Forbidden, NotFound, ServerFull, StorageFull, StorageU
 from shared.files import disk
 from tests.conftest import Mount
 
-from .support import begin, digest_of, get, names_in, put
+from .support import begin, digest_of, get, listed, names_in, put
 
 
 async def _opened(path: Path, **options: Any) -> DirectoryStore:
@@ -34,7 +34,13 @@ def _calls(store: DirectoryStore) -> list[Coroutine[Any, Any, object]]:
         store.list(),
         store.delete("a"),
         store.move("a", "b"),
+        store.move("a", "docs/b"),
         store.put("a", b"new"),
+        store.stat("docs/a"),
+        store.open("docs/a"),
+        store.list("docs/"),
+        store.delete("docs/a"),
+        store.put("docs/a", b"new"),
         begin(store, "a", upload_id="new"),
         begin(store, "a", upload_id="new", size=10, overwrite=False),
         store.uploaded("u1", "a"),
@@ -119,7 +125,8 @@ async def test_a_disk_that_was_unmounted_and_is_back(mount: Mount) -> None:
 async def test_a_disk_that_may_only_be_read(mount: Mount) -> None:
     path = mount("size=1m")
     store = await _opened(path)
-    for name in ("a", "../a"):
+    names = {"a", "../a", "docs/b/c"}
+    for name in names:
         await put(store, name, b"content")
     upload = await begin(store, "a")
     await upload.append([b"half"])
@@ -131,16 +138,19 @@ async def test_a_disk_that_may_only_be_read(mount: Mount) -> None:
 
     store, other = await _opened(path, read_only=True), await _opened(path, read_only=True)
     for each in (store, other):
-        assert await get(each, "a") == await get(each, "../a") == b"content"
-        assert (await each.stat("a")).digest == digest_of(b"content")
-        assert await names_in(each) == {"a", "../a"}
+        for name in names:
+            assert await get(each, name) == b"content"
+            assert (await each.stat(name)).digest == digest_of(b"content")
+        assert await names_in(each) == names
+        assert [info.name for info in await listed(each, limit=1)] == sorted(names)
+        assert await names_in(each, "docs/") == {"docs/b/c"}
         assert await each.sweep(-1) == 0
         assert await each.uploaded("u1", "a") == 4
         with pytest.raises(NotFound):
             await each.stat("b")
         for call in (
-            *(each.delete("a"), each.move("a", "b"), each.put("a", b"")),
-            *(begin(each, "a"), begin(each, "a", overwrite=False)),
+            *(each.delete("a"), each.move("a", "b"), each.put("a", b""), each.put("new/a", b"")),
+            *(each.delete("docs/b/c"), begin(each, "a"), begin(each, "a", overwrite=False)),
         ):
             with pytest.raises(Forbidden):
                 await call
@@ -153,17 +163,28 @@ async def test_a_disk_that_may_only_be_read(mount: Mount) -> None:
     await store.close()
 
 
-async def test_a_folder_that_was_never_written_to_is_only_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("follow_links", [False, True])
+async def test_a_folder_that_was_never_written_to_is_only_read(tmp_path: Path, follow_links: bool) -> None:
     (tmp_path / "a").write_bytes(b"content")
-    store = await _opened(tmp_path, read_only=True)
-    assert await names_in(store) == {"a"}
-    assert await get(store, "a") == b"content"
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "b").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("docs")
+    (tmp_path / "empty").mkdir()
+    there = sorted(tmp_path.rglob("*"))
+    store = await _opened(tmp_path, read_only=True, follow_links=follow_links)
+    served = {"a", "docs/b", *(["link/b"] if follow_links else [])}
+    assert await names_in(store) == served
+    for name in served:
+        assert await get(store, name) == b"content"
+    for name in ("empty", "empty/a", "none/a"):
+        with pytest.raises(NotFound):
+            await store.open(name)
     with pytest.raises(NotFound):
         await store.uploaded("u1", "a")
-    assert os.listdir(tmp_path) == ["a"]
+    assert sorted(tmp_path.rglob("*")) == there
     writing = await _opened(tmp_path)
-    await put(writing, "b", b"content")
-    assert await names_in(store) == {"a", "b"}
+    await put(writing, "new/b", b"content")
+    assert await names_in(store) == {*served, "new/b"}
     await writing.close()
     await store.close()
     for missing in (tmp_path / "none", tmp_path / "a"):

@@ -324,9 +324,9 @@ async def test_a_mount_point_is_written_in_place(
 
         monkeypatch.setattr(os, "replace", refuse)
     try:
-        await files.upload_from("n", data)
+        await files.upload_from("n", data, modified=1_700_000_000.5)
         await files.download_to("n", got)
-        assert (got.read_bytes(), got.stat().st_ino) == (data, inode)
+        assert (got.read_bytes(), got.stat().st_ino, got.stat().st_mtime) == (data, inode, 1_700_000_000.5)
     finally:
         if is_real:
             subprocess.run(["umount", got], check=True)

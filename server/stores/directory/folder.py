@@ -37,7 +37,6 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 from shared.errors import Changed, NotFound
 from shared.files import disk
@@ -65,15 +64,15 @@ class Folder:
 
     Args:
         path: The folder; made if it isn't there.
-        read_only: Whether nothing is written to it, not even a lock.
         follow_links: See `DirectoryStore`.
+        read_only: Whether nothing is written to it, not even a lock.
 
     Attributes:
         listings: Of its files.
         uploads: The unfinished ones.
     """
 
-    def __init__(self, path: str, *, read_only: bool = False, follow_links: bool = False) -> None:
+    def __init__(self, path: str, *, follow_links: bool = False, read_only: bool = False) -> None:
         root = os.path.abspath(path)
         tree = Tree(root, follow_links=follow_links)
         self._root = root
@@ -81,10 +80,11 @@ class Folder:
         self._own = os.path.join(root, RESERVED)
         self._scratch = os.path.join(self._own, "tmp")
         self._records = Records(os.path.join(self._own, "records"), self._scratch)
-        self._made = MadeFolders(tree, os.path.join(self._own, "folders"), self._scratch)
-        self._places = Places(tree, os.path.join(self._own, "names"), self._made, self._records)
-        self.listings = Listings(self._places)
         self.uploads = UnfinishedUploads(os.path.join(self._own, "parts"), self._scratch)
+        with_room = self.uploads.with_room
+        self._made = MadeFolders(tree, os.path.join(self._own, "folders"), self._scratch, with_room)
+        self._places = Places(tree, os.path.join(self._own, "names"), self._made, self._records, with_room)
+        self.listings = Listings(self._places)
         self._lock_path = os.path.join(self._own, "lock")
         self._lock = FolderLock(root, None if read_only else self._lock_path)
         self._reopening = threading.Lock()
@@ -267,12 +267,15 @@ class Folder:
             record = Content(status, etag or digest or etag_of(status), digest)
             self.uploads.with_room(lambda: self._records.write(name, record, upload_id, old))
             try:
-                put = partial(self._places.put, source, name, overwrite=overwrite, is_begun=is_begun)
-                placed = self.uploads.with_room(put)
+                status = self._places.put(source, name, overwrite=overwrite, is_begun=is_begun) or status
             except FileExistsError:
                 raise already_exists(name) from None
-            self._records.note(name, placed)
-        return placed
+            self._records.note(name, status)
+        if upload_id is None:
+            # The status that the record has may be years old, and this process alone knows the one that it has now.
+            with suppress(OSError):
+                self._records.write(name, replace(record, status=status), None, None)
+        return status
 
     def _info(self, name: str, status: os.stat_result) -> FileInfo:
         content = self._records.content(name, status)

@@ -6,7 +6,7 @@ made has none, or one of another inode, and stays. Everything blocks.
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -26,12 +26,14 @@ class MadeFolders:
         tree: The served folder.
         path: The folder with the records.
         scratch: See `write_json`.
+        with_room: See `UnfinishedUploads`.
     """
 
-    def __init__(self, tree: Tree, path: str, scratch: str) -> None:
+    def __init__(self, tree: Tree, path: str, scratch: str, with_room: Callable[[Callable[[], None]], None]) -> None:
         self.path: Final = path
         self._tree = tree
         self._scratch = scratch
+        self._with_room = with_room
         # A folder and its record come and go together.
         self._lock = threading.Lock()
 
@@ -39,10 +41,11 @@ class MadeFolders:
         """Makes the folder of that path, an entry of `parent`; OSError if that isn't possible."""
         entry = parent.path_of(path[-1])
         with self._lock:
-            os.mkdir(entry, dir_fd=parent.fd)
+            self._with_room(lambda: os.mkdir(entry, dir_fd=parent.fd))
             try:
                 made = {"path": "/".join(path), "inode": os.lstat(entry, dir_fd=parent.fd).st_ino}
-                write_json(self._record(path), made, scratch=self._scratch, durable=False)
+                record = self._record(path)
+                self._with_room(lambda: write_json(record, made, scratch=self._scratch, durable=False))
             except BaseException:
                 with suppress(OSError):
                     os.rmdir(entry, dir_fd=parent.fd)

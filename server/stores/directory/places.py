@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -31,13 +32,22 @@ class Places:
         encoded: The folder for names that can't be a path in the tree, or whose place is taken by something else.
         made: The folders of the tree that the store has made.
         records: Have the full names of the encoded ones that are too long.
+        with_room: See `UnfinishedUploads`.
     """
 
-    def __init__(self, tree: Tree, encoded: str, made: MadeFolders, records: Records) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        encoded: str,
+        made: MadeFolders,
+        records: Records,
+        with_room: Callable[[Callable[[], None]], None],
+    ) -> None:
         self.tree: Final = tree
         self.encoded: Final = encoded
         self._made = made
         self._records = records
+        self._with_room = with_room
 
     def find(self, name: str) -> Place:
         """The place of a file, to be closed; NotFound if there is none."""
@@ -60,10 +70,10 @@ class Places:
         key = names.fingerprint_in(entry)
         return names.decode(entry) if key is None else self._records.name_of(key)
 
-    def put(self, source: Place, name: str, *, overwrite: bool, is_begun: bool = False) -> os.stat_result:
+    def put(self, source: Place, name: str, *, overwrite: bool, is_begun: bool = False) -> os.stat_result | None:
         """Renames the file at `source` to the place of `name`: that of its file, else its path, else the encoded one.
 
-        The folders on the path are made, and everything is synced up to the root. Returns the file's status there.
+        The folders on the path are made, and everything is synced up to the root.
 
         Args:
             source: Where it is.
@@ -71,28 +81,36 @@ class Places:
             overwrite: Whether to replace the file of that name.
             is_begun: Whether that is the same file already; one of two links is then left.
 
+        Returns:
+            Its status there; None if another program has taken it away already.
+
         Raises:
             FileExistsError: There is such a file, and `overwrite` is False.
         """
-        is_in_tree = False
+        is_in_tree, status = False, None
         try:
             for attempt in range(_MAX_TRIES):
                 try:
                     with self._target(name) as place:
-                        status = _move(source, place, overwrite=overwrite, is_begun=is_begun)
-                        is_in_tree = status is not None and not place.is_encoded
+                        is_done = self._move(source, place, overwrite=overwrite, is_begun=is_begun)
+                        is_in_tree = is_done and not place.is_encoded
+                        status = place.folder.status(place.entry)
                     if is_in_tree and "/" in name:
                         self.tree.sync(name.split("/")[:-2])  # the file's own folder is synced
-                    return status or self._put_encoded(source, name, overwrite=overwrite)
+                    break
                 except _TAKEN as error:
                     is_taken = isinstance(error, FileExistsError) and self.has(name)
                     is_gone = source.folder.status(source.entry) is None
                     if is_taken or is_gone or attempt == _MAX_TRIES - 1:
                         raise
-            raise AssertionError("the last attempt raises")
+            else:
+                raise AssertionError("the last attempt raises")
+            if not is_done:
+                status = self._put_encoded(source, name, overwrite=overwrite)
         finally:
             if not is_in_tree:
                 self._prune(name)
+        return status
 
     def remove(self, name: str, place: Place) -> None:
         """Removes the file at its place, or the link that led there, and the folders that the store has made for it."""
@@ -191,11 +209,12 @@ class Places:
         folder.close()
         return None
 
-    def _put_encoded(self, source: Place, name: str, *, overwrite: bool) -> os.stat_result:
+    def _put_encoded(self, source: Place, name: str, *, overwrite: bool) -> os.stat_result | None:
         """Puts a file where nothing can be renamed to its path, and removes the one that is there."""
         with self.encoded_place(names.encode(name)) as place:
-            if (status := _move(source, place, overwrite=overwrite)) is None:
+            if not self._move(source, place, overwrite=overwrite):
                 raise OSError(errno.EXDEV, "the file is on another file system", name)
+            status = place.folder.status(place.entry)
         if (path := names.path_of(name)) is not None and (old := self.tree.place(path)) is not None:
             with old:
                 _unlink(old.folder, old.entry)
@@ -221,22 +240,25 @@ class Places:
         if (path := names.path_of(name)) is not None:
             self._made.prune(path[:-1])
 
+    def _move(self, source: Place, place: Place, *, overwrite: bool, is_begun: bool = False) -> bool:
+        """Renames the file at `source` to `place`, and returns whether that is possible there."""
 
-def _move(source: Place, place: Place, *, overwrite: bool, is_begun: bool = False) -> os.stat_result | None:
-    """Renames the file at `source` to `place`, and returns its status there; None if that isn't possible there."""
-    try:
-        if is_begun:
-            os.unlink(source.path, dir_fd=source.dir_fd)
-        elif overwrite:
-            os.replace(source.path, place.path, src_dir_fd=source.dir_fd, dst_dir_fd=place.dir_fd)
-        else:
-            disk.create_from(source.path, place.path, source.dir_fd, place.dir_fd)
-    except OSError as error:
-        if error.errno in _IMPOSSIBLE:
-            return None
-        raise
-    place.folder.sync()  # first: the file system may make the folders on the path durable with it
-    return place.folder.status(place.entry) or source.status  # another program may have removed it by now
+        def rename() -> None:
+            if is_begun:
+                os.unlink(source.path, dir_fd=source.dir_fd)
+            elif overwrite:
+                os.replace(source.path, place.path, src_dir_fd=source.dir_fd, dst_dir_fd=place.dir_fd)
+            else:
+                disk.create_from(source.path, place.path, source.dir_fd, place.dir_fd)
+
+        try:
+            self._with_room(rename)
+        except OSError as error:
+            if error.errno in _IMPOSSIBLE:
+                return False
+            raise
+        place.folder.sync()  # first: the file system may make the folders on the path durable with it
+        return True
 
 
 def _unlink(folder: OpenFolder, entry: str) -> None:

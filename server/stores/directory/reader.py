@@ -1,8 +1,8 @@
-"""One open file of a served folder, which the store's threads read."""
+"""A file of a served folder that is open to be read."""
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from os import close, fstat
 from typing import ParamSpec, Protocol, TypeVar, cast
 
@@ -19,26 +19,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class StoreThreads(Protocol):
+class OwnerStore(Protocol):
     """What a reader needs of its store."""
 
     @property
-    def executor(self) -> ThreadPoolExecutor: ...
+    def executor(self) -> Executor:
+        """The threads for the store's files."""
+        ...
 
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of a blocking function, called in one of these threads."""
+        ...
 
-    def forget_reader(self, reader: "DirectoryReader") -> None: ...
+    def forget_reader(self, reader: "DirectoryReader") -> None:
+        """Notes that a reader is closed."""
+        ...
 
 
 class DirectoryReader(Reader):
-    """A file's descriptor: it stays with the content that it was opened for.
+    """A file's descriptor: it stays with the content that it was opened for."""
 
-    Args:
-        store: Is notified when the reader is closed.
-        name: The file's.
-    """
-
-    def __init__(self, store: StoreThreads, name: str) -> None:
+    def __init__(self, store: OwnerStore, name: str) -> None:
         self._store = store
         self._name = name
         self._lock = asyncio.Lock()

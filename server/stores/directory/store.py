@@ -62,11 +62,11 @@ class DirectoryStore(Store):
     Args:
         path: The folder; `start` makes it if it isn't there.
         max_file_bytes: The largest file it takes; None for no limit.
-        read_only: Whether nothing is written to the folder, not even a lock: everything that would is Forbidden. It
-            must be there, and other processes may use it.
         follow_links: Whether links that lead to a file or folder below `path` are served like what they lead to; no
             link is followed that leads elsewhere, or to a folder that it is in. An upload replaces what the link leads
             to, a delete removes the link.
+        read_only: Whether nothing is written to the folder, not even a lock: everything that would is Forbidden. It
+            must be there, and other processes may use it.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class DirectoryStore(Store):
         path: str | PathLike[str],
         max_file_bytes: int | None = None,
         *,
-        read_only: bool = False,
         follow_links: bool = False,
+        read_only: bool = False,
     ) -> None:
-        self._folder = Folder(fspath(path), read_only=read_only, follow_links=follow_links)
+        self._folder = Folder(fspath(path), follow_links=follow_links, read_only=read_only)
         self._read_only = read_only
         self._max_file_bytes = max_file_bytes
         self._locks = KeyedLocks()

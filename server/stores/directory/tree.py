@@ -160,13 +160,14 @@ class Tree:
         follow_links: Whether links that lead to a place below the root are followed; else they are as nothing.
 
     Attributes:
-        is_exact: Whether the file system distinguishes names that differ in case or normalisation, and keeps them.
+        is_exact: Whether the file system distinguishes names that differ in case or normalisation, and keeps them: at
+            first as the system usually does, for a folder that is only read; see `Places.probe`.
     """
 
     def __init__(self, root: str, *, follow_links: bool = False) -> None:
         self.root: Final = root
         self.follow_links: Final = follow_links
-        self.is_exact = sys.platform not in ("darwin", "win32")  # for a folder that is only read; see `Places.probe`
+        self.is_exact = sys.platform not in ("darwin", "win32")
 
     def folder(self, path: Sequence[str], make: Make | None = None) -> OpenFolder | None:
         """The folder at `path`, open; None if there is none, it can't be read, or is in itself by way of a link.

@@ -268,8 +268,8 @@ class UploadFile:
         with disk.full_disk_is_typed(FULL, self.spec.name):
             try:
                 if old is not None:
-                    self.content.take_bits(old)
-                disk.set_modified(path, modified)
+                    self.content.copy_access(old)
+                self.content.set_modified(modified)
                 self.content.sync()
             except OSError:
                 self.drop()  # the system forgets what it couldn't write; a second try would succeed without it
