@@ -211,6 +211,8 @@ class SocketWriter:
             self.error = error.with_traceback(None)  # which refers to this: a reference cycle
             transport.abort()
             raise RSocketTransportError(f"the connection has ended: {error}") from error
+        if taken == sum(map(len, parts)):
+            return []
         left: list[Bytes] = []
         for part in parts:
             if taken < len(part):

@@ -731,9 +731,9 @@ async def test_memory_of_a_flood_is_returned_to_the_system() -> None:
         async with AsyncExitStack() as stack:
             for _ in range(4):
                 peer = await stack.enter_async_context(raw_peer(server.uri))
-                await peer.send(*fragments(1, b"a", 1_000_000, 40))
-            await eventually(lambda: server.rss - before > 150 * MIB, seconds=20)
-        await eventually(lambda: server.rss - before < 64 * MIB, seconds=20)
+                await peer.send(*fragments(1, b"a", 1_000_000, 30))
+            await eventually(lambda: server.rss - before > 105 * MIB, seconds=20)
+        await eventually(lambda: server.rss - before < 48 * MIB, seconds=20)
         assert await server.stop() == (0, "")
 
 
