@@ -10,6 +10,7 @@ from shared.errors import ConnectionFailed, TlsFailed
 from shared.frames.reassembly import Reassembler
 from shared.transport.base import Transport
 from shared.transport.tcp import TcpTransport
+from shared.transport.tls import Tls, TlsTransport
 
 from .addresses import connect_socket
 from .options import is_encrypted, parse_uri
@@ -19,9 +20,6 @@ __all__ = ["Dial", "dial_tcp", "to_failure"]
 Dial = Callable[[Callable[[Transport], Reassembler], Callable[[Exception | None], None]], Awaitable[object]]
 """Makes one connection, and returns when it is made. The first argument is called with the transport then, the second
 when the connection has ended; see `TcpTransport`. Raises OSError if there is none."""
-
-# The attempt's own timeout ends a handshake before; asyncio's goes on while this process stands still.
-_HANDSHAKE_SECONDS: Final = 24 * 60 * 60.0
 
 # What OpenSSL says of bytes that aren't TLS.
 _NOT_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "UNKNOWN_PROTOCOL"})
@@ -37,27 +35,35 @@ def dial_tcp(uri: str, tls: ssl.SSLContext | None) -> Dial:
         raise ValueError(f"{uri!r} is not encrypted; write tcps:// to use TLS")
     context = tls if tls is not None or not is_tls else ssl.create_default_context()
 
+    session: ssl.SSLSession | None = None
+
     async def dial(
         on_connected: Callable[[Transport], Reassembler], on_lost: Callable[[Exception | None], None]
     ) -> object:
-        loop = asyncio.get_running_loop()
         sock = await connect_socket(host, port)
         is_begun = False
 
         def make_transport() -> TcpTransport:
             nonlocal is_begun
             is_begun = True
-            return TcpTransport(on_connected, on_lost)
+            if context is None:
+                return TcpTransport(on_connected, on_lost)
+            layer = Tls(context, host, session)
+
+            def on_ended(error: Exception | None) -> None:
+                nonlocal session
+                session = layer.session or session
+                on_lost(error)
+
+            return TlsTransport(on_connected, on_ended, layer)
 
         try:
-            if context is None:
-                return await loop.create_connection(make_transport, sock=sock)
-            return await loop.create_connection(
-                make_transport, sock=sock, ssl=context, server_hostname=host, ssl_handshake_timeout=_HANDSHAKE_SECONDS
-            )
+            _, transport = await asyncio.get_running_loop().create_connection(make_transport, sock=sock)
         finally:
             if not is_begun:
                 sock.close()
+        await transport.opened()
+        return transport
 
     return dial
 

@@ -23,6 +23,7 @@ from shared.frames.reassembly import Reassembler
 from shared.presence import TimeoutWhileRunning
 from shared.transport.base import Transport
 from shared.transport.tcp import TcpTransport
+from shared.transport.tls import Tls, TlsTransport
 
 from ..limits import Limits
 from .admission import REJECTION, Accepted, Admission
@@ -43,8 +44,6 @@ _PAUSE_SECONDS: Final = 0.02
 _NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
 
 
-# `Limits.setup_seconds` ends a handshake before; asyncio's own timeout goes on while this process stands still.
-_HANDSHAKE_SECONDS: Final = 24 * 60 * 60.0
 _TLS_HANDSHAKE: Final = b"\x16"
 _NOT_ENCRYPTED: Final = f"{TlsFailed.code}: this port is encrypted: use tcps://"
 
@@ -153,10 +152,10 @@ class Listener:
 
         is_begun = False
 
-        def make_transport() -> TcpTransport:
+        def make_transport(tls: ssl.SSLContext | None) -> TcpTransport:
             nonlocal is_begun
             is_begun = True
-            return TcpTransport(on_connected, on_lost)
+            return TcpTransport(on_connected, on_lost) if tls is None else TlsTransport(on_connected, on_lost, Tls(tls))
 
         def on_connected(transport: TcpTransport) -> Reassembler:
             connection.transport = transport
@@ -189,20 +188,19 @@ class Listener:
         connection.connecting.add_done_callback(on_attempted)
 
     async def _make_connection(
-        self, connection: Accepted, make_transport: Callable[[], TcpTransport], peer: str
+        self, connection: Accepted, make_transport: Callable[[ssl.SSLContext | None], TcpTransport], peer: str
     ) -> None:
         loop, tls = asyncio.get_running_loop(), self.tls
         if tls is not None:
             async with TimeoutWhileRunning(self._handshake_seconds):
                 if await _speaks_tls(connection):
-                    await loop.connect_accepted_socket(
-                        make_transport, connection.sock, ssl=tls, ssl_handshake_timeout=_HANDSHAKE_SECONDS
-                    )
+                    _, transport = await loop.connect_accepted_socket(lambda: make_transport(tls), connection.sock)
+                    await transport.opened()
                     return
             _log.info("refused the connection from %s: it isn't encrypted, and this port is", peer)
             self._admission.forget(connection)
             self._admission.reject(connection)
-        await loop.connect_accepted_socket(make_transport, connection.sock)
+        await loop.connect_accepted_socket(lambda: make_transport(None), connection.sock)
 
     def _accept_with_spare(self, listening: _ListeningSocket) -> None:
         """No descriptor is left to accept with: uses the spare one, and aborts a connection that can make room.

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, Final, ParamSpec, TypeVar
 
 from ..aio import wake
+from .sockets import LaneSocket
 from .threads import SocketTurn
 
 __all__ = ["Crew"]
@@ -29,7 +30,7 @@ class Crew:
         count: How many threads are running.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: LaneSocket) -> None:
         self.connection: Final = connection
         self.count = 0
         self._loop = asyncio.get_running_loop()

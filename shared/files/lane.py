@@ -9,12 +9,11 @@ connection's other streams go on without it. The connection waits for a disk in 
 - The disk holds up every thread of the job's executor, and another job of that executor is next. Its wait for a thread
   can't be distinguished from a busy moment, in which leaving the socket to others would never let it move anything.
 
-Only for plain sockets of a POSIX system; elsewhere a transport has no lane, and every item takes the frame path.
+Only on POSIX systems; elsewhere a transport has no lane, and every item takes the frame path.
 """
 
 import os
 import select
-import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -26,6 +25,7 @@ from .lane_receiver import LaneReceiver
 from .lane_sender import LaneSender
 from .port import LanePort
 from .receiving import ReceiveJob
+from .sockets import LaneSocket
 
 __all__ = ["MOVES_FILES", "FileLane"]
 
@@ -41,7 +41,7 @@ class FileLane:
         port: The transport.
     """
 
-    def __init__(self, connection: socket.socket, port: LanePort) -> None:
+    def __init__(self, connection: LaneSocket, port: LanePort) -> None:
         self._crew = Crew(connection)
         self._receiver = LaneReceiver(self._crew, port)
         self._sender = LaneSender(self._crew, port)

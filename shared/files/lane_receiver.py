@@ -1,7 +1,6 @@
 """The receiving side of a file lane: one thread at a time takes items out of the socket, and writes them."""
 
 import asyncio
-import os
 import select
 import time
 from concurrent.futures import Executor
@@ -154,7 +153,7 @@ class LaneReceiver:
                     if frame is not None:
                         _take_data(frame, job)
                         return frame
-                elif job.splices and self._has_pipe():
+                elif self._crew.connection.moves_files and job.splices and self._has_pipe():
                     self._begin_splice(reader, item, job)
                     continue
                 elif (taken := reader.take_data(item)) is not None:
@@ -176,10 +175,10 @@ class LaneReceiver:
         """Receives what there is; False if nothing came for some time."""
         buffer = port.reader.get_buffer()
         missing = port.reader.header_bytes_missing
-        if missing and any(job.splices for job in list(self.jobs.values())):
+        if missing and self._crew.connection.moves_files and any(job.splices for job in list(self.jobs.values())):
             buffer = buffer[:missing]  # what is behind the header doesn't come into the process
         try:
-            nbytes = os.readv(self._crew.connection.fileno(), [buffer])
+            nbytes = self._crew.connection.receive(buffer)
         except (BlockingIOError, InterruptedError):
             return self._wait_for_more()
         if not nbytes:

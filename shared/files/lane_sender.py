@@ -1,6 +1,5 @@
 """The sending side of a file lane: one thread at a time reads files' items, and puts them into the socket."""
 
-import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Final
@@ -11,6 +10,7 @@ from ..frames.outbox import TurnTaker
 from .crew import Crew
 from .port import LanePort
 from .sending import SendJob, Sent
+from .sockets import LaneSocket
 from .threads import SocketTurn
 
 __all__ = ["LaneSender"]
@@ -46,7 +46,7 @@ class LaneSender:
     @property
     def waiting_bytes(self) -> int:
         """What of the frame that is being sent isn't in the socket."""
-        return 0 if self._sending is None else self._sending.current.waiting_bytes
+        return 0 if self._sending is None else self._sending.current.waiting_bytes + self._crew.connection.unsent_bytes
 
     def interrupt(self) -> None:
         """No more is sent than the frame that is half in the socket."""
@@ -134,7 +134,7 @@ class _SendTurn:
         for job in self._jobs:
             job.stop()
 
-    def send_some(self, connection: socket.socket, prefix: Callable[[int], bytes], turn: SocketTurn) -> bool:
+    def send_some(self, connection: LaneSocket, prefix: Callable[[int], bytes], turn: SocketTurn) -> bool:
         """Sends until the turn is over; False if that has to wait for the socket. Blocks.
 
         It is over for all of them when one has no more to send, so that what waits for its end goes on.

@@ -23,6 +23,7 @@ from ..frames.room import SendRoom
 from ..protocol.digest import Digest
 from ..protocol.flow import Credit
 from .pipes import SPLICES, is_unsupported
+from .sockets import Bytes, LaneSocket
 from .threads import SocketTurn, SpareBuffers, wait_for_socket, yield_cpu
 
 __all__ = ["FileChanged", "FileRange", "SendJob", "Sent"]
@@ -126,7 +127,7 @@ class SendJob(TurnTaker):
         self._buffer: bytearray | None = None
         self._counted_bytes = 0
         # The item that is on its way: what the socket hasn't taken of it, in memory and in the file.
-        self._parts: list[bytes | memoryview] = []
+        self._parts: list[Bytes] = []
         self._unread = 0
         self._is_cut_short = False  # the file ended behind the header of the item that is on its way
         self._is_queued = False
@@ -207,7 +208,7 @@ class SendJob(TurnTaker):
 
     def send_some(
         self,
-        connection: socket.socket,
+        connection: LaneSocket,
         prefix: Callable[[int], bytes],
         turn: SocketTurn,
         may_go_on: Callable[[int], bool],
@@ -224,8 +225,9 @@ class SendJob(TurnTaker):
             OSError: The connection has ended.
         """
         sent = 0
+        self._reads = self._reads or not connection.moves_files
         while True:
-            if not self._parts and not self._unread:
+            if not self._parts and not self._unread and not self._is_torn:
                 if not may_go_on(sent) or not self.is_ready:
                     return Sent.ALL
                 if not self._read(prefix, turn):
@@ -286,20 +288,20 @@ class SendJob(TurnTaker):
             self._parts.append(view)
         self._credit.take(nbytes)
 
-    def _write(self, connection: socket.socket) -> bool:
+    def _write(self, connection: LaneSocket) -> bool:
         """Puts the item into the socket; False if that takes no more just now."""
         if not self.is_torn:
             self.is_torn = True
             self.frame_bytes += self.waiting_bytes
-        while self._parts or self._unread:
+        while self._parts or self._unread or connection.unsent_bytes:
             try:
-                if not self._parts:
+                if self._unread and not self._parts:
                     self._send_file(connection)
                     continue
                 if self._unread:  # the header goes out with what follows
                     taken = connection.send(self._parts[0], socket.MSG_MORE)
                 else:
-                    taken = os.writev(connection.fileno(), self._parts)
+                    taken = connection.write(self._parts)
             except (BlockingIOError, InterruptedError):
                 if not wait_for_socket(connection, select.POLLOUT):
                     return False
@@ -313,7 +315,7 @@ class SendJob(TurnTaker):
             self.failure = FileChanged()
         return True
 
-    def _send_file(self, connection: socket.socket) -> None:
+    def _send_file(self, connection: LaneSocket) -> None:
         try:
             moved = os.sendfile(connection.fileno(), self.file.descriptor, self._offset, self._unread)
         except OSError as error:

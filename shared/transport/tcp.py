@@ -1,17 +1,16 @@
-"""TCP and TLS: whole frames out of an asyncio connection and into it, never more than asked for.
+"""TCP: whole frames out of an asyncio connection and into it, never more than asked for.
 
 Frames are pulled: they are parsed one at a time, when the connection asks for the next, and reading stops while the
 receive buffer is full. Sending waits for the socket. Bytes that are no frame are answered with an ERROR and the end of
 the connection.
 
 What is in memory for one connection: a receive buffer of 64 KiB, the large frame that is arriving, the payloads under
-reassembly, and of what is sent one frame or 16 KiB of small ones (with TLS, 64 KiB more).
+reassembly, and of what is sent one frame or 16 KiB of small ones.
 """
 
 import asyncio
 import logging
 import os
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, cast
@@ -23,6 +22,7 @@ from rsocket.frame import ErrorFrame, Frame
 from ..aio import wake
 from ..errors import TlsFailed
 from ..files.lane import MOVES_FILES, FileLane
+from ..files.sockets import Bytes, LaneSocket
 from ..frames.codec import MAX_FRAME_BYTES, FrameError, serialize_head
 from ..frames.fragments import SplitPayload
 from ..frames.outbox import SkippedFrame
@@ -31,7 +31,7 @@ from .base import Flow, State, Transport
 from .decoder import LENGTH_BYTES, FrameDecoder
 from .pacing import Pacer
 from .plain import TlsError
-from .writer import Bytes, SocketWriter
+from .writer import SocketWriter
 
 __all__ = ["TcpTransport"]
 
@@ -47,7 +47,7 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
     Args:
         on_connected: Called once, with this transport, when the connection is made; returns what checks and joins the
             peer's payloads.
-        on_lost: Called once, with the reason or None, when the connection has ended.
+        on_lost: Called once, with the reason or None, when a connection that was made has ended.
     """
 
     _writer: SocketWriter  # since the connection was made
@@ -65,6 +65,7 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._ended = self._loop.create_future()
         self._cut: asyncio.TimerHandle | None = None
+        self._is_shut_down = False
         self._reassembler: Reassembler | None = None
         self._decoder: FrameDecoder | None = None
         self._pacer = Pacer()
@@ -80,8 +81,11 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         if self._lane is None and MOVES_FILES and fd is not None and not self.is_lost:
             with suppress(OSError):  # the process has no more descriptors; then items take the frame path
                 # A descriptor of its own, which asyncio doesn't close while a thread uses it.
-                self._lane = FileLane(socket.socket(fileno=os.dup(fd)), self)
+                self._lane = FileLane(self._lane_socket(os.dup(fd)), self)
         return self._lane if not self.is_lost else None
+
+    def _lane_socket(self, fd: int) -> LaneSocket:
+        return LaneSocket(fileno=fd)
 
     @property
     def flow(self) -> Flow:
@@ -93,8 +97,7 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
 
     @property
     def has_unread(self) -> bool:
-        # With TLS bytes may wait in asyncio's buffers, too. Without it the file lane may be what reads meanwhile.
-        return self._writer.has_unread or (self._is_reading_paused and self._writer.fd is None)
+        return self._writer.has_unread
 
     def arrived_of(self, stream_id: int) -> int:
         return 0 if self._decoder is None else self._decoder.received_of(stream_id)
@@ -106,22 +109,39 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         name = transport.get_extra_info("peername")  # TLS forgets it when the connection is lost
         if isinstance(name, tuple):
             self.peer = f"{name[0]}:{name[1]}"
-        self._writer = SocketWriter(transport)
+        self._writer = self._make_writer(transport)
+        self._begin()
+
+    def _make_writer(self, transport: asyncio.BaseTransport) -> SocketWriter:
+        return SocketWriter(transport)
+
+    def _begin(self) -> None:
+        """Frames may be exchanged from now on."""
         self.state = State.OPEN
         on_connected, self._on_connected = self._on_connected, None
         assert on_connected is not None, "asyncio connects a protocol once"
         self._reassembler = on_connected(self)
         self._decoder = FrameDecoder(self._reassembler)
 
+    async def opened(self) -> None:
+        """Returns when frames may be exchanged; if that is cancelled, the connection is aborted.
+
+        Raises:
+            OSError: It was lost before.
+        """
+
     def get_buffer(self, sizehint: int) -> memoryview:
         return self.reader.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self.state is not State.OPEN:
-            return  # see `_say_farewell`
+        if self.state is State.OPEN and not self._is_shut_down:  # see `_shut_down`
+            self.reader.received(nbytes)
+            self._on_bytes()
+
+    def _on_bytes(self) -> None:
+        """The decoder has got more."""
         self.on_received()
         decoder = self.reader
-        decoder.received(nbytes)
         if decoder.is_ready:
             wake(self._waiter)
         if decoder.is_full:
@@ -132,10 +152,8 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        error = exc
-        if self.state is not State.CONNECTING:  # else a TLS handshake has failed
-            self._writer.close()
-            error = exc or self._writer.error
+        self._writer.close()
+        error = exc or self._writer.error
         self.state = State.LOST
         if self._lane is not None:
             self._lane.close()
@@ -148,13 +166,13 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         self._free_buffer()
         # No reference cycles: what a flood of connections took must not wait for the garbage collector.
         self._transport = self._reassembler = None
-        on_lost, self._on_lost, self._on_connected = self._on_lost, None, None
+        on_lost = self._on_lost if self._on_connected is None else None
+        self._on_lost = self._on_connected = None
         if on_lost is not None:
             on_lost(error)
 
     def pause_writing(self) -> None:
-        if self.state is not State.CONNECTING:  # TLS pauses while the writer sets its limits
-            self._writer.pause()
+        self._writer.pause()
 
     def resume_writing(self) -> None:
         self._writer.resume()
@@ -170,7 +188,7 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
                 self._free_buffer()
                 return None
             lane = self._lane
-            is_for_lane = lane is not None and not self.is_lost and (lane.is_in_item or decoder.is_ready)
+            is_for_lane = lane is not None and not self.is_lost and (lane.is_in_item or self._is_ready())
             if lane is not None and is_for_lane and lane.wants_next():
                 try:
                     frame = await lane.receive_some()
@@ -184,7 +202,7 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
                 if not decoder.is_in_item:
                     continue
                 # The rest of an item is slow to arrive: it counts in the limits, and may stall, as any other frame.
-            elif not decoder.is_ready:
+            elif not self._is_ready():
                 await self._wait_for_bytes()
                 continue
             self._pacer.add()
@@ -207,8 +225,12 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         self._free_buffer()
 
     def _is_exhausted(self) -> bool:
-        is_over = not self._is_rest_wanted or self._decoder is None or not self._decoder.is_ready
+        is_over = not self._is_rest_wanted or self._decoder is None or not self._is_ready()
         return self.failure is not None or (self.is_lost and is_over)
+
+    def _is_ready(self) -> bool:
+        """Whether there is something to take."""
+        return self.reader.is_ready
 
     async def _wait_for_bytes(self) -> None:
         if self._is_reading_paused and self._transport is not None and not self._transport.is_closing():
@@ -224,7 +246,7 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
     def _free_buffer(self) -> None:
         """Frees the receive buffer if nothing is received any more, and no frame is left in it or wanted."""
         is_used = self._lane is not None and self._lane.is_receiving
-        if self.is_lost and self._decoder is not None and self._is_exhausted() and not is_used:
+        if self.is_lost and self._decoder is not None and not is_used and self._is_exhausted():
             self._decoder.close()
 
     # What the file lane uses: see `shared.files.lane.LanePort`
@@ -281,7 +303,8 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         return parts
 
     def _check_open(self) -> None:
-        if self.state is not State.OPEN or self._transport is None or self._transport.is_closing():
+        is_ending = self._is_shut_down or self._transport is None or self._transport.is_closing()
+        if self.state is not State.OPEN or is_ending:
             raise RSocketTransportError("the connection has ended")
 
     # The end
@@ -316,15 +339,18 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
             self._decoder.discard()
         with suppress(RSocketTransportError):  # it is lost already
             self._writer.write_gathered(farewell)
-        if transport.is_closing():
+        self._shut_down(transport)
+
+    def _shut_down(self, transport: asyncio.Transport) -> None:
+        """Ends the sending side; what the peer still sends is read and dropped until it closes, too.
+
+        Closing a socket with unread bytes would reset the connection, and the peer might not receive all that was sent.
+        """
+        if transport.is_closing() or self._is_shut_down:
             return
-        # Closing a socket with unread bytes resets the connection, and the peer might not see the ERROR: so the sending
-        # side is shut down, and what the peer still sends is read and dropped until it closes, too.
+        self._is_shut_down = True
         if self._is_reading_paused:
             transport.resume_reading()
-        if not transport.can_write_eof():
-            transport.close()
-            return
         try:
             transport.write_eof()
         except OSError:
@@ -341,9 +367,12 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         if self.failure is None and not transport.is_closing():
             with suppress(RSocketTransportError):  # it is lost already
                 self._writer.write_gathered()
-            transport.close()
+            self._close(transport)
         self._cut_later()
         await asyncio.wait([self._ended])
+
+    def _close(self, transport: asyncio.Transport) -> None:
+        transport.close()
 
     def _cut_later(self) -> None:
         if self._cut is None and self._transport is not None and not self.is_lost:

@@ -1,8 +1,8 @@
 """Writes frames to a socket: small ones are gathered, large ones are never joined.
 
 On POSIX, frames go to the socket with one vectored system call, without asyncio. What the socket doesn't take waits
-here, and goes through asyncio's buffer, which is a copy, a part at a time. With TLS, and on systems without
-`os.writev`, all of it does.
+here, and goes through asyncio's buffer, which is a copy, a part at a time. On systems without `os.writev`, all of it
+does. With TLS a part is encrypted at a time.
 """
 
 import asyncio
@@ -10,13 +10,16 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, cast
 
 from rsocket.exceptions import RSocketTransportError
 
 from ..aio import wake
+from ..files.sockets import Bytes
 
-__all__ = ["Bytes", "SocketWriter"]
+__all__ = ["SocketWriter"]
 
 if sys.platform != "win32":
     import fcntl
@@ -28,13 +31,13 @@ _GATHER_BYTES: Final = 16 * 1024
 # What the kernel may hold that isn't in flight yet. A small frame can't overtake it; what is in flight isn't limited,
 # so that long lines stay full. Over loopback a lower limit also means that more stays in the processor's cache.
 _UNSENT_BYTES: Final = 128 * 1024
-# What goes into asyncio's buffer at a time.
+# What is encrypted, or goes into asyncio's buffer, at a time.
 _ASYNCIO_BYTES: Final = 256 * 1024
 # After so many frames or bytes other callbacks of the event loop run. Writing 256 KiB takes 100 µs.
 _FRAMES_PER_SLICE: Final = 16
 _BYTES_PER_SLICE: Final = 256 * 1024
 
-Bytes = bytes | bytearray | memoryview
+Encrypt = Callable[[Sequence[Bytes]], bytes]
 
 
 class SocketWriter:
@@ -42,6 +45,7 @@ class SocketWriter:
 
     Args:
         transport: asyncio's.
+        encrypt: Makes what is sent of some parts; None to send them as they are.
 
     Attributes:
         error: What ended the connection while something was written; None if nothing did.
@@ -49,12 +53,13 @@ class SocketWriter:
         handed_bytes: Bytes of all the frames that were written so far.
     """
 
-    def __init__(self, transport: asyncio.BaseTransport) -> None:
+    def __init__(self, transport: asyncio.BaseTransport, encrypt: Encrypt | None = None) -> None:
         self.error: OSError | None = None
         self.fd: int | None = None
         self.handed_bytes = 0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = cast(asyncio.Transport, transport)
+        self._encrypt = encrypt
         self._waiter: asyncio.Future[None] | None = None
         self._gathered: list[Bytes] = []
         self._gathered_bytes = 0
@@ -63,23 +68,18 @@ class SocketWriter:
         self._slice_bytes = 0
         self._blocked_taken: int | None = None
         self._blocked_since = 0.0
-        # `pause_writing` means that something waits, `resume_writing` that all of it is in the socket. Not `high=0`:
-        # with it asyncio's TLS pauses when nothing waits, and never resumes.
+        # `pause_writing` means that something waits, `resume_writing` that all of it is in the socket.
         self._transport.set_write_buffer_limits(high=1, low=0)
         self._socket: socket.socket | None = self._transport.get_extra_info("socket")
         if self._socket is not None:
             _tune(self._socket)
-            if _HAS_WRITEV and self._transport.get_extra_info("sslcontext") is None:
+            if _HAS_WRITEV:
                 self.fd = self._socket.fileno()
-        # asyncio's TLS counts only what isn't encrypted yet, and puts a whole frame into the buffer below.
-        below: object = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
-        self._encrypted = below if isinstance(below, asyncio.WriteTransport) else None
 
     @property
     def buffered_bytes(self) -> int:
-        """What waits for the socket; uvloop doesn't report what is encrypted already."""
-        buffers = (self._transport, self._encrypted)
-        in_asyncio = sum(buffer.get_write_buffer_size() for buffer in buffers if buffer is not None)
+        """What waits for the socket."""
+        in_asyncio = 0 if self._transport is None else self._transport.get_write_buffer_size()
         return in_asyncio + sum(map(len, self._rest))
 
     @property
@@ -151,13 +151,20 @@ class SocketWriter:
         parts = [*self._rest, *self._gathered, *more]
         self._rest, self._gathered, self._gathered_bytes = [], [], 0
         transport = self._open_transport()
-        if parts and self.fd is not None and not transport.get_write_buffer_size():
-            parts = self._write_at_once(self.fd, parts, transport)
+        parts = self._write_at_once(transport, self._encrypted(transport, parts))
         if sum(map(len, parts)) <= _GATHER_BYTES:
             parts = [b"".join(parts)] if parts else []
         # Not `writelines`: it joins before Python 3.12, and doesn't pause in 3.12.0 to 3.12.7 and 3.13.0.
         for part in parts:
             transport.write(part)
+
+    def write_encrypted(self, output: bytes) -> None:
+        """Writes what was encrypted already, if the connection hasn't ended."""
+        if output:
+            with suppress(RSocketTransportError):
+                transport = self._open_transport()
+                for part in self._write_at_once(transport, [output]):
+                    transport.write(part)
 
     def pause(self) -> None:
         """Notes that something waits in asyncio's buffers."""
@@ -175,7 +182,7 @@ class SocketWriter:
         self._gathered.clear()
         self._rest.clear()
         self._gathered_bytes = 0
-        self._transport = self._encrypted = self._socket = None
+        self._transport = self._socket = None
         self.resume()
 
     def _open_transport(self) -> asyncio.Transport:
@@ -184,10 +191,13 @@ class SocketWriter:
         return self._transport
 
     def _write_some(self) -> None:
-        """Writes what is flushed, as far as the socket takes it, and a part of the rest into asyncio's buffer."""
+        """Writes what is flushed, as far as the socket takes it, and a part of the rest into asyncio's buffer.
+
+        With TLS that is one part, which is encrypted first.
+        """
         transport, most = self._open_transport(), _ASYNCIO_BYTES
-        if self.fd is not None and not transport.get_write_buffer_size():
-            self._rest = self._write_at_once(self.fd, self._rest, transport)
+        if self._encrypt is None:
+            self._rest = self._write_at_once(transport, self._rest)
         taken: list[Bytes] = []
         while self._rest and most > 0:
             part = self._rest.pop(0)
@@ -196,21 +206,31 @@ class SocketWriter:
                 self._rest.insert(0, rest)
             most -= len(part)
             taken.append(part)
+        if self._encrypt is not None:
+            taken = self._write_at_once(transport, self._encrypted(transport, taken))
         if len(taken) > 1:
             transport.write(b"".join(taken))
         elif taken:
             transport.write(taken[0])
 
-    def _write_at_once(self, fd: int, parts: list[Bytes], transport: asyncio.Transport) -> list[Bytes]:
-        """Writes to the socket without asyncio; returns what that doesn't take."""
+    def _encrypted(self, transport: asyncio.Transport, parts: list[Bytes]) -> list[Bytes]:
+        if self._encrypt is None or not parts:
+            return parts
         try:
-            taken = os.writev(fd, parts)
+            return [self._encrypt(parts)]
+        except OSError as error:
+            raise self._failed(transport, error) from error
+
+    def _write_at_once(self, transport: asyncio.Transport, parts: list[Bytes]) -> list[Bytes]:
+        """Writes to the socket without asyncio, if that may be; returns what isn't written."""
+        if not parts or self.fd is None or transport.get_write_buffer_size():
+            return parts
+        try:
+            taken = os.writev(self.fd, parts)
         except (BlockingIOError, InterruptedError):
             taken = 0
         except OSError as error:
-            self.error = error.with_traceback(None)  # which refers to this: a reference cycle
-            transport.abort()
-            raise RSocketTransportError(f"the connection has ended: {error}") from error
+            raise self._failed(transport, error) from error
         if taken == sum(map(len, parts)):
             return []
         left: list[Bytes] = []
@@ -219,6 +239,12 @@ class SocketWriter:
                 left.append(memoryview(part)[taken:] if taken else part)
             taken = max(taken - len(part), 0)
         return left
+
+    def _failed(self, transport: asyncio.Transport, error: OSError) -> RSocketTransportError:
+        """Ends the connection, and returns what the caller is to raise."""
+        self.error = error.with_traceback(None)  # which refers to this: a reference cycle
+        transport.abort()
+        return RSocketTransportError(f"the connection has ended: {error}")
 
 
 def _tune(sock: socket.socket) -> None:

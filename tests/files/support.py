@@ -16,6 +16,7 @@ from shared.aio import wake
 from shared.files.lane import FileLane
 from shared.files.port import ItemReader
 from shared.files.sending import FileRange, SendJob, Sent
+from shared.files.sockets import LaneSocket
 from shared.files.threads import SocketTurn
 from shared.protocol.digest import Digest
 from shared.protocol.flow import Credit
@@ -25,12 +26,12 @@ ITEM_HEAD_BYTES = 9
 """What stands before an item's data, if it has no metadata: the frame's length and header."""
 
 
-def socket_pair() -> tuple[socket.socket, socket.socket]:
+def socket_pair() -> tuple[LaneSocket, socket.socket]:
     """One that doesn't block, as a connection's, and one for the test."""
     left, right = socket.socketpair()
     left.setblocking(False)
     right.settimeout(5)
-    return left, right
+    return LaneSocket(fileno=left.detach()), right
 
 
 def receive_all(right: socket.socket, nbytes: int) -> bytes:
@@ -161,7 +162,7 @@ class Port:
 def sending_lane(connection: socket.socket) -> Generator[tuple[FileLane, Port], None, None]:
     """A lane that sends to this socket."""
     port = Port()
-    lane = FileLane(socket.socket(fileno=os.dup(connection.fileno())), port)
+    lane = FileLane(LaneSocket(fileno=os.dup(connection.fileno())), port)
     try:
         yield lane, port
     finally:
@@ -196,7 +197,7 @@ def send_job(
     return SendJob(stream_id, file, item_bytes, credit, Queue() if queue is None else queue, digest=digest, **options)
 
 
-def send_turn(job: SendJob, connection: socket.socket) -> Sent:
+def send_turn(job: SendJob, connection: LaneSocket) -> Sent:
     """What a thread does in one turn. Blocks."""
     while True:
         outcome = job.send_some(connection, length_of, SocketTurn(), lambda _: True)

@@ -12,6 +12,7 @@ from rsocket.exceptions import RSocketTransportError
 import shared.files.threads
 from shared.files.lane import FileLane
 from shared.files.sending import FileChanged, FileRange, SendJob, Sent
+from shared.files.sockets import LaneSocket
 from shared.protocol.digest import Digest
 from tests.files.support import (
     ITEM_HEAD_BYTES,
@@ -26,7 +27,7 @@ from tests.files.support import (
 )
 from tests.support import COMPLETE, HAS_UVLOOP, METADATA, NEXT, PAYLOAD, eventually, frame, on_uvloop
 
-Ends = tuple[socket.socket, socket.socket]
+Ends = tuple[LaneSocket, socket.socket]
 
 
 def _item(stream_id: int, data: bytes, flags: int = NEXT, metadata: bytes = b"") -> bytes:

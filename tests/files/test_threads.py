@@ -7,6 +7,7 @@ import time
 import pytest
 
 from shared.files.crew import Crew
+from shared.files.sockets import LaneSocket
 from shared.files.threads import SocketTurn, SpareBuffers
 from tests.files.support import promptly
 from tests.support import eventually
@@ -56,7 +57,7 @@ async def test_nothing_waits_for_the_socket_of_a_connection_that_has_ended() -> 
     """It may be closed between the end of a thread and the wait that is to follow."""
     left, right = socket.socketpair()
     with right:
-        crew = Crew(left)
+        crew = Crew(LaneSocket(fileno=left.detach()))
         crew.close()
         assert crew.is_closed
         await promptly(crew.until_writable())

@@ -5,7 +5,6 @@ import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from rsocket.frame import CancelFrame, Frame, PayloadFrame, RequestNFrame, RequestResponseFrame
 
@@ -13,6 +12,7 @@ from shared.frames.budget import ReassemblyBudget, ReassemblyLimits
 from shared.frames.reassembly import Reassembler
 from shared.transport.base import Transport
 from shared.transport.tcp import TcpTransport
+from shared.transport.tls import Tls, TlsTransport
 from tests.support import RawPeer
 
 # A key for these tests alone, and its certificate for localhost, valid for a hundred years.
@@ -45,7 +45,7 @@ async def pair(
     servers: list[TcpTransport] = []
 
     def make_server() -> TcpTransport:
-        servers.append(TcpTransport(on_connected))
+        servers.append(_transport(on_connected, None if server_context is None else Tls(server_context)))
         return servers[0]
 
     def on_connected(transport: TcpTransport) -> Reassembler:
@@ -53,10 +53,11 @@ async def pair(
         return (server_side or judged())(transport)
 
     server_context, client_context = tls_contexts() if tls else (None, None)
-    listener = await loop.create_server(make_server, "127.0.0.1", 0, ssl=server_context)
+    listener = await loop.create_server(make_server, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
-    names: dict[str, Any] = {"ssl": client_context, "server_hostname": "localhost"} if tls else {}
-    _, client = await loop.create_connection(lambda: TcpTransport(client_side or judged()), "127.0.0.1", port, **names)
+    layer = None if client_context is None else Tls(client_context, "localhost")
+    _, client = await loop.create_connection(lambda: _transport(client_side or judged(), layer), "127.0.0.1", port)
+    await client.opened()
     await connected
     try:
         yield servers[0], client
@@ -64,6 +65,10 @@ async def pair(
         listener.close()
         await asyncio.gather(client.close(), servers[0].close())
         await listener.wait_closed()
+
+
+def _transport(on_connected: Judge, tls: Tls | None) -> TcpTransport:
+    return TcpTransport(on_connected) if tls is None else TlsTransport(on_connected, None, tls)
 
 
 @asynccontextmanager
