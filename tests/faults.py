@@ -19,6 +19,7 @@ class Direction:
     Attributes:
         nbytes: Bytes forwarded so far.
         cut_after: Bytes to forward before that connection is cut, once; None for never.
+        flip_after: Bytes to forward before a bit of the next one is changed, once; None for never.
         stall_after: Bytes to forward before everything stalls, with open connections, until `flow`; None for never.
         dribble: The most bytes forwarded in one event-loop iteration; 0 for no limit.
         rate: Bytes forwarded in a second, by all connections together; None for no limit.
@@ -28,6 +29,7 @@ class Direction:
         self.nbytes = 0
         self.cut_after: int | None = None
         self.stall_after: int | None = None
+        self.flip_after: int | None = None
         self.dribble = 0
         self.rate: float | None = None
         self._paced_until = 0.0
@@ -51,6 +53,10 @@ class Direction:
     async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Forwards until the connection ends or is cut."""
         while data := await reader.read(self.dribble or (_READ_BYTES if self.rate is None else _SLOW_READ_BYTES)):
+            if self.flip_after is not None:
+                if self.flip_after < len(data):
+                    data = bytes([*data[: self.flip_after], data[self.flip_after] ^ 1]) + data[self.flip_after + 1 :]
+                self.flip_after = self.flip_after - len(data) if self.flip_after >= len(data) else None
             while data:
                 await self._may_flow.wait()
                 piece = data if self.stall_after is None else data[: self.stall_after]

@@ -12,8 +12,10 @@ import trustme
 from reactivex import operators as ops
 
 from rx_client import Completed, ConnectOptions, FileClient
+from rx_client.operators import retry_backoff
 from server import FileServer, Limits, serve, server_tls
 from shared.errors import ConnectionFailed, TlsFailed, Unauthenticated, is_retryable
+from tests.faults import fault_proxy
 from tests.security.support import (
     MIB,
     ServerProcess,
@@ -285,3 +287,39 @@ async def test_connections_over_tls_leave_nothing_behind(
         await eventually(lambda: server.fds <= files)
         assert server.rss - memory < 8 * MIB
         assert await server.stop() == (0, "")
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_client_that_reconnects_resumes_its_session(
+    ca: trustme.CA, trusting: ssl.SSLContext, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    trusting.maximum_version = version
+    context = server_tls(*pem_files(ca.issue_cert("127.0.0.1"), tmp_path))
+    async with serve(tls=context) as server, FileClient.connect(server.uri, tls=trusting, options=QUICK) as files:
+        await files.upload("a", b"x")
+        assert context.session_stats()["hits"] == 0
+        for transport in list(server._connections):
+            transport.abort()
+        assert await files.download("a").pipe(retry_backoff(attempts=20, base=0.01)) == b"x"
+        assert context.session_stats()["hits"] == 1
+
+
+@pytest.mark.parametrize("flip_after", [1, 500, 60_000, 1_000_000])
+@pytest.mark.parametrize("way", ["up", "down"])
+async def test_ciphertext_that_was_changed_on_the_way_ends_the_connection(
+    ca: trustme.CA, trusting: ssl.SSLContext, tmp_path: Path, way: str, flip_after: int
+) -> None:
+    """Nothing of it is taken, and the transfer goes on over another connection."""
+    data = bytes(range(256)) * (2 * MIB // 256)
+    (tmp_path / "source").write_bytes(data)
+    async with tls_server(ca, tmp_path) as server, fault_proxy(server.uri.replace("tcps://", "tcp://")) as proxy:
+        uri = proxy.uri.replace("tcp://", "tcps://")
+        async with FileClient.connect(uri, tls=trusting, options=QUICK) as files:
+            await files.upload("a", b"x")
+            direction = proxy.up if way == "up" else proxy.down
+            direction.flip_after = flip_after
+            await files.upload_from("a", tmp_path / "source").pipe(retry_backoff(attempts=20, base=0.01))
+            await files.download_to("a", tmp_path / "a").pipe(retry_backoff(attempts=20, base=0.01))
+            assert direction.flip_after is None
+            assert proxy.accepted > 1
+    assert (tmp_path / "a").read_bytes() == data
