@@ -41,6 +41,7 @@ OURS_FSYNC: Final = "rxfiles, with fsync"
 OURS_SLOW: Final = "rxfiles, slow disk"
 OURS_TLS: Final = "rxfiles, TLS"
 OURS_MEMORY: Final = "rxfiles, memory"
+TLS: Final = (OURS_TLS, "asyncio streams, TLS", "SSLSockets")
 FAST: Final = (
     OURS,
     OURS_NO_DIGEST,
@@ -97,7 +98,7 @@ class Bench:
         print("streams, disk to disk", flush=True)
         await self._interleave([(system, self._streams(system)) for system in (*FAST, *STOCK)])
         await self._interleave([(OURS_FSYNC, self._synced)], self.disk)
-        await self._interleave([(OURS_TLS, self._streams(OURS_TLS))])
+        await self._interleave([(system, self._streams(system)) for system in TLS])
         print("stages, each by itself", flush=True)
         self._stages()
         print("callbacks of the event loop", flush=True)

@@ -36,6 +36,8 @@ _GOALS: Final = [
     *(_Goal(f"stream {way}, MB/s", _OURS, _STOCK, 6.0) for way in ("down", "up")),
     *(_Goal(f"stream {way}, MB/s", _NO_DIGEST, "aiohttp, tuned", 1.5) for way in ("down", "up")),
     *(_Goal(f"stream {way}, MB/s", _NO_DIGEST, "sendfile + splice", 0.8) for way in ("down", "up")),
+    *(_Goal(f"stream {way}, MB/s", _TLS, "asyncio streams, TLS", 1.3) for way in ("down", "up")),
+    *(_Goal(f"stream {way}, MB/s", _TLS, "SSLSockets", 1.0) for way in ("down", "up")),
     *(_Goal(f"whole file {way}, MB/s", _MEMORY, _TUTORIAL, 4.0) for way in ("down", "up")),
     *(
         _Goal(f"{verb} of 4 KiB, 32 in flight, 1/s", _MEMORY, peer, bound)
@@ -51,7 +53,7 @@ _PEERS_COLOUR: Final = "#8a8a8a"
 _WHOLE_AT_CLIENT: Final = "peak of the client above idle, MiB: whole file"
 _MAX_P99_MS: Final = 10.0
 _MAX_PEAK_MIB: Final = 16.0
-_MAX_TLS_PEAK_MIB: Final = 32.0
+_MAX_TLS_PEAK_MIB: Final = 16.0
 
 
 class _Panel(NamedTuple):

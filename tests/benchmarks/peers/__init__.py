@@ -76,6 +76,8 @@ SYSTEMS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "rxfiles, TLS": ("rxfiles:RxFiles", {"tls": True}),
     "rxfiles, memory": ("rxfiles:RxFiles", {"in_memory": True}),
     "asyncio streams": ("streams:Streams", {}),
+    "asyncio streams, TLS": ("streams:Streams", {"tls": True}),
+    "SSLSockets": ("ssl_sockets:SslSockets", {}),
     "sendfile + splice": ("splice:Splice", {}),
     "nginx + curl": ("nginx:Nginx", {}),
     "aiohttp, default": ("aiohttp_files:Aiohttp", {}),
