@@ -227,7 +227,7 @@ class SendJob(TurnTaker):
         sent = 0
         self._reads = self._reads or not connection.moves_files
         while True:
-            if not self._parts and not self._unread and not self._is_torn:
+            if not self._parts and not self._unread and not self.is_torn:
                 if not may_go_on(sent) or not self.is_ready:
                     return Sent.ALL
                 if not self._read(prefix, turn):
