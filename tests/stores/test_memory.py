@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from server.stores.base import PAGE_FILES, Upload
 from server.stores.memory import MemoryStore
 from shared.errors import Changed, InvalidRequest, NotFound, StorageFull, TooLarge
+from shared.protocol.wire import FileInfo
 
 from .support import begin, digest_of, get, listed, names_in, put
 
@@ -100,15 +101,21 @@ async def test_delete_spares_a_value_that_replaced_the_old_one_during_its_digest
 
 
 async def test_a_move_takes_the_value_that_replaced_the_old_one_during_its_digest() -> None:
-    files = {"a": b"x" * 3_000_000}
+    old = b"x" * 3_000_000
+    files: dict[str, bytes] = {}
     store = MemoryStore(files)
-    moves = [asyncio.create_task(store.move("a", "b", if_match=etag)) for etag in (digest_of(files["a"]), None)]
-    await asyncio.sleep(0)
-    files["a"] = b"new"
+
+    async def move(if_match: str | None) -> FileInfo:
+        files["a"] = bytes(bytearray(old))  # another object, whose digest isn't known
+        moving = asyncio.create_task(store.move("a", "b", if_match=if_match))
+        await asyncio.sleep(0)
+        files["a"] = b"new"
+        return await moving
 
     with pytest.raises(Changed):
-        await moves[0]
-    assert (await moves[1]).digest == digest_of(b"new")
+        await move(digest_of(old))
+    assert files == {"a": b"new"}
+    assert (await move(None)).digest == digest_of(b"new")
     assert files == {"b": b"new"}
 
 
