@@ -248,6 +248,19 @@ class Store(ABC):
             NotFound: There is none of that name.
         """
 
+    async def whole(self, name: str, most_bytes: int) -> bytes | None:
+        """A whole file; None if it has more than `most_bytes`.
+
+        Raises:
+            NotFound: There is none of that name.
+            Changed: Another program is just writing to it.
+        """
+        reader = await self.open(name)
+        try:
+            return await reader.read(0, reader.info.size) if reader.info.size <= most_bytes else None
+        finally:
+            await reader.close()
+
     @abstractmethod
     async def begin(
         self,

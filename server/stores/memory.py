@@ -9,13 +9,13 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from shared.errors import Changed, NotFound, StorageFull, TooLarge
+from shared.errors import Changed, NotFound, StorageFull
 from shared.protocol.digest import DEFAULT_ALGORITHM
 from shared.protocol.wire import FileInfo
 
 from .base import PAGE_FILES, AtOnceStore, Page, Reader, Store
 from .catalog import FILES_A_SLICE, Catalog, Known, cost_of
-from .parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists
+from .parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists, check_file_size
 from .sorted_names import SortedNames
 
 __all__ = ["MemoryStore"]
@@ -125,8 +125,7 @@ class MemoryStore(Store):
             return PartUpload(part, lock, overwrite=overwrite, modified=modified, max_bytes=self._max_file_bytes)
 
     async def put(self, name: str, content: bytes) -> None:
-        if self._max_file_bytes is not None and len(content) > self._max_file_bytes:
-            raise TooLarge(f"a file may have {self._max_file_bytes} bytes here, not {len(content)}", name=name)
+        check_file_size(name, len(content), self._max_file_bytes)
         await self.make_room(self._catalog.growth(name, len(content)), name)
         self._files[name] = content
         self._catalog.see(name)

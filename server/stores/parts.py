@@ -17,7 +17,7 @@ from shared.protocol.wire import FileInfo
 
 from .base import Upload
 
-__all__ = ["KeyedLocks", "Part", "PartUpload", "UploadSpec", "already_exists"]
+__all__ = ["KeyedLocks", "Part", "PartUpload", "UploadSpec", "already_exists", "check_file_size"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,7 @@ class UploadSpec:
         """Raises InvalidRequest if the algorithm is unknown, and TooLarge if the size is over the store's limit."""
         if self.algorithm is not None:
             check_algorithm(self.algorithm)
-        if max_bytes is not None and self.size is not None and self.size > max_bytes:
-            raise TooLarge(f"a file may have {max_bytes} bytes here, not {self.size}", name=self.name)
+        check_file_size(self.name, self.size or 0, max_bytes)
 
     def check_same(self, known: "UploadSpec") -> None:
         """Raises InvalidRequest unless this is the upload that began as `known`."""
@@ -257,6 +256,12 @@ class KeyedLocks:
         if lock is None:
             lock = self._locks[key] = asyncio.Lock()
         return lock
+
+
+def check_file_size(name: str, nbytes: int, max_bytes: int | None) -> None:
+    """Raises TooLarge if a file of that size is over the store's limit."""
+    if max_bytes is not None and nbytes > max_bytes:
+        raise TooLarge(f"a file may have {max_bytes} bytes here, not {nbytes}", name=name)
 
 
 def already_exists(name: str) -> AlreadyExists:

@@ -59,6 +59,7 @@ class QueuedStore(Store):
     close = _queued(Store.close)
     stat = _queued(Store.stat)
     open = _queued(Store.open)
+    whole = _queued(Store.whole)
     begin = _queued(Store.begin)
     put = _queued(Store.put)
     published = _queued(Store.published)

@@ -37,9 +37,12 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
+from typing import Final
 
 from shared.errors import Changed, NotFound
 from shared.files import disk
+from shared.protocol.digest import DEFAULT_ALGORITHM, Digest
 from shared.protocol.wire import FileInfo
 
 from ..base import Page
@@ -57,6 +60,8 @@ from .unfinished import UnfinishedUploads, UploadFile
 __all__ = ["Folder"]
 
 _log = logging.getLogger(__name__)
+
+_serial: Final = count()
 
 
 class Folder:
@@ -166,6 +171,36 @@ class Folder:
             os.close(fd)
             raise
 
+    def whole(self, name: str, most_bytes: int) -> bytes | None:
+        """See `Store.whole`."""
+        fd, info = self.open_file(name)
+        try:
+            if info.size > most_bytes:
+                return None
+            written = os.fstat(fd).st_mtime_ns
+            data = disk.read_at(fd, info.size, 0)
+            status = os.fstat(fd)
+        finally:
+            os.close(fd)
+        if len(data) < info.size or (status.st_size, status.st_mtime_ns) != (info.size, written):
+            raise Changed(f"{name!r} was changed while it was read", name=name)
+        return data
+
+    def put(self, name: str, content: bytes) -> None:
+        """See `Store.put`. Not as an upload, which has to be found again by its id."""
+        digest, old = Digest(DEFAULT_ALGORITHM), self._find(name)
+        digest.update(content)
+        text, entry = digest.text(), f"put-{next(_serial)}"
+        path = os.path.join(self._scratch, entry)
+        with disk.full_disk_is_typed(FULL, name):
+            try:
+                status = self.uploads.with_room(lambda: _write(path, content, old))
+                with Place(OpenFolder(self._scratch), entry, status) as place:
+                    self._place(place, name, Content(status, text, text), old, None, overwrite=True)
+            except BaseException:
+                disk.remove(path)
+                raise
+
     def list(self, prefix: str, after: str, limit: int) -> Page:
         """See `Store.list`."""
         found, end = self.listings.page(prefix, after, limit)
@@ -189,30 +224,31 @@ class Folder:
             if source == target:
                 return info
             try:
-                self._place(place, target, info.digest, None, overwrite=overwrite, etag=info.etag)
+                known = self._records.content(source, _status(place))
+                known = self._place(place, target, known, self._find(target), None, overwrite=overwrite)
             except FileNotFoundError:
                 if place.folder.status(place.entry) is not None:
                     raise  # something else is missing
                 raise NotFound.for_name(source) from None
+            # The status that the record has may be years old, and this process alone knows the one that it has now.
+            with suppress(OSError):
+                self._records.write(target, known, None, None)
             self._places.leave(source, place)
         self._records.remove(names.fingerprint(source))
         return replace(info, name=target)
 
     def seal(self, upload: UploadFile, modified: float | None) -> None:
         """Seals an upload that is going to be published with that time."""
-        try:
-            with self._places.find(upload.spec.name) as place:
-                old = _status(place)
-        except NotFound:
-            old = None
-        upload.seal(modified, old)
+        upload.seal(modified, self._find(upload.spec.name))
 
     def publish(self, upload: UploadFile, *, overwrite: bool) -> FileInfo:
         """Makes the sealed upload a file; AlreadyExists if there is one, and `overwrite` is False."""
         name, content = upload.spec.name, upload.content
         folder, entry = os.path.split(content.path)
-        with Place(OpenFolder(folder), entry, os.lstat(content.path)) as part:
-            status = self._place(part, name, content.digest.value, upload.spec.upload_id, overwrite=overwrite)
+        status, digest = os.lstat(content.path), content.digest.value
+        known, old = Content(status, digest or etag_of(status), digest), self._find(name)
+        with Place(OpenFolder(folder), entry, status) as part:
+            status = self._place(part, name, known, old, upload.spec.upload_id, overwrite=overwrite).status
         upload.forget()
         return self._info(name, status)
 
@@ -242,40 +278,47 @@ class Folder:
             raise Changed(f"{name!r} has changed", name=name)
         return info
 
+    def _find(self, name: str) -> os.stat_result | None:
+        """The status of a file; None if there is none."""
+        try:
+            with self._places.find(name) as place:
+                return place.status
+        except NotFound:
+            return None
+
     def _place(
         self,
         source: Place,
         name: str,
-        digest: str | None,
+        known: Content,
+        old: os.stat_result | None,
         upload_id: str | None,
         *,
         overwrite: bool,
-        etag: str | None = None,
-    ) -> os.stat_result:
-        """Makes what is at `source` the file of that name, its record first; AlreadyExists as for `publish`."""
+    ) -> Content:
+        """Makes what is at `source` the file of that name, its record first; AlreadyExists as for `publish`.
+
+        Args:
+            source: Where it is.
+            name: Its name.
+            known: What is known of it.
+            old: The file that it replaces; None if there is none.
+            upload_id: Of the upload that publishes it, if there is one.
+            overwrite: Whether that file may be replaced.
+        """
+        # Two links of one file are left by a process that was killed in `create_from`; to rename one does nothing.
+        is_begun = old is not None and os.path.samestat(old, known.status)
+        if old is not None and not overwrite and not is_begun:
+            raise already_exists(name)
         with disk.full_disk_is_typed(FULL, name):
-            status = _status(source)
+            self.uploads.with_room(lambda: self._records.write(name, known, upload_id, old))
             try:
-                with self._places.find(name) as place:
-                    old = _status(place)
-            except NotFound:
-                old = None
-            # Two links of one file are left by a process that was killed in `create_from`; to rename one does nothing.
-            is_begun = old is not None and os.path.samestat(old, status)
-            if old is not None and not overwrite and not is_begun:
-                raise already_exists(name)
-            record = Content(status, etag or digest or etag_of(status), digest)
-            self.uploads.with_room(lambda: self._records.write(name, record, upload_id, old))
-            try:
-                status = self._places.put(source, name, overwrite=overwrite, is_begun=is_begun) or status
+                status = self._places.put(source, name, overwrite=overwrite, is_begun=is_begun)
             except FileExistsError:
                 raise already_exists(name) from None
-            self._records.note(name, status)
-        if upload_id is None:
-            # The status that the record has may be years old, and this process alone knows the one that it has now.
-            with suppress(OSError):
-                self._records.write(name, replace(record, status=status), None, None)
-        return status
+        published = known if status is None else replace(known, status=status)
+        self._records.note(name, published)
+        return published
 
     def _info(self, name: str, status: os.stat_result) -> FileInfo:
         content = self._records.content(name, status)
@@ -296,6 +339,23 @@ class Folder:
         for entry in entries(self._places.encoded):
             if self._places.name_of(entry.name) is None:
                 _log.warning("%s isn't served: its record is lost, and with it the name", entry.path)
+
+
+def _write(path: str, content: bytes, old: os.stat_result | None) -> os.stat_result:
+    """Writes a content that is going to replace the `old` file, and makes it survive a crash of the machine."""
+    # What replaces a private file is private from the start.
+    fd = disk.open_to_extend(path, os.O_CREAT | os.O_TRUNC, 0o666 if old is None else 0o600)
+    try:
+        view, written = memoryview(content), 0
+        while written < len(content):
+            written += disk.write_at(fd, [view[written:]], written)
+        if old is not None:
+            disk.copy_access(old, fd)
+        disk.set_modified(fd, path, None)
+        os.fsync(fd)
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
 
 
 def _by_kind(counted: tuple[Unserved, int]) -> str:

@@ -53,8 +53,8 @@ class Records:
         self.path: Final = path
         self._scratch = scratch
         self._known = lru_cache(_DIGESTS_IN_MEMORY)(self._read)
-        # What this process has published: the signature and the status's time of each name's content.
-        self._published: OrderedDict[str, tuple[str, int]] = OrderedDict()
+        # What this process has published: the signature, the status's time, the etag and the digest of each content.
+        self._published: OrderedDict[str, tuple[str, int, str, str | None]] = OrderedDict()
 
     def content(self, name: str, status: os.stat_result) -> "Content":
         """What is known of the content with that status."""
@@ -86,9 +86,10 @@ class Records:
         record = {"name": name, "digests": digests, "etags": etags, "sealed": sealed, "published": published}
         write_json(self._path(names.fingerprint(name)), record, scratch=self._scratch, durable=True)
 
-    def note(self, name: str, status: os.stat_result) -> None:
-        """Notes the status that a content has now that it is published."""
-        self._published[name] = _signature(status), status.st_ctime_ns
+    def note(self, name: str, content: "Content") -> None:
+        """Notes what is known of a content, with the status that it has now that it is published."""
+        status = content.status
+        self._published[name] = _signature(status), status.st_ctime_ns, content.etag, content.digest
         self._published.move_to_end(name)
         if len(self._published) > _DIGESTS_IN_MEMORY:
             self._published.popitem(last=False)
@@ -122,12 +123,10 @@ class Records:
         """The etag and the digest of the content with that signature and time of its status, if they are recorded."""
         published = self._published.get(name)
         if published is not None and published[0] == signature:
-            is_same = published[1] == changed
-        else:
-            sealed = self._of(name, "sealed").get(signature)
-            # A record of an older version has none; its files have the times at which they were published.
-            is_same = not isinstance(sealed, int) or sealed <= changed <= sealed + _PUBLISHED_WITHIN_NS
-        if not is_same:
+            return published[2:] if published[1] == changed else None
+        sealed = self._of(name, "sealed").get(signature)
+        # A record of an older version has none; its files have the times at which they were published.
+        if isinstance(sealed, int) and not sealed <= changed <= sealed + _PUBLISHED_WITHIN_NS:
             return None
         digest = self._of(name, "digests").get(signature)
         etag = self._of(name, "etags").get(signature, digest)

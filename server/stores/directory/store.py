@@ -8,18 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from os import PathLike, fspath
 from typing import Final, ParamSpec, TypeVar
-from uuid import uuid4
 
 from shared.aio import run_blocking, wait_uncancelled
 from shared.errors import Forbidden, NotFound
 from shared.files import disk
 from shared.files.part import FileTarget
-from shared.protocol.digest import DEFAULT_ALGORITHM
 from shared.protocol.wire import FileInfo
 
 from ..base import PAGE_FILES, Page, Reader, Store
 from ..failures import READ_ONLY, too_many_files, typed
-from ..parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists
+from ..parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists, check_file_size
 from .folder import Folder
 from .names import fingerprint
 from .reader import DirectoryReader
@@ -153,6 +151,14 @@ class DirectoryStore(Store):
             raise
         return reader
 
+    async def whole(self, name: str, most_bytes: int) -> bytes | None:
+        self._check_open_files()
+        self._opening += 1
+        try:
+            return await self.run(self._folder.whole, name, most_bytes)
+        finally:
+            self._opening -= 1
+
     async def begin(
         self,
         upload_id: str,
@@ -179,12 +185,15 @@ class DirectoryStore(Store):
             return PartUpload(part, lock, overwrite=overwrite, modified=modified, max_bytes=self._max_file_bytes)
 
     async def put(self, name: str, content: bytes) -> None:
-        upload = await self.begin(uuid4().hex, name, size=len(content), algorithm=DEFAULT_ALGORITHM)
+        self._check_writable(name)
+        check_file_size(name, len(content), self._max_file_bytes)
+        self._check_open_files()
+        self._opening += 1
         try:
-            await upload.append([content])
-            await upload.commit(None)
+            async with self.lock_of_file(name):
+                await self.run(self._put, name, content)
         finally:
-            await upload.abort()
+            self._opening -= 1
 
     async def published(self, upload_id: str, name: str) -> FileInfo | None:
         return await self.run(self._folder.published, upload_id, name)
@@ -264,6 +273,10 @@ class DirectoryStore(Store):
             if failure is None:
                 raise
             raise failure from error
+
+    def _put(self, name: str, content: bytes) -> None:
+        self._folder.check()
+        self._folder.put(name, content)
 
     def _list(self, prefix: str, after: str, limit: int) -> Page:
         self._folder.check()
