@@ -54,7 +54,7 @@ FAST: Final = (
 )
 STOCK: Final = ("rsocket, read buffer 1024", "rsocket, read buffer 64 KiB")
 TUTORIAL: Final = ("tutorial, read buffer 1024", "tutorial, read buffer 64 KiB")
-HTTP: Final = ("aiohttp, 1 connection", "aiohttp, 32 connections")
+HTTP: Final = ("aiohttp, 1 connection", "aiohttp, 32 connections", "aiohttp, 32 connections, folder")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ _GOALS: Final = [
         for verb in ("get", "put")
         for peer, bound in (("grpc.aio", 2.0), ("aiohttp, 1 connection", 2.5), ("aiohttp, 32 connections", 1.0))
     ),
+    *(
+        _Goal(f"{verb} of 4 KiB, 32 in flight, 1/s", _OURS, "aiohttp, 32 connections, folder", bound)
+        for verb, bound in (("put", 1.0), ("get", 2.0), ("stat", 1.5))
+    ),
     _Goal("small request during down, p99 ms", _OURS, _STOCK, 0.3, at_most=True),
 ]
 _ENDS: Final = ("client", "server")

@@ -84,6 +84,7 @@ SYSTEMS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "aiohttp, tuned": ("aiohttp_files:Aiohttp", {"buffer_bytes": 1024 * 1024}),
     "aiohttp, 1 connection": ("aiohttp_files:Aiohttp", {"connections": 1}),
     "aiohttp, 32 connections": ("aiohttp_files:Aiohttp", {"connections": 32}),
+    "aiohttp, 32 connections, folder": ("aiohttp_files:Aiohttp", {"connections": 32, "on_disk": True}),
     "grpc.aio": ("grpc_aio:GrpcAio", {}),
     "rsocket, read buffer 1024": ("stock:Stock", {"read_buffer": 1024}),
     "rsocket, read buffer 64 KiB": ("stock:Stock", {"read_buffer": 64 * 1024}),

@@ -1,4 +1,4 @@
-"""aiohttp: `FileResponse` down, `PUT` of an open file up; small files from a dictionary."""
+"""aiohttp: `FileResponse` down, `PUT` of an open file up; small files from a dictionary, or the same way."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -16,9 +16,11 @@ class Aiohttp:
     Args:
         buffer_bytes: The read buffer of either end; None for aiohttp's default of 64 KiB.
         connections: The client's limit; 0 for none.
+        on_disk: Whether small files are in the folder, too.
     """
 
-    def __init__(self, *, buffer_bytes: int | None = None, connections: int = 0) -> None:
+    def __init__(self, *, buffer_bytes: int | None = None, connections: int = 0, on_disk: bool = False) -> None:
+        self._small = "disk" if on_disk else "memory"
         self._buffering = {} if buffer_bytes is None else {"read_bufsize": buffer_bytes}
         self._chunk_bytes = 64 * 1024 if buffer_bytes is None else CHUNK_BYTES
         self._connections = connections
@@ -61,12 +63,13 @@ class Aiohttp:
         async with aiohttp.ClientSession(
             f"http://127.0.0.1:{port}", connector=connector, timeout=timeout, **self._buffering
         ) as session:
-            yield _Client(session, self._chunk_bytes)
+            yield _Client(session, self._chunk_bytes, self._small)
 
 
 class _Client(Client):
-    def __init__(self, session: aiohttp.ClientSession, chunk_bytes: int) -> None:
+    def __init__(self, session: aiohttp.ClientSession, chunk_bytes: int, small: str) -> None:
         self._session = session
+        self._small = small
         self._chunk_bytes = chunk_bytes
 
     async def download(self, name: str, target: Path, rate: float | None) -> None:
@@ -84,15 +87,15 @@ class _Client(Client):
                 response.raise_for_status()
 
     async def get(self, name: str) -> bytes:
-        async with self._session.get(f"/memory/{name}") as response:
+        async with self._session.get(f"/{self._small}/{name}") as response:
             return await response.read()
 
     async def put(self, name: str, content: bytes) -> None:
-        async with self._session.put(f"/memory/{name}", data=content) as response:
+        async with self._session.put(f"/{self._small}/{name}", data=content) as response:
             response.raise_for_status()
 
     async def stat(self, name: str) -> None:
-        async with self._session.head(f"/memory/{name}") as response:
+        async with self._session.head(f"/{self._small}/{name}") as response:
             response.raise_for_status()
 
 
