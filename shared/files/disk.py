@@ -38,6 +38,7 @@ __all__ = [
     "set_modified",
     "sync_folder",
     "taken_bytes",
+    "write_all",
     "write_at",
 ]
 
@@ -149,6 +150,13 @@ def write_at(fd: int, views: Sequence[memoryview], offset: int) -> int:
         os.lseek(fd, offset, os.SEEK_SET)
         return os.write(fd, views[0])
     return os.pwritev(fd, views, offset)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Writes all of `data` into an empty file."""
+    view, written = memoryview(data), 0
+    while written < len(data):
+        written += write_at(fd, [view[written:]], written)
 
 
 def copy_access(old: os.stat_result, fd: int) -> None:

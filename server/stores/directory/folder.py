@@ -196,7 +196,9 @@ class Folder:
             try:
                 status = self.uploads.with_room(lambda: _write(path, content, old))
                 with Place(OpenFolder(self._scratch), entry, status) as place:
-                    self._place(place, name, Content(status, text, text), old, None, overwrite=True)
+                    known = Content(status, text, text)
+                    # If the machine crashes, the digest may be unknown: it isn't worth two more syncs.
+                    self._place(place, name, known, old, None, overwrite=True, durable=False)
             except BaseException:
                 disk.remove(path)
                 raise
@@ -295,6 +297,7 @@ class Folder:
         upload_id: str | None,
         *,
         overwrite: bool,
+        durable: bool = True,
     ) -> Content:
         """Makes what is at `source` the file of that name, its record first; AlreadyExists as for `publish`.
 
@@ -305,13 +308,14 @@ class Folder:
             old: The file that it replaces; None if there is none.
             upload_id: Of the upload that publishes it, if there is one.
             overwrite: Whether that file may be replaced.
+            durable: See `Records.write`.
         """
         # Two links of one file are left by a process that was killed in `create_from`; to rename one does nothing.
         is_begun = old is not None and os.path.samestat(old, known.status)
         if old is not None and not overwrite and not is_begun:
             raise already_exists(name)
         with disk.full_disk_is_typed(FULL, name):
-            self.uploads.with_room(lambda: self._records.write(name, known, upload_id, old))
+            self.uploads.with_room(lambda: self._records.write(name, known, upload_id, old, durable=durable))
             try:
                 status = self._places.put(source, name, overwrite=overwrite, is_begun=is_begun)
             except FileExistsError:
@@ -329,7 +333,9 @@ class Folder:
             disk.remove(entry.path)
         os.utime(self._lock_path)  # takes no room on a full disk
         self.uploads.clean(os.stat(self._lock_path).st_mtime)
-        if moved := self._places.move_to_paths():
+        moved = self._places.move_to_paths()
+        self._places.count_encoded()
+        if moved:
             _log.info("%s: %d files with encoded names were moved to their paths", self._root, moved)
         for key in self._records.fingerprints():
             name = self._records.name_of(key)
@@ -346,9 +352,7 @@ def _write(path: str, content: bytes, old: os.stat_result | None) -> os.stat_res
     # What replaces a private file is private from the start.
     fd = disk.open_to_extend(path, os.O_CREAT | os.O_TRUNC, 0o666 if old is None else 0o600)
     try:
-        view, written = memoryview(content), 0
-        while written < len(content):
-            written += disk.write_at(fd, [view[written:]], written)
+        disk.write_all(fd, content)
         if old is not None:
             disk.copy_access(old, fd)
         disk.set_modified(fd, path, None)

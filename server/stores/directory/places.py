@@ -47,6 +47,7 @@ class Places:
         self.encoded: Final = encoded
         self._made = made
         self._records = records
+        self._has_encoded = True
         self._with_room = with_room
 
     def find(self, name: str) -> Place:
@@ -62,8 +63,13 @@ class Places:
 
     def encoded_place(self, entry: str) -> Place:
         """The place of that encoded name."""
-        status = disk.regular_file(os.path.join(self.encoded, entry))
+        status = disk.regular_file(os.path.join(self.encoded, entry)) if self._has_encoded else None
         return Place(OpenFolder(self.encoded), entry, status, is_encoded=True)
+
+    def count_encoded(self) -> None:
+        """Finds out whether there are any encoded names; if not, none is looked for until the first is put."""
+        with os.scandir(self.encoded) as entries:
+            self._has_encoded = next(entries, None) is not None
 
     def name_of(self, entry: str) -> str | None:
         """The name that is encoded in the entry of an encoded place; None if there is none, or its record is lost."""
@@ -242,6 +248,7 @@ class Places:
 
     def _move(self, source: Place, place: Place, *, overwrite: bool, is_begun: bool = False) -> bool:
         """Renames the file at `source` to `place`, and returns whether that is possible there."""
+        self._has_encoded |= place.is_encoded
 
         def rename() -> None:
             if is_begun:

@@ -1,5 +1,8 @@
 """aiohttp: `FileResponse` down, `PUT` of an open file up; small files from a dictionary, or the same way."""
 
+import asyncio
+import os
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,11 +19,11 @@ class Aiohttp:
     Args:
         buffer_bytes: The read buffer of either end; None for aiohttp's default of 64 KiB.
         connections: The client's limit; 0 for none.
-        on_disk: Whether small files are in the folder, too.
+        on_disk: Whether small files are in the folder, too, each replaced in one step that survives a crash.
     """
 
     def __init__(self, *, buffer_bytes: int | None = None, connections: int = 0, on_disk: bool = False) -> None:
-        self._small = "disk" if on_disk else "memory"
+        self._small = "durable" if on_disk else "memory"
         self._buffering = {} if buffer_bytes is None else {"read_bufsize": buffer_bytes}
         self._chunk_bytes = 64 * 1024 if buffer_bytes is None else CHUNK_BYTES
         self._connections = connections
@@ -45,9 +48,14 @@ class Aiohttp:
             files[request.match_info["name"]] = await request.read()
             return web.Response()
 
+        async def put_durably(request: web.Request) -> web.Response:
+            await asyncio.to_thread(_replace, folder / request.match_info["name"], await request.read())
+            return web.Response()
+
         app = web.Application(client_max_size=1 << 30)
         app.add_routes([web.get("/disk/{name}", download), web.put("/disk/{name}", upload)])
         app.add_routes([web.get("/memory/{name}", get), web.put("/memory/{name}", put)])
+        app.add_routes([web.get("/durable/{name}", download), web.put("/durable/{name}", put_durably)])
         runner = web.AppRunner(app, access_log=None, **self._buffering)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -97,6 +105,17 @@ class _Client(Client):
     async def stat(self, name: str) -> None:
         async with self._session.head(f"/{self._small}/{name}") as response:
             response.raise_for_status()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{threading.get_ident()}.tmp")
+    with temporary.open("wb", buffering=0) as file:
+        file.write(content)
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
 
 
 async def _read(path: Path) -> AsyncGenerator[bytes, None]:
