@@ -110,20 +110,19 @@ def regular_file(path: str, dir_fd: int | None = None) -> os.stat_result | None:
     return status if stat.S_ISREG(status.st_mode) else None
 
 
-def open_to_read(path: str, dir_fd: int | None = None) -> int | None:
-    """A descriptor of the regular file at `path`, from the folder `dir_fd`; None if there is none."""
-    if regular_file(path, dir_fd) is None:
-        return None
+def open_to_read(path: str, dir_fd: int | None = None) -> tuple[int, os.stat_result] | None:
+    """A descriptor of the regular file at `path`, from the folder `dir_fd`, and its status; None if there is none."""
     try:
         fd = os.open(path, os.O_RDONLY | _BINARY | _CAUTIOUS, dir_fd=dir_fd)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP):  # gone, or a link by now
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # nothing, a link, a socket
             return None
         raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
         os.close(fd)
         return None
-    return fd
+    return fd, status
 
 
 def open_to_extend(path: str, flags: int = 0, mode: int = 0o644) -> int:

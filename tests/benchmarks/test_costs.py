@@ -15,6 +15,7 @@ import tracemalloc
 from asyncio.selector_events import _SelectorSocketTransport  # pyright: ignore[reportPrivateUsage]
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -24,6 +25,7 @@ import pytest
 from rx_client import FileClient
 from server import ChatData, serve
 from server.stores import catalog
+from server.stores.directory.folder import Folder
 from server.stores.directory.store import DirectoryStore
 from shared.files.receiving import ReceiveJob
 from shared.files.threads import SocketTurn
@@ -130,18 +132,18 @@ def calls() -> Iterator[Counter[str]]:
 
         patch.setattr(owner, name, counting)
 
-    def run_in_executor(*args: Any) -> Any:
+    def submit(*args: Any) -> Any:
         counted["handoff"] += 1
-        return inner_run(*args)
+        return inner_submit(*args)
 
-    inner_run: Callable[..., Any] = asyncio.BaseEventLoop.run_in_executor
+    inner_submit: Callable[..., Any] = ThreadPoolExecutor.submit
     with pytest.MonkeyPatch.context() as patch:
         count(socket.socket, "recv_into", "receive")
         count(socket.socket, "send", "send")
         count(os, "readv", "receive")
         count(os, "writev", "send")  # to a socket, or to the server's disk
         count(os, "preadv", "pread")
-        patch.setattr(asyncio.BaseEventLoop, "run_in_executor", run_in_executor)
+        patch.setattr(ThreadPoolExecutor, "submit", submit)
         yield counted
 
 
@@ -258,6 +260,56 @@ async def test_small_requests_share_system_calls() -> None:
     # Requests of 60 bytes gather to 16 frames a call, answers of 4 KiB to four.
     assert counted["send"] + counted["receive"] + counted["partial"] < 512
     assert not counted["handoff"]
+
+
+SMALL: Final[dict[str, Callable[[FileClient, int], Awaitable[object]]]] = {
+    "put": lambda files, number: files.upload(f"small{number % 8}", bytes(4096)),
+    "get": lambda files, number: files.download("small"),
+    "stat": lambda files, number: files.stat("small"),
+}
+
+
+@pytest.mark.parametrize("verb", SMALL)
+async def test_a_small_file_in_a_folder_takes_one_handoff(verb: str, tmp_path: Path) -> None:
+    small = SMALL[verb]
+    async with serve(data=ChatData(DirectoryStore(tmp_path))) as running, FileClient.connect(running.uri) as files:
+        await files.upload("small", bytes(4096))
+        with calls() as counted:
+            for number in range(32):
+                await small(files, number)
+            assert counted["handoff"] == 32
+            await asyncio.gather(*(_await(small(files, number)) for number in range(256)))
+        assert counted["handoff"] <= 32 + 256  # where the disk is quick, several share one
+
+
+# A put was some seventy calls when it was an upload.
+@pytest.mark.parametrize(("verb", "most"), [("put", 20), ("get", 6), ("stat", 1)])
+def test_a_small_file_in_a_folder_takes_a_few_system_calls(verb: str, most: int, tmp_path: Path) -> None:
+    folder, asked = Folder(str(tmp_path)), Counter[str]()
+    verbs: dict[str, Callable[[], object]] = {
+        "put": lambda: folder.put("small", bytes(4096)),
+        "get": lambda: folder.whole("small", 4096),
+        "stat": lambda: folder.stat("small"),
+    }
+
+    def on_event(_: object, event: str, function: object) -> None:
+        if event == "c_call" and getattr(function, "__module__", "") == "posix":
+            asked[getattr(function, "__name__", "")] += 1
+
+    folder.open()
+    try:
+        for _ in range(2):
+            folder.put("small", bytes(4096))
+            verbs[verb]()
+        sys.setprofile(on_event)
+        try:
+            verbs[verb]()
+        finally:
+            sys.setprofile(None)
+    finally:
+        folder.close()
+    asked -= Counter({"fspath": asked["fspath"]})  # which asks nothing of the system
+    assert 0 < asked.total() <= most, asked
 
 
 async def _await(observable: Awaitable[T]) -> T:

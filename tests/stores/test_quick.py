@@ -17,7 +17,7 @@ async def executor() -> AsyncGenerator[ThreadPoolExecutor, None]:
         yield threads
 
 
-async def test_calls_give_their_results_and_errors_in_order(executor: ThreadPoolExecutor) -> None:
+async def test_calls_give_their_results_and_errors(executor: ThreadPoolExecutor) -> None:
     calls, ran = QuickCalls(executor), list[int]()
 
     def call(number: int) -> int:
@@ -29,7 +29,7 @@ async def test_calls_give_their_results_and_errors_in_order(executor: ThreadPool
     got = await asyncio.gather(
         *(calls.run(lambda number=number: call(number)) for number in range(500)), return_exceptions=True
     )
-    assert ran == list(range(500)), "one thread at a time, where none waits"
+    assert sorted(ran) == list(range(500))
     for number, result in enumerate(got):
         assert isinstance(result, ValueError) if number % 10 == 7 else result == number
 
@@ -45,9 +45,8 @@ async def test_a_call_that_waits_holds_up_no_other(executor: ThreadPoolExecutor)
     slow = [asyncio.create_task(calls.run(lambda number=number: wait(number))) for number in range(7)]
     try:
         await eventually(lambda: len(waiting) == 7)
-        assert await asyncio.gather(*(calls.run(lambda number=number: number) for number in range(50))) == list(
-            range(50)
-        )
+        quick = [calls.run(lambda number=number: number) for number in range(50)]
+        assert await asyncio.gather(*quick) == list(range(50))
     finally:
         gate.set()
     assert await asyncio.gather(*slow) == list(range(7))

@@ -159,30 +159,29 @@ class Folder:
         """Whether there is such a file."""
         return self._places.has(name)
 
-    def open_file(self, name: str) -> tuple[int, FileInfo]:
-        """A descriptor of the file and what is known of it; NotFound if there is none."""
+    def open_file(self, name: str) -> tuple[int, os.stat_result, FileInfo]:
+        """A descriptor of the file, its status and what is known of it; NotFound if there is none."""
         with self._places.find(name) as place:
-            fd = disk.open_to_read(place.path, place.dir_fd)
-        if fd is None:
+            found = disk.open_to_read(place.path, place.dir_fd)
+        if found is None:
             raise NotFound.for_name(name)
+        fd, status = found
         try:
-            return fd, self._info(name, os.fstat(fd))
+            return fd, status, self._info(name, status)
         except BaseException:
             os.close(fd)
             raise
 
     def whole(self, name: str, most_bytes: int) -> bytes | None:
         """See `Store.whole`."""
-        fd, info = self.open_file(name)
+        fd, opened, info = self.open_file(name)
         try:
             if info.size > most_bytes:
                 return None
-            written = os.fstat(fd).st_mtime_ns
-            data = disk.read_at(fd, info.size, 0)
-            status = os.fstat(fd)
+            data, status = disk.read_at(fd, info.size, 0), os.fstat(fd)
         finally:
             os.close(fd)
-        if len(data) < info.size or (status.st_size, status.st_mtime_ns) != (info.size, written):
+        if len(data) < info.size or (status.st_size, status.st_mtime_ns) != (info.size, opened.st_mtime_ns):
             raise Changed(f"{name!r} was changed while it was read", name=name)
         return data
 

@@ -69,8 +69,8 @@ class DirectoryReader(Reader):
 
     def open(self, folder: Folder) -> None:
         """Blocks."""
-        self._fd, self._info = folder.open_file(self._name)
-        self._written = fstat(self._fd).st_mtime_ns
+        self._fd, status, self._info = folder.open_file(self._name)
+        self._written = status.st_mtime_ns
 
     def _read(self, offset: int, length: int) -> bytes:
         if self._fd is None:
