@@ -22,7 +22,7 @@ _QUICK_SECONDS: Final = 0.001
 _MOST_CALLS: Final = 16
 _SHORT_SECONDS: Final = 0.0005
 
-_Call = tuple[Callable[[], object], "asyncio.Future[Any]"]
+_Function = Callable[[], object]
 _Outcome = tuple[object, BaseException | None]
 
 
@@ -36,7 +36,8 @@ class QuickCalls:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[_Call] = deque()
+        self._waiting: deque[tuple[_Function, asyncio.Future[Any]]] = deque()
+        self._futures: dict[int, Sequence[asyncio.Future[Any]]] = {}  # of the batches under way
         self._started: dict[int, float] = {}  # the batches of the threads that count, and when they were started
         self._batches = 0
         self._calls_a_batch = 1
@@ -44,10 +45,13 @@ class QuickCalls:
 
     async def run(self, function: Callable[[], T]) -> T:
         """The result of a blocking function; as `shared.aio.run_blocking`."""
+        return await wait_uncancelled(self._queue(function))
+
+    def _queue(self, function: Callable[[], T]) -> "asyncio.Future[T]":
         future: asyncio.Future[T] = self._loop.create_future()
         self._waiting.append((function, future))
         self._start()
-        return await wait_uncancelled(future)
+        return future
 
     def _start(self) -> None:
         while self._waiting and len(self._started) < _FEW:
@@ -55,10 +59,11 @@ class QuickCalls:
             self._batches += 1
             batch = self._batches
             self._started[batch] = self._loop.time()
+            self._futures[batch] = [future for _, future in calls]
             try:
-                self._executor.submit(self._work, batch, calls)
+                self._executor.submit(self._work, batch, [function for function, _ in calls])
             except RuntimeError as error:  # it was shut down
-                self._on_done(batch, calls, [(None, error)] * len(calls), 0.0)
+                self._on_done(batch, [(None, error)] * len(calls), 0.0)
         if self._waiting and self._look is None:
             self._look = self._loop.call_later(_QUICK_SECONDS, self._on_slow)
 
@@ -70,24 +75,25 @@ class QuickCalls:
             del self._started[batch]
         self._start()
 
-    def _work(self, batch: int, calls: Sequence[_Call]) -> None:
+    def _work(self, batch: int, functions: Sequence[_Function]) -> None:
         """In a thread."""
         began = time.perf_counter()
         outcomes: list[_Outcome] = []
-        for function, _ in calls:
+        for function in functions:
             try:
                 outcomes.append((function(), None))
             except BaseException as error:
                 outcomes.append((None, error))
-        seconds = (time.perf_counter() - began) / len(calls)
+        seconds = (time.perf_counter() - began) / len(functions)
         with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._on_done, batch, calls, outcomes, seconds)
+            self._loop.call_soon_threadsafe(self._on_done, batch, outcomes, seconds)
+        del outcomes  # whose tracebacks refer to this frame: a reference cycle
 
-    def _on_done(self, batch: int, calls: Sequence[_Call], outcomes: Sequence[_Outcome], seconds: float) -> None:
+    def _on_done(self, batch: int, outcomes: Sequence[_Outcome], seconds: float) -> None:
         self._started.pop(batch, None)
         is_short = seconds < _SHORT_SECONDS
         self._calls_a_batch = min(2 * self._calls_a_batch, _MOST_CALLS) if is_short else 1
-        for (_, future), (result, error) in zip(calls, outcomes, strict=True):
+        for future, (result, error) in zip(self._futures.pop(batch), outcomes, strict=True):
             if error is None:
                 future.set_result(result)
             else:
