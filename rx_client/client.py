@@ -286,8 +286,8 @@ class FileClient:
                 be slowed down, as `from_async_iter` can. File objects and iterables that aren't lists or tuples are run
                 in a thread. See also above.
             size: The content's length in bytes, where the source doesn't know it; the server checks it.
-            chunk_size: Bytes in one item, 1 to 960,000. Where this and `window` are the defaults, a file without TLS is
-                sent in items of 524,288. What a source has given for a second is sent as a shorter item.
+            chunk_size: Bytes in one item, 1 to 960,000. Where this and `window` are the defaults, a file is sent in
+                items of 524,288 (not on Windows). What a source has given for a second is sent as a shorter item.
             window: Items that may be under way and not yet durable, 1 or more. None is 16.
             overwrite: Whether a file of that name may be replaced.
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; made up if None.
