@@ -182,7 +182,8 @@ async def test_what_is_held_with_a_folder(attack: Attack, tmp_path: Path) -> Non
     ids=lambda attack: attack.__name__,
 )
 async def test_what_is_held_with_a_store_in_memory(attack: Attack) -> None:
-    assert await growth(attack) < MEMORY
+    # Beside what is counted there are the connections, and what the allocator doesn't give back at once.
+    assert await growth(attack) < MEMORY + 8 * MIB
 
 
 async def test_the_stated_bounds() -> None:
