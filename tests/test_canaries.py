@@ -19,6 +19,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -283,14 +284,20 @@ def private_names(*classes: type) -> set[str]:
     return {name for name in names if name.startswith("_") and not name.startswith("__")}
 
 
+@cache
+def private_names_of_connections() -> set[str]:
+    return private_names(RSocketBase, RSocketClient, RSocketServer, StreamControl)
+
+
 def private_uses(path: Path) -> set[str]:
     """The private names of rsocket's connection that a product file reads, calls or overrides."""
-    connection = private_names(RSocketBase, RSocketClient, RSocketServer, StreamControl)
+    connection = private_names_of_connections()
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
     tree, found = ast.parse(path.read_text()), set[str]()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
-            found |= {node.attr} & connection
+        is_private = isinstance(node, ast.Attribute) and node.attr in connection
+        if is_private and ast.unparse(node.value) not in ("self", "cls"):
+            found.add(node.attr)
     for definition in tree.body:
         cls = getattr(module, definition.name) if isinstance(definition, ast.ClassDef) else object
         if issubclass(cls, RSocketBase):
