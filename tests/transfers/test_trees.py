@@ -385,7 +385,7 @@ async def test_a_file_where_a_folder_has_to_be_and_the_other_way_round(
 
 async def test_a_file_that_is_a_folder_too_at_the_server(files: FileClient, data: ChatData, tmp_path: Path) -> None:
     data.files.update({"a": b"file", "a/b": b"below"})
-    tree = await events(files.download_tree("", tmp_path))
+    tree = await events(files.download_tree("", tmp_path, max_concurrent=1))
     assert completed(tree) == ["a"]
     assert skipped(tree) == {"a/b": "'a' is a file here, not a folder"}
     assert read_tree(tmp_path) == {"a": b"file"}
