@@ -159,7 +159,7 @@ class PermissionDenied(RequestRefused, code="permission_denied"):
 
 
 class Forbidden(RequestRefused, code="forbidden"):
-    """The server's store doesn't allow it to anybody: its files are read-only, or the server itself lacks the right."""
+    """The server's store allows it to no user: its files are read-only, or the server itself lacks the right."""
 
 
 class IntegrityError(TransferError, code="integrity_error"):

@@ -39,10 +39,10 @@ class Records:
     A record is written before its file is replaced, so it holds the digests of both the old and the new content, each
     under its signature: size, time and inode; and the etag of one without a digest, which a move doesn't change.
 
-    Another program may give a file another content of the same signature, as its time is one that anybody can set; but
-    not without changing the time of its status, which nobody can. That one isn't known when the record is written, as
-    the renaming itself changes it: what is recorded holds if this process has seen the file renamed at that very time,
-    or if that is within a minute of the record's.
+    Another program may give a file another content of the same signature, as a program can set its time; but not
+    without changing the time of its status, which none can set. That one isn't known when the record is written, as
+    the renaming itself changes it: what is recorded holds if this process has seen the file renamed at that very
+    time, or if that is within a minute of the record's.
 
     Args:
         path: The folder with the records.

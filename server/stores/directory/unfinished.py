@@ -28,7 +28,7 @@ T = TypeVar("T")
 class UnfinishedUploads:
     """Two files for each upload, whose key is the SHA-256 of its id: the bytes so far, and what they are to become.
 
-    An upload is open, or idle: then it is as old as the time since it was closed, by a clock that nobody sets. The age
+    An upload is open, or idle: then it is as old as the time since it was closed, by a clock that is never set. The age
     of what another process has left comes from the times that the file system gives to files.
 
     What open uploads are going to need is reserved, as far as their sizes are known. Where the disk has no room, idle
