@@ -146,7 +146,7 @@ class _TlsSocket(LaneSocket):
 
     def receive(self, buffer: memoryview) -> int:
         while not (nbytes := self._tls.decrypt(buffer)) and not self._tls.is_at_end:
-            received = _receive_buffer()
+            received = _received.buffer
             received = received[: os.readv(self.fileno(), [received])]
             if not received:
                 return 0
@@ -170,21 +170,14 @@ class _TlsSocket(LaneSocket):
         return taken
 
 
-def _per_thread() -> Callable[[], memoryview]:
-    buffers = threading.local()
+class _Received(threading.local):
+    """A thread's buffer for what it receives; what is in it has to be taken before anything else is received."""
 
-    def _receive_buffer() -> memoryview:
-        """This thread's buffer for what it receives; what is in it has to be taken before anything else is received."""
-        try:
-            return buffers.view
-        except AttributeError:
-            buffers.view = memoryview(bytearray(_RECEIVE_BYTES))
-            return buffers.view
-
-    return _receive_buffer
+    def __init__(self) -> None:
+        self.buffer: Final = memoryview(bytearray(_RECEIVE_BYTES))
 
 
-_receive_buffer: Final = _per_thread()
+_received: Final = _Received()
 
 
 class TlsTransport(TcpTransport):
@@ -244,12 +237,12 @@ class TlsTransport(TcpTransport):
         return super().has_unread or (self._is_reading_paused and self._tls.has_unread)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _receive_buffer()
+        return _received.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._is_shut_down or self.state not in (State.CONNECTING, State.OPEN):
             return
-        self._tls.feed(_receive_buffer()[:nbytes])
+        self._tls.feed(_received.buffer[:nbytes])
         if self.state is State.CONNECTING:
             self._begin()
         else:

@@ -3,9 +3,9 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from os import PathLike, fspath
 from typing import Final, ParamSpec, TypeVar
 
@@ -155,12 +155,8 @@ class DirectoryStore(Store):
         return reader
 
     async def whole(self, name: str, most_bytes: int) -> bytes | None:
-        self._check_open_files()
-        self._opening += 1
-        try:
+        with self._opening_one():
             return await self._quickly(self._folder.whole, name, most_bytes)
-        finally:
-            self._opening -= 1
 
     async def begin(
         self,
@@ -190,13 +186,9 @@ class DirectoryStore(Store):
     async def put(self, name: str, content: bytes) -> None:
         self._check_writable(name)
         check_file_size(name, len(content), self._max_file_bytes)
-        self._check_open_files()
-        self._opening += 1
-        try:
+        with self._opening_one():
             async with self.lock_of_file(name):
                 await self._quickly(self._put, name, content)
-        finally:
-            self._opening -= 1
 
     async def published(self, upload_id: str, name: str) -> FileInfo | None:
         return await self.run(self._folder.published, upload_id, name)
@@ -328,25 +320,32 @@ class DirectoryStore(Store):
         if self._max_open is not None and is_open >= self._max_open:
             raise too_many_files()
 
+    @contextmanager
+    def _opening_one(self) -> Generator[None, None, None]:
+        """Counts a file that is open inside; ServerFull where one more may not be opened."""
+        self._check_open_files()
+        self._opening += 1
+        try:
+            yield
+        finally:
+            self._opening -= 1
+
     def _check_writable(self, name: str) -> None:
         if self._read_only:
             raise Forbidden(READ_ONLY, name=name)
 
     async def _open_part(self, key: str, spec: UploadSpec) -> "_DirectoryPart":
-        self._check_open_files()
-        file = self._suspended.get(key)
-        if file is None or file.spec != spec:
-            file = UploadFile(self._folder.uploads, spec, self.executor)
-        self._opening += 1
-        try:
-            is_complete = await self.run(self._open_file, file)
-            while not is_complete:
-                is_complete = await self.run(file.content.catch_up)
-        except BaseException:
-            await self.run(file.close)
-            raise
-        finally:
-            self._opening -= 1
+        with self._opening_one():
+            file = self._suspended.get(key)
+            if file is None or file.spec != spec:
+                file = UploadFile(self._folder.uploads, spec, self.executor)
+            try:
+                is_complete = await self.run(self._open_file, file)
+                while not is_complete:
+                    is_complete = await self.run(file.content.catch_up)
+            except BaseException:
+                await self.run(file.close)
+                raise
         self._suspended.pop(key, None)
         part = self._open[key] = _DirectoryPart(self, key, file)
         return part
