@@ -29,6 +29,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_runtest_logstart() -> None:
+    """Freezes what earlier tests have left for good, reports for instance: a collection after each test would visit it.
+
+    Their event loops and fixtures are gone at this time, so that no garbage is kept.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 async def nothing_left_behind() -> AsyncGenerator[None, None]:
     loop = asyncio.get_running_loop()

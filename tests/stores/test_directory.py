@@ -312,8 +312,11 @@ from server.stores.directory.store import DirectoryStore
 async def main():
     store = DirectoryStore(sys.argv[1])
     await store.start()
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    context = multiprocessing.get_context("fork")
+    runs = context.Event()
+    child = context.Process(target=lambda: (runs.set(), time.sleep(60)))
     child.start()
+    runs.wait()  # it has done what every forked process does first
     print(child.pid, flush=True)
     if sys.argv[2] == "close":
         await store.close()
