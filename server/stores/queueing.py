@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar, cast
 
-from .base import PAGE_FILES, AtOnceStore, Page, Store
+from .base import PAGE_FILES, AtOnceStore, Page, Reservation, Store
 
 __all__ = ["QueuedStore"]
 
@@ -54,6 +54,9 @@ class QueuedStore(Store):
     async def list(self, prefix: str = "", after: str = "", limit: int = PAGE_FILES) -> Page:
         async with self._listing, self.calls:
             return await self.store.list(prefix, after, limit)
+
+    def reserve(self, name: str) -> Reservation | None:
+        return self.store.reserve(name)
 
     start = _queued(Store.start)
     close = _queued(Store.close)
