@@ -215,6 +215,11 @@ class Store(ABC):
     queues_calls: bool = True
 
     @property
+    def is_short_of_files(self) -> bool:
+        """Whether few more readers and uploads may be open, so that they are for connections that have few."""
+        return False
+
+    @property
     def at_once(self) -> AtOnceStore | None:
         """What answers requests for small files without a task; None if the store always needs time."""
         return None
