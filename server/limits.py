@@ -33,8 +33,8 @@ class Limits:
         max_metadata_bytes: One payload's metadata: `too_large`. A larger frame without a payload, such as a keepalive,
             ends the connection.
         max_setup_bytes: A SETUP frame. A larger one ends the connection.
-        max_store_bytes: Files and unfinished uploads of a memory store together: `storage_full`. Each counts with its
-            content, its name, and 1,024 bytes.
+        max_store_bytes: Files and unfinished uploads of a memory store together, whole files that arrive in fragments
+            included: `storage_full`. Each counts with its content, its name, and 1,024 bytes.
         max_file_bytes: One file: `too_large`.
         max_streams: Requests under way on one connection, incomplete ones included: `too_many_streams`.
         max_requests: Requests under way on all connections together: `server_full`. Each connection may have 16 in any

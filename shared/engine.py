@@ -41,7 +41,7 @@ from .aio import run_blocking
 from .errors import ServerError, TransferError, to_protocol_error
 from .frames.budget import ReassemblyBudget, ReassemblyLimits
 from .frames.codec import REQUEST_KINDS, STREAM_KINDS, FrameHeader
-from .frames.fragments import SplitPayload, Spool
+from .frames.fragments import SplitPayload
 from .frames.outbox import FileTurn, Outbox, SkippedFrame
 from .frames.reassembly import Reassembler
 from .frames.room import LEAST_BYTES, SendRoom
@@ -349,33 +349,30 @@ class _Feed(RSocketTransport):
         await self._transport.close()
 
     async def _continue(self, payload: SplitPayload) -> Frame | None:
-        """Stores, joins or makes room for a payload in several frames; its frame if it is whole."""
-        if payload.spool is not None:
-            return await self._store(payload, payload.spool)
-        if payload.is_whole:
-            self._reassembler.release(payload)
-            return payload.join()
-        await run_blocking(None, payload.make_room)
-        return None
+        """Stores, joins or makes room for a payload in several frames; its frame if it is whole.
 
-    async def _store(self, payload: SplitPayload, spool: Spool) -> Frame | None:
-        """Stores what arrived of a payload; nothing is received meanwhile, so that no more of it waits."""
+        Nothing is received meanwhile, so that no more of it waits.
+        """
         try:
-            await spool.write(payload.take_data())
+            await payload.store()
         except asyncio.CancelledError:
-            spool.abandon()
+            payload.abandon()
             raise
         except Exception as error:  # any that a disk raises
             if self._reassembler.is_wanted(payload):  # else it was refused or cancelled meanwhile
                 if not isinstance(error, TransferError):
                     _log.exception("a payload from %s could not be stored", self._transport.peer)
                     error = ServerError("the server failed to store the payload")
-                spool.abandon()
+                payload.abandon()
                 self._reassembler.refuse(payload, error)
             return None
         finally:
             self._reassembler.release(payload)
-        return payload.join() if payload.is_whole else None
+        if payload.is_whole:
+            return payload.join()
+        if payload.needs_room:
+            await run_blocking(None, payload.make_room)
+        return None
 
 
 async def _send_counted(transport: Transport, frame: Frame, nbytes: int, room: SendRoom) -> None:

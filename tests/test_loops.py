@@ -28,7 +28,7 @@ from rx_client.operators import (
 )
 from server import ChatData, FileServer, serve
 from shared.errors import NotFound, TransferError, WrongLoop
-from tests.support import PATIENCE, RawPeer, eventually, raw_server, server_stream_ids
+from tests.support import HAS_UVLOOP, PATIENCE, RawPeer, eventually, on_uvloop, raw_server, server_stream_ids
 
 T = TypeVar("T")
 
@@ -350,6 +350,22 @@ RUNS: dict[str, Callable[[FileClient], Observable[Any]]] = {
 async def test_run_in_the_loops_own_thread_is_an_error_at_once(files: FileClient, name: str) -> None:
     with pytest.raises(WrongLoop, match="await the observable"):
         RUNS[name](files).run()
+
+
+@pytest.mark.skipif(not HAS_UVLOOP, reason="uvloop isn't installed")
+async def test_run_in_the_loops_own_thread_is_an_error_on_uvloop() -> None:
+    """Which, unlike asyncio's loop, doesn't say in which thread it runs."""
+
+    async def scenario() -> None:
+        async with serve(data=ChatData({"a": b"content"})) as server, FileClient.connect(server.uri) as files:
+            for name, make in RUNS.items():
+                with pytest.raises(WrongLoop, match="await the observable"):
+                    make(files).run()
+                assert await make(files), name
+                if name != "map_async":  # which belongs to no loop
+                    assert await in_thread(make(files).run), name
+
+    await asyncio.to_thread(on_uvloop, scenario())
 
 
 Hot = Callable[[Observable[Any], Observable[Any]], Observable[Any]]

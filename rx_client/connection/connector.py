@@ -11,6 +11,7 @@ from shared.aio import running_loop
 from shared.engine import is_usable
 from shared.errors import ConnectionLost
 
+from ..rx.loops import note_thread
 from ..rx.observables import on_loop
 from .backoff import Backoff
 from .options import ConnectOptions
@@ -81,6 +82,8 @@ class GivenConnection:
     def __init__(self, rsocket: RSocketBase) -> None:
         self._rsocket = rsocket
         self.loop: Final = running_loop()
+        if self.loop is not None:
+            note_thread(self.loop)
         self._failure_delay = FailureDelay()
         self.progress_timeout: Final = ConnectOptions().progress_timeout
         self.is_closed: Final = False

@@ -21,6 +21,7 @@ from shared.presence import TimeoutWhileRunning
 from shared.protocol.metadata import build_bearer, build_metadata, build_simple
 from shared.transport.base import Transport
 
+from ..rx.loops import note_thread
 from ..rx.observables import LoopObservable, report_raised
 from .backoff import Backoff
 from .connector import FailureDelay
@@ -57,6 +58,7 @@ class Connection:
         self._setup = None if credentials is None else Payload(b"", build_metadata([credentials]))
         self._options = options
         self.loop: Final = asyncio.get_running_loop()
+        note_thread(self.loop)
         self._backoff = Backoff(options.reconnect_base, min(options.reconnect_cap, options.reconnect_timeout / 2))
         self._failure_delay = FailureDelay()
         self._session: ClientSession | None = None

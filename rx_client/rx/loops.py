@@ -4,8 +4,11 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar, TypeVarTuple
+from weakref import WeakKeyDictionary
 
 import reactivex.run
 from reactivex import Observable, abc, typing
@@ -28,6 +31,7 @@ __all__ = [
     "emit_on",
     "hand_over",
     "is_run",
+    "note_thread",
     "required_loop",
     "subscribe_on",
     "time_scheduler",
@@ -41,6 +45,13 @@ RUN_BLOCKS: Final = "run() would block the event loop that does the work: await 
 
 # What `reactivex.run` subscribes with.
 _RUN_SCHEDULER: Final[object] = getattr(reactivex.run, "_default_scheduler", None)
+
+
+# In which thread each client's loop ran when the client was made.
+_threads: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, int]] = WeakKeyDictionary()
+
+# How long a loop has to say in which thread it runs now.
+_ANSWER_SECONDS: Final = 0.1
 
 
 class LoopScheduler(AsyncIOScheduler):
@@ -107,14 +118,30 @@ def is_run(scheduler: abc.SchedulerBase | None) -> bool:
 
 def check_not_blocked(loop: asyncio.AbstractEventLoop) -> None:
     """Raises WrongLoop if `loop` is in `reactivex.run`, where it waits for what can't end before it goes on."""
-    is_here = running_loop() is loop
-    # Only BaseEventLoop says in which thread it runs; with another loop this is known only there.
-    thread = threading.get_ident() if is_here else getattr(loop, "_thread_id", 0)
-    frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
+    frame = sys._current_frames().get(_thread_of(loop))  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         if frame.f_code is reactivex.run.run.__code__:
             raise WrongLoop(RUN_BLOCKS)
         frame = frame.f_back
+
+
+def note_thread(loop: asyncio.AbstractEventLoop) -> None:
+    """Notes that `loop`, which a client belongs to, runs in this thread: see `check_not_blocked`."""
+    _threads[loop] = threading.get_ident()
+
+
+def _thread_of(loop: asyncio.AbstractEventLoop) -> int:
+    """The identifier of the thread where `loop` runs; 0 if it doesn't run."""
+    if running_loop() is loop:
+        return threading.get_ident()
+    if isinstance(loop, asyncio.BaseEventLoop) or not loop.is_running():
+        return getattr(loop, "_thread_id", None) or 0
+    # Another one, such as uvloop's, has to be asked. If it is blocked, it is where it was.
+    asked: Future[int] = Future()
+    with suppress(TimeoutError, RuntimeError):  # it may be closed just now
+        loop.call_soon_threadsafe(lambda: asked.set_result(threading.get_ident()))
+        return asked.result(_ANSWER_SECONDS)
+    return _threads.get(loop, 0)
 
 
 def time_scheduler(

@@ -46,7 +46,7 @@ from ..routes.context import ConnectionContext
 from ..routes.dispatch import Dispatcher, is_part
 from ..routes.session import ChatUserSession, SessionFactory
 from ..routes.table import Model
-from ..routes.whole import UploadSpool
+from ..routes.whole import ReservedUpload, UploadSpool
 from ..routes.window import SendWindow
 from ..users import Users
 from ..work import Work
@@ -175,8 +175,8 @@ class ServerConnection(RSocketServer, RSocketEngine):
         """See `PayloadRules`; before its SETUP is accepted, a peer can't make the server use the disk."""
         return self._is_set_up and self._session.store.spools
 
-    def spool(self, request: FragmentableFrame, metadata: bytes) -> UploadSpool | None:
-        return self._dispatcher.spool(request, metadata) if self.spools else None
+    def spool(self, request: FragmentableFrame, metadata: bytes) -> UploadSpool | ReservedUpload | None:
+        return self._dispatcher.spool(request, metadata) if self._is_set_up else None
 
     def must_wait(self) -> bool:
         """Whether the peer doesn't read its answers, or too much of its uploads waits for the disk.

@@ -19,7 +19,7 @@ from shared.protocol.wire import FRAGMENT_SIZE_BYTES
 from ..routes.dispatch import call
 from ..routes.table import Request
 from ..routes.tutorial import SMALL_FILE_BYTES
-from ..routes.whole import FilePayload, UploadSpool
+from ..routes.whole import FilePayload, WholeUpload
 from ..routes.window import SendWindow
 
 __all__ = ["SKIPPED", "Reply", "abandon"]
@@ -168,5 +168,5 @@ class Reply(StreamHandler, Disposable):
 def abandon(request: Frame | Payload) -> None:
     """Drops what a request has stored that isn't published."""
     data = cast(object, request.data)
-    if isinstance(data, UploadSpool):
+    if isinstance(data, WholeUpload):
         data.abandon()

@@ -27,7 +27,7 @@ from ..data import find_items
 from .context import Session
 from .pull import Items, PullStream
 from .table import Model, Request, Route
-from .whole import UploadSpool
+from .whole import ReservedUpload, UploadSpool
 
 __all__ = ["Dispatcher", "TableRouter", "call", "is_part"]
 
@@ -103,7 +103,7 @@ class Dispatcher(BaseRequestHandler):
         request.admit()
         return request
 
-    def spool(self, frame: FragmentableFrame, metadata: bytes) -> UploadSpool | None:
+    def spool(self, frame: FragmentableFrame, metadata: bytes) -> UploadSpool | ReservedUpload | None:
         """Where a split request's data goes; None for memory. A request that is refused anyway goes there, too."""
         if not isinstance(frame, RequestResponseFrame):
             return None

@@ -19,7 +19,7 @@ from ..users import Right
 from ..work import Operation
 from .context import Session
 from .pull import Items, PullStream
-from .whole import UploadSpool
+from .whole import ReservedUpload, UploadSpool
 
 __all__ = ["Answer", "Model", "Request", "Route"]
 
@@ -133,7 +133,7 @@ class Route(Generic[M]):
         at_once: Answers a request-response without waiting if the store is in memory; or gives what does so, to be
             called in the next event-loop iteration, so that a CANCEL that came with the request is in time. If either
             gives None or raises, `handle` is called.
-        spool: Where the data of a request in several frames goes; None for memory.
+        spool: Where the data of a request in several frames goes, or what room it needs; None for memory.
     """
 
     name: str
@@ -144,4 +144,4 @@ class Route(Generic[M]):
     is_about_file: bool = False
     message: Message[M] | None = None
     at_once: Callable[[Request[M], AtOnceStore], Payload | Callable[[], Payload | None] | None] | None = None
-    spool: Callable[[Request[M]], UploadSpool | None] | None = None
+    spool: Callable[[Request[M]], UploadSpool | ReservedUpload | None] | None = None

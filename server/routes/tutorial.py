@@ -14,7 +14,7 @@ from ..stores.base import AtOnceStore
 from ..users import Right
 from .pull import Items
 from .table import Model, Request, Route
-from .whole import FilePayload, UploadSpool
+from .whole import FilePayload, ReservedUpload, UploadSpool, WholeUpload
 
 __all__ = ["SMALL_FILE_BYTES", "TUTORIAL"]
 
@@ -23,8 +23,8 @@ SMALL_FILE_BYTES: Final = 64 * 1024
 
 
 async def _upload(request: Request[None]) -> Payload:
-    content = cast("UploadSpool | bytes | bytearray | None", request.payload.data)
-    if isinstance(content, UploadSpool):
+    content = cast("WholeUpload | bytes | bytearray | None", request.payload.data)
+    if isinstance(content, WholeUpload):
         await content.commit()
     else:
         # A copy of its own: what rsocket hands over may be a buffer that is still written to.
@@ -43,9 +43,12 @@ def _upload_at_once(request: Request[None], memory: AtOnceStore) -> Callable[[],
     return put
 
 
-def _upload_spool(request: Request[None]) -> UploadSpool | None:
-    session = request.session
-    return UploadSpool(session.store, request.name, session.connection.work) if session.store.spools else None
+def _upload_spool(request: Request[None]) -> UploadSpool | ReservedUpload | None:
+    store = request.session.store
+    if store.spools:
+        return UploadSpool(store, request.name, request.session.connection.work)
+    reservation = store.reserve(request.name)
+    return None if reservation is None else ReservedUpload(reservation)
 
 
 async def _download(request: Request[None]) -> Payload:

@@ -1,5 +1,6 @@
-"""Whole files on the tutorial's wire, none of them in memory: written as fragments arrive, read as they are sent."""
+"""Whole files on the tutorial's wire: written, or counted, as fragments arrive; read as they are sent."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from uuid import uuid4
 
@@ -7,18 +8,55 @@ from rsocket.payload import Payload
 
 from shared.errors import ConnectionLost
 from shared.protocol.digest import DEFAULT_ALGORITHM
-from shared.protocol.wire import FileInfo
 
-from ..stores.base import Reader, Store, Upload
+from ..stores.base import Reader, Reservation, Store, Upload
 from ..work import Work
 
-__all__ = ["FilePayload", "UploadSpool"]
+__all__ = ["FilePayload", "ReservedUpload", "UploadSpool", "WholeUpload"]
 
 
-class UploadSpool:
+class WholeUpload(ABC):
+    """Stands for the data of one `file.upload` request that came in fragments. It is no file before `commit`."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    async def commit(self) -> None:
+        """Publishes the whole content; raises as `Upload.commit` or `Store.put`."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Drops what was stored; does nothing after `commit`."""
+
+
+class ReservedUpload(WholeUpload):
+    """A `shared.frames.fragments.Reservation`: the content is in memory, and counts in its store as it arrives."""
+
+    def __init__(self, reservation: Reservation) -> None:
+        self._reservation = reservation
+        self._content = b""
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    async def grow(self, nbytes: int) -> None:
+        await self._reservation.grow(nbytes)
+
+    def fill(self, data: bytes) -> None:
+        self._content = data
+
+    async def commit(self) -> None:
+        self._reservation.put(self._content)
+
+    def abandon(self) -> None:
+        self._reservation.release()
+
+
+class UploadSpool(WholeUpload):
     """A `shared.frames.fragments.Spool`: stores the content of one `file.upload` request as it arrives.
 
-    It is no file before `commit`; `work` cleans up after a request that is never whole.
+    `work` cleans up after a request that is never whole.
     """
 
     def __init__(self, store: Store, name: str, work: Work) -> None:
@@ -36,18 +74,15 @@ class UploadSpool:
         await upload.append(chunks)
         await upload.flush()
 
-    async def commit(self) -> FileInfo:
-        """Publishes the whole content; raises as `Upload.commit`."""
+    async def commit(self) -> None:
         try:
-            info = await (await self._begun()).commit(None)
+            await (await self._begun()).commit(None)
         except BaseException:
             self.abandon()
             raise
         self._is_over = True
-        return info
 
     def abandon(self) -> None:
-        """Drops what was stored; does nothing after `commit`."""
         if not self._is_over:
             self._is_over = True
             if self._upload is not None:

@@ -20,7 +20,7 @@ from shared.errors import UnknownRoute
 from shared.files.part import FileTarget
 from shared.protocol.wire import FileInfo
 
-__all__ = ["PAGE_FILES", "AtOnceStore", "OpenFile", "Page", "Reader", "Store", "Upload"]
+__all__ = ["PAGE_FILES", "AtOnceStore", "OpenFile", "Page", "Reader", "Reservation", "Store", "Upload"]
 
 PAGE_FILES: Final = 64
 """The files of a page by default: what a listing that isn't read holds, in a directory store some 20 KiB."""
@@ -160,6 +160,27 @@ class Upload(ABC):
         return None
 
 
+class Reservation(ABC):
+    """Room for a whole file that arrives elsewhere in memory, and is put when it is there."""
+
+    @abstractmethod
+    async def grow(self, nbytes: int) -> None:
+        """Reserves so many bytes more; does nothing after `release`.
+
+        Raises:
+            StorageFull: There is no room.
+            TooLarge: The file would be over the store's limit.
+        """
+
+    @abstractmethod
+    def put(self, content: bytes) -> None:
+        """As `Store.put`, in the reserved room, which ends the reservation; `content` is no larger than that."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Gives the room back. Fine after `put`, too."""
+
+
 class AtOnceStore(Protocol):
     """What a store can do within one event-loop callback. What these don't do, the store's coroutines do."""
 
@@ -192,6 +213,11 @@ class Store(ABC):
 
     spools: bool = True
     queues_calls: bool = True
+
+    @property
+    def is_short_of_files(self) -> bool:
+        """Whether few more readers and uploads may be open, so that they are for connections that have few."""
+        return False
 
     @property
     def at_once(self) -> AtOnceStore | None:
@@ -304,6 +330,13 @@ class Store(ABC):
             StorageFull: There is no room.
             TooLarge: It is over the store's limit.
         """
+
+    def reserve(self, name: str) -> Reservation | None:
+        """Room for a file that will be put under that name; None if the store has no room that could be reserved.
+
+        What the file will replace is used for it, but only once, however many are to replace it.
+        """
+        return None
 
     @abstractmethod
     async def published(self, upload_id: str, name: str) -> FileInfo | None:

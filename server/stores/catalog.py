@@ -11,7 +11,7 @@ from shared.aio import run_blocking
 from shared.protocol.digest import Digest
 from shared.protocol.wire import FileInfo
 
-__all__ = ["FILES_A_SLICE", "Catalog", "Known", "cost_of"]
+__all__ = ["FILES_A_SLICE", "Catalog", "Claim", "Known", "cost_of"]
 
 FILES_A_SLICE: Final = 256
 """Looking at that many files takes 0.1 to 0.2 milliseconds; then other event-loop callbacks run."""
@@ -46,6 +46,21 @@ class Known:
         return cls(content, FileInfo(name, len(content), digest, modified, digest), upload_id)
 
 
+@dataclass(slots=True, eq=False)
+class Claim:
+    """The room that a file which is still arriving will need.
+
+    Attributes:
+        name: The file's.
+        cost: What the file will count, as far as it has arrived.
+        reserved: What of that is reserved: what the file of that name, which it will replace, doesn't count already.
+    """
+
+    name: str
+    cost: int = 0
+    reserved: int = 0
+
+
 class Catalog:
     """The digest and time of each value, and how many bytes all of them take beside what their store adds.
 
@@ -57,7 +72,7 @@ class Catalog:
 
     Attributes:
         used: Bytes that count against the limit: the files', and the unfinished uploads' that the store adds.
-        reserved: Bytes that uploads under way are still going to add.
+        reserved: Bytes that uploads under way, and files that are still arriving, are going to add.
         max_bytes: The limit; None for none.
     """
 
@@ -68,6 +83,8 @@ class Catalog:
         self._known: dict[str, Known] = {}
         # What each file counts, as it was last seen.
         self._counted: dict[str, int] = {}
+        # Of each name, the claim that uses the room of the file there is: only one, or it would be used twice.
+        self._replacing: dict[str, Claim] = {}
         self._counting = asyncio.Lock()
         self._counts = 0
         self._count_again_at = -math.inf
@@ -107,6 +124,8 @@ class Catalog:
             self._counted[name] = cost
         else:
             self._counted.pop(name, None)
+        if name in self._replacing:
+            self._settle(self._replacing[name])
         known = self._known.get(name)
         if known is not None and known.content is not content:
             del self._known[name]
@@ -123,6 +142,31 @@ class Catalog:
         """How many more bytes count with a file of that size in place of the one of that name."""
         self.see(name)
         return cost_of(name, nbytes) - self._counted.get(name, 0)
+
+    def missing(self, claim: Claim, cost: int) -> int:
+        """How many more bytes count with a claim of that cost."""
+        self.see(claim.name)
+        is_replacing = self._replacing.get(claim.name, claim) is claim
+        return cost - (self._counted.get(claim.name, 0) if is_replacing else 0) - claim.reserved
+
+    def claim(self, claim: Claim, cost: int) -> None:
+        """Raises what a claim counts; the caller has made sure of the room that is `missing`."""
+        self._replacing.setdefault(claim.name, claim)
+        claim.cost = cost
+        self._settle(claim)
+
+    def release(self, claim: Claim) -> None:
+        """Ends a claim."""
+        claim.cost = 0
+        self._settle(claim)
+        if self._replacing.get(claim.name) is claim:
+            del self._replacing[claim.name]
+
+    def _settle(self, claim: Claim) -> None:
+        replaced = self._counted.get(claim.name, 0) if self._replacing.get(claim.name) is claim else 0
+        self.reserved -= claim.reserved
+        claim.reserved = max(claim.cost - replaced, 0)
+        self.reserved += claim.reserved
 
     async def lacking(self, nbytes: int) -> int:
         """How many bytes there is no room for, 0 at least, if so many more are to be stored; before the next await."""

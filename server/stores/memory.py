@@ -13,8 +13,8 @@ from shared.errors import Changed, NotFound, StorageFull
 from shared.protocol.digest import DEFAULT_ALGORITHM
 from shared.protocol.wire import FileInfo
 
-from .base import PAGE_FILES, AtOnceStore, Page, Reader, Store
-from .catalog import FILES_A_SLICE, Catalog, Known, cost_of
+from .base import PAGE_FILES, AtOnceStore, Page, Reader, Reservation, Store
+from .catalog import FILES_A_SLICE, Catalog, Claim, Known, cost_of
 from .parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists, check_file_size
 from .sorted_names import SortedNames
 
@@ -31,8 +31,9 @@ class MemoryStore(Store):
 
     Args:
         files: The dictionary.
-        max_bytes: The most that the files and the unfinished uploads may have together; None for no limit. Each counts
-            with its content, its name, and 1,024 bytes. What others put into the dictionary is counted now and then.
+        max_bytes: The most that the files, the unfinished uploads, and what is reserved for files that are arriving may
+            have together; None for no limit. Each counts with its content, its name, and 1,024 bytes. What others put
+            into the dictionary is counted now and then.
         max_file_bytes: The largest file it takes; None for no limit.
     """
 
@@ -127,16 +128,18 @@ class MemoryStore(Store):
     async def put(self, name: str, content: bytes) -> None:
         check_file_size(name, len(content), self._max_file_bytes)
         await self.make_room(self._catalog.growth(name, len(content)), name)
-        self._files[name] = content
-        self._catalog.see(name)
+        self.put_reserved(name, content)
+
+    def reserve(self, name: str) -> Reservation | None:
+        # As for `at_once`: a subclass may override `put`.
+        return _MemoryReservation(name, self, self._catalog) if type(self) is MemoryStore else None
 
     def put_at_once(self, name: str, content: bytes) -> bool:
         if self._max_file_bytes is not None and len(content) > self._max_file_bytes:
             return False
         if not self._catalog.has_room(name, len(content)):
             return False
-        self._files[name] = content
-        self._catalog.see(name)
+        self.put_reserved(name, content)
         return True
 
     def content(self, name: str) -> bytes:
@@ -244,6 +247,15 @@ class MemoryStore(Store):
         if self._idle.pop(part.spec.upload_id, None) is not None:
             self._idle_bytes -= part.counted
 
+    def check_size(self, name: str, nbytes: int) -> None:
+        """Raises TooLarge if a file of that size is over the limit."""
+        check_file_size(name, nbytes, self._max_file_bytes)
+
+    def put_reserved(self, name: str, content: bytes) -> None:
+        """As `put`, where there is room."""
+        self._files[name] = content
+        self._catalog.see(name)
+
     def forget(self, part: "_MemoryPart") -> None:
         """Notes that a part has ended."""
         del self._parts[part.spec.upload_id]
@@ -333,6 +345,34 @@ class _MemoryPart(Part):
 
     async def drop(self) -> None:
         self._store.forget(self)
+
+
+class _MemoryReservation(Reservation):
+    def __init__(self, name: str, store: MemoryStore, catalog: Catalog) -> None:
+        self._claim = Claim(name)
+        self._nbytes = 0
+        self._is_over = False
+        self._store = store
+        self._catalog = catalog
+
+    async def grow(self, nbytes: int) -> None:
+        name, nbytes = self._claim.name, self._nbytes + nbytes
+        self._store.check_size(name, nbytes)
+        cost, found = cost_of(name, nbytes), 0
+        while (missing := self._catalog.missing(self._claim, cost)) > found:
+            await self._store.make_room(missing, name)
+            found = missing  # but meanwhile the file that is replaced may have become smaller
+        if not self._is_over:
+            self._nbytes = nbytes
+            self._catalog.claim(self._claim, cost)
+
+    def put(self, content: bytes) -> None:
+        self.release()
+        self._store.put_reserved(self._claim.name, content)
+
+    def release(self) -> None:
+        self._is_over = True
+        self._catalog.release(self._claim)
 
 
 class _MemoryReader(Reader):

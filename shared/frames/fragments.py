@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, cast, final
+from typing import Final, Protocol, cast, final, runtime_checkable
 
 from rsocket.frame import FragmentableFrame, PayloadFrame, RequestChannelFrame
 
 from .buffers import ReservedBuffer
 from .codec import FrameHeader
 
-__all__ = ["FrameSource", "IncomingFrame", "SplitPayload", "Spool"]
+__all__ = ["FrameSource", "IncomingFrame", "Reservation", "SplitPayload", "Spool"]
 
 # Joining no more than this takes 100 µs at the most.
 _JOINED_BYTES: Final = 1024 * 1024
@@ -56,6 +56,26 @@ class Spool(Protocol):
         ...
 
 
+@runtime_checkable
+class Reservation(Protocol):
+    """Where the data of one split request counts as it arrives, beside the limits here, though it stays in memory.
+
+    It stands for the data of the whole.
+    """
+
+    async def grow(self, nbytes: int) -> None:
+        """Reserves room for the next bytes; raises TransferError to refuse the request."""
+        ...
+
+    def fill(self, data: bytes) -> None:
+        """Takes the whole data, for which room is reserved."""
+        ...
+
+    def abandon(self) -> None:
+        """Gives the room back: the request will never be whole."""
+        ...
+
+
 @final
 @dataclass(slots=True, eq=False)
 class SplitPayload:
@@ -75,6 +95,9 @@ class SplitPayload:
     """Its size at the last check of its growth; None before the first."""
     spool: Spool | None = None
     """Where its data goes; None for memory."""
+    reservation: Reservation | None = None
+    """Where its data counts, if it stays in memory; None if only here."""
+    _unreserved_bytes: int = 0
     _is_placed: bool = False
     _metadata: list[bytes] = field(default_factory=list[bytes])
     _data: list[bytes] = field(default_factory=list[bytes])
@@ -104,17 +127,22 @@ class SplitPayload:
             else:
                 self._buffer.write(fragment.data)
             fragment.data = b""  # it may be borrowed
+            self._unreserved_bytes += nbytes
             # The first fragment's cost is also that of the payload itself, which stays.
             self.data_cost += nbytes if fragment is self.first else max(cost - metadata_bytes, 0)
         if not fragment.flags_follows:
             self._end(fragment)
         return nbytes + metadata_bytes
 
-    def place(self, spooler: Callable[[FragmentableFrame, bytes], Spool | None]) -> None:
-        """Decides where the data goes, once its first bytes are here: the metadata is whole by then."""
+    def place(self, placer: Callable[[FragmentableFrame, bytes], Spool | Reservation | None]) -> None:
+        """Decides where the data goes, or counts, once its first bytes are here: the metadata is whole by then."""
         if not self._is_placed and self._data:
             self._is_placed = True
-            self.spool = spooler(self.first, b"".join(self._metadata))
+            placed = placer(self.first, b"".join(self._metadata))
+            if isinstance(placed, Reservation):
+                self.reservation = placed
+            else:
+                self.spool = placed
 
     def gather(self) -> None:
         """Moves the data to one growing buffer, once it is large and not for a spool."""
@@ -130,10 +158,30 @@ class SplitPayload:
         """Whether `make_room` should be called before the next fragment is added."""
         return self._buffer is not None and self._buffer.needs_room
 
+    @property
+    def needs_reservation(self) -> bool:
+        """Whether `store` should be called before the next fragment is added, though the data stays in memory."""
+        return self.reservation is not None and self._unreserved_bytes > 0
+
     def make_room(self) -> None:
         """Makes room for what will come. Blocks: call it in a thread, and add nothing meanwhile."""
         if self._buffer is not None:
             self._buffer.make_room()
+
+    async def store(self) -> None:
+        """Stores the data that came since the last call, or reserves room for it; raises what refuses the request."""
+        if self.spool is not None:
+            await self.spool.write(self.take_data())
+        elif self.reservation is not None:
+            nbytes, self._unreserved_bytes = self._unreserved_bytes, 0
+            await self.reservation.grow(nbytes)
+
+    def abandon(self) -> None:
+        """Drops what was stored or reserved: it will never be whole."""
+        if self.spool is not None:
+            self.spool.abandon()
+        if self.reservation is not None:
+            self.reservation.abandon()
 
     def take_data(self) -> Sequence[bytes]:
         """The data that came since the last call; for the spool."""
@@ -148,10 +196,11 @@ class SplitPayload:
         if self.spool is not None:
             # The spool stands for the data: the request's handler looks for it there.
             whole.data = cast(bytes, self.spool)
-        elif self._buffer is not None:
-            whole.data = self._buffer.finish()
         else:
-            whole.data = b"".join(self._data)
+            whole.data = b"".join(self._data) if self._buffer is None else self._buffer.finish()
+        if self.reservation is not None:
+            self.reservation.fill(whole.data)
+            whole.data = cast(bytes, self.reservation)
         self._metadata.clear()
         self._data.clear()
         self._buffer = None

@@ -196,8 +196,8 @@ class Reassembler(Holder):
 
         Returns:
             The frame, if it stands for itself; the payload that it completes, or one whose data is due at its spool,
-            which is to be given to `release` once it was joined, or its data stored; one that needs room for the next
-            fragment; None if it is kept, refused, or of no stream that is open.
+            which is to be given to `release` once it was joined, or its data stored; one that needs a reservation, or
+            room for the next fragment; None if it is kept, refused, or of no stream that is open.
         """
         stream_id = frame.stream_id
         if (
@@ -251,8 +251,7 @@ class Reassembler(Holder):
         if partial is not None:
             self._give_back(partial.cost)
             partial.cost = 0
-            if partial.spool is not None:
-                partial.spool.abandon()
+            partial.abandon()
         self._abandoned[stream_id] = None
         if len(self._abandoned) > _MAX_ABANDONED:
             self._abandoned.popitem(last=False)
@@ -362,7 +361,7 @@ class Reassembler(Holder):
             self._start_work(partial, partial.cost)
         elif partial.spool is not None and partial.data_cost >= (0 if self._budget.is_short else _SPOOL_BYTES):
             self._start_work(partial, partial.data_cost)
-        elif not partial.needs_room:
+        elif not (partial.needs_room or partial.needs_reservation):
             return None
         return partial
 

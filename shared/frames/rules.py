@@ -7,7 +7,7 @@ from rsocket.frame import FragmentableFrame
 
 from ..errors import TransferError
 from .codec import FrameHeader
-from .fragments import Spool
+from .fragments import Reservation, Spool
 
 __all__ = ["PayloadRules"]
 
@@ -32,8 +32,11 @@ class PayloadRules:
         """Whether there are requests whose data goes elsewhere than into memory; see `spool`."""
         return False
 
-    def spool(self, request: FragmentableFrame, metadata: bytes) -> Spool | None:
-        """Decides from a split request's first frame and its whole metadata where its data goes; None is memory."""
+    def spool(self, request: FragmentableFrame, metadata: bytes) -> Spool | Reservation | None:
+        """Decides from a split request's first frame and its whole metadata where its data goes, or counts.
+
+        None is memory, and no more than the limits here.
+        """
         return None
 
     def count_streams(self) -> int:

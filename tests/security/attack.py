@@ -29,6 +29,7 @@ from reactivex import operators as ops
 
 from rx_client import FileClient
 from server import Limits
+from shared import errors
 from shared.protocol.metadata import build_simple
 from tests.security.support import (
     MIB,
@@ -78,25 +79,11 @@ _SETTLE_SECONDS = 20.0
 _LOG_LINES = 10
 # Python's allocator and the C library keep some freed memory; it must not add up.
 _KEPT_BYTES = 48 * MIB
+_PASSWORD_BYTES = 64 * MIB  # argon2's for a password, of which one at a time is checked
 
 WORDS = frozenset(
     {
-        "invalid_request",
-        "invalid_name",
-        "unknown_route",
-        "not_found",
-        "already_exists",
-        "changed",
-        "too_large",
-        "unauthenticated",
-        "permission_denied",
-        "integrity_error",
-        "superseded",
-        "storage_full",
-        "server_full",
-        "too_many_streams",
-        "internal",
-        "stalled",
+        *(code for name in errors.__all__ if (code := getattr(getattr(errors, name), "code", ""))),
         "invalid_setup",
         "unsupported_setup",
         "rejected_resume",
@@ -932,6 +919,8 @@ async def run(
     else:
         held = limits.max_spooling_bytes
     bound = held + 32 * MIB  # for the connections' own state
+    if mode == "users":
+        bound += _PASSWORD_BYTES
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="rxfiles-attack-") as root:
         async with target(mode, Path(root)) as aimed:

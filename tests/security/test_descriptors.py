@@ -15,6 +15,7 @@ from reactivex import operators as ops
 from rx_client import FileClient
 from rx_client.operators import retry_backoff
 from server import DirectoryStore
+from server.stores.queueing import QueuedStore
 from shared.errors import ServerFull
 from tests.security.support import (
     channel,
@@ -106,6 +107,39 @@ async def test_clients_that_have_all_descriptors(tmp_path: Path) -> None:
     assert status == 0
     assert log.count("\n") == 1, log
     assert "connections can't be accepted" in log
+
+
+@needs_proc
+async def test_connections_that_have_many_files_open_leave_some_to_others(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(os.urandom(2_000_000))
+    async with server_process("--store", str(tmp_path), max_fds=256) as server, AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(raw_peer(server.uri)) for _ in range(2)]
+        for peer in peers:
+            await peer.send(*(chunks(id_, b"a") for id_ in range(1, 160, 2)))
+        answers = [await receive(peer) for peer in peers for _ in range(80)]
+        refused = [answer.error[1].partition(":")[0] for answer in answers if answer.kind == ERROR]
+        assert 0 < len(refused) < 80
+        assert set(refused) == {"server_full"}
+        await serves(server.uri)
+        async with FileClient.connect(server.uri) as files:
+            await files.upload_from("b", b"x" * 1000)
+            sizes = [files.download_chunks("b").pipe(ops.map(lambda chunk: len(chunk.data))) for _ in range(8)]
+            assert await reactivex.merge(*sizes).pipe(ops.sum()) == 8000
+
+
+async def test_a_connection_counts_only_the_files_that_are_open(tmp_path: Path) -> None:
+    folder = DirectoryStore(tmp_path)
+    await folder.start()
+    store = QueuedStore(folder)
+    await store.put("a", b"x")
+    reader = await store.open("a")
+    upload = await store.begin("u", "b", size=None, algorithm=None)
+    assert len(store.opened) == 2
+    await reader.close()
+    await upload.commit(None)
+    del reader, upload
+    assert len(store.opened) == 0
+    await folder.close()
 
 
 async def test_a_folder_opens_half_of_the_files_that_the_process_may(tmp_path: Path) -> None:

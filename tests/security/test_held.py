@@ -186,6 +186,13 @@ async def test_what_is_held_with_a_store_in_memory(attack: Attack) -> None:
     assert await growth(attack) < MEMORY + 8 * MIB
 
 
+async def test_what_arrives_for_a_store_in_memory_is_held_within_its_room() -> None:
+    room = 100 * MIB
+    grown = await growth(twenty_megabytes_of_fragments, "--limit", f"max_store_bytes={room}")
+    # A fragment counts there when all of it is here, so each connection has one more.
+    assert grown < room - LARGE + ATTACKS[twenty_megabytes_of_fragments][0] * len(MB) + 8 * MIB
+
+
 async def test_the_stated_bounds() -> None:
     assert (MEMORY, FOLDER) == (256 * MIB, 64 * MIB)
     spooling = LIMITS.of_spooling()

@@ -53,10 +53,10 @@ class DirectoryStore(Store):
     made, stays.
 
     A full disk, or a quota, is StorageFull wherever something is written. Uploads and readers may have half of the
-    descriptors that the process may open, as its limit was at the start; a call beyond that, or that reaches the
-    system's own limit, raises ServerFull. A folder that was removed, or whose disk was unmounted or fails, is
-    StorageUnavailable, until it is back, or another one is in its place. What the system doesn't allow is Forbidden. On
-    Windows a file can't be replaced or deleted while it is read: that is StorageUnavailable, too.
+    descriptors that the process might open at the start; a call beyond that, or that finds none left, raises
+    ServerFull. A folder that was removed, or whose disk was unmounted or fails, is StorageUnavailable, until one is
+    there again. What the system doesn't allow is Forbidden. On Windows a file can't be replaced or deleted while it is
+    read: that is StorageUnavailable, too.
 
     Args:
         path: The folder; `start` makes it if it isn't there.
@@ -92,6 +92,15 @@ class DirectoryStore(Store):
         self._survey: asyncio.Future[None] | None = None
         self._is_closing = False
 
+    @property
+    def is_short_of_files(self) -> bool:
+        return self._has_open(0.75)
+
+    def _has_open(self, share: float) -> bool:
+        """Whether that share of the files that may be open is."""
+        is_open = len(self._open) + len(self._readers) + self._opening
+        return self._max_open is not None and is_open >= share * self._max_open
+
     async def start(self) -> None:
         """Locks the folder, and removes what a killed process left behind; unfinished uploads stay.
 
@@ -104,16 +113,14 @@ class DirectoryStore(Store):
         """
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="directory-store")
         self._quick = QuickCalls(self._executor)
-        descriptors = disk.max_descriptors()
-        self._max_open = None if descriptors is None else max(_MIN_OPEN, descriptors // 2)
+        self._max_open = None if (most := disk.max_descriptors()) is None else max(_MIN_OPEN, most // 2)
         self._is_closing = False
         try:
             await run_blocking(self._executor, self._folder.open)
         except BaseException:
             await self.close()
             raise
-        survey = asyncio.ensure_future(self.run(self._folder.log_unserved, lambda: self._is_closing))
-        self._survey = survey
+        self._survey = survey = asyncio.ensure_future(self.run(self._folder.log_unserved, lambda: self._is_closing))
         await asyncio.wait([survey], timeout=_SURVEY_SECONDS)  # in a large tree it goes on
 
     async def close(self) -> None:
@@ -144,9 +151,9 @@ class DirectoryStore(Store):
             return await self.run(self._list, prefix, after, limit)
 
     async def open(self, name: str) -> Reader:
-        self._check_open_files()
-        reader = DirectoryReader(self, name)
-        self._readers.add(reader)
+        if self._has_open(1):
+            raise too_many_files()
+        self._readers.add(reader := DirectoryReader(self, name))
         try:
             await self.run(reader.open, self._folder)
         except BaseException:
@@ -314,16 +321,11 @@ class DirectoryStore(Store):
         """Notes that a reader is closed."""
         self._readers.discard(reader)
 
-    def _check_open_files(self) -> None:
-        """Raises ServerFull where one more may not be opened."""
-        is_open = len(self._open) + len(self._readers) + self._opening
-        if self._max_open is not None and is_open >= self._max_open:
-            raise too_many_files()
-
     @contextmanager
     def _opening_one(self) -> Generator[None, None, None]:
         """Counts a file that is open inside; ServerFull where one more may not be opened."""
-        self._check_open_files()
+        if self._has_open(1):
+            raise too_many_files()
         self._opening += 1
         try:
             yield
