@@ -7,7 +7,7 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final, Literal, TypeVar, overload
+from typing import Final, Literal, TypeVar, cast, overload
 from uuid import uuid4
 
 import reactivex
@@ -53,6 +53,7 @@ from .rx.observables import on_loop
 from .rx.tasks import from_coroutine
 from .transfers.download import ChunkRequest, answered_info, download_into
 from .transfers.limit import RateLimit, Share, after_payment
+from .transfers.remembered import UploadRecord
 from .transfers.sinks import SinkLike, to_sink
 from .transfers.sources import SourceLike, to_source
 from .transfers.trees import EachTransfer, NameFilter, TreeOptions, as_prefix, download_tree, upload_tree
@@ -260,6 +261,7 @@ class FileClient:
         overwrite: bool = True,
         digest: str | None = DEFAULT_ALGORITHM,
         upload_id: str | None = None,
+        remember: bool = False,
         modified: float | None = None,
         limit: RateLimit | None = None,
         deadline: float | None = None,
@@ -268,8 +270,8 @@ class FileClient:
 
         The server keeps what it has of an upload that failed or was disposed, under its `upload_id`, for a day unless
         it is set otherwise. All subscriptions of the observable share the id; give the same one in another process to
-        go on there. The newest subscription takes over from an older one, which ends with Superseded. After completion
-        the same id is a new upload.
+        go on there, or `remember` it. The newest subscription takes over from an older one, which ends with Superseded.
+        After completion the same id is a new upload.
 
         What is published was the source's content at one moment. A file is uploaded with the length that it has at the
         start: what is appended later isn't part of it. If the system says that it was changed, by its size, its times
@@ -291,6 +293,10 @@ class FileClient:
             window: Items that may be under way and not yet durable, 1 or more. None is 16.
             overwrite: Whether a file of that name may be replaced.
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; made up if None.
+            remember: For a path, in place of an `upload_id`: the one that is made up is kept in a file of the user's
+                state folder (or of `RXFILES_STATE`) until the upload is published, so that the same call in a later
+                process goes on. It is found by the server's URI, `name`, `digest`, and the path with its size and time.
+                A call at the same time takes over. A folder that can't be written is logged, and nothing remembered.
             modified: When the content was last changed, for `FileInfo.modified`: in seconds since the epoch, in the
                 years 1 to 9999. If None, that of the file at a path, else that of the publication.
             limit: Of bytes a second, shared with other transfers; see `rate_limit`. Items are smaller then.
@@ -300,7 +306,9 @@ class FileClient:
             and published, and completes.
 
         Raises:
-            TypeError: `source` is none of the above.
+            TypeError: `source` is none of the above, or isn't a path where it is to be remembered.
+            ValueError: `remember` is given with an `upload_id`, or to a client that doesn't connect by itself, so that
+                its server isn't known.
 
         Raises (through `on_error`):
             AlreadyExists: `overwrite` is False and there is such a file.
@@ -319,6 +327,7 @@ class FileClient:
         _check_word(check_algorithm, digest)
         _check_word(check_upload_id, upload_id)
         _check_time(modified)
+        record = self._record(name, source, digest, upload_id) if remember else None
         transfer = UploadTransfer(
             name,
             to_source(source, DEFAULT_WINDOW if window is None else window),
@@ -330,6 +339,7 @@ class FileClient:
             algorithm=digest,
             upload_id=upload_id or uuid4().hex,
             limit=limit,
+            record=record,
         )
         return self._transfer(name, lambda emit: transfer.attempt(self._requests, emit, self._tasks), deadline)
 
@@ -449,6 +459,7 @@ class FileClient:
         include: NameFilter | None = None,
         exclude: NameFilter | None = None,
         overwrite: bool = True,
+        remember: bool = False,
         follow_symlinks: bool = False,
         max_concurrent: int = 4,
         each: EachTransfer | None = None,
@@ -471,6 +482,7 @@ class FileClient:
             exclude: Which of them not; None for none.
             overwrite: Whether files of the server may be replaced; else those that exist are skipped, so that a second
                 run goes on where the first one stopped.
+            remember: As for `upload_from`, so that a second run also goes on with the files that were under way.
             follow_symlinks: Whether symbolic links are followed; else they are skipped.
             max_concurrent: The most transfers at a time.
             each: An operator for each file's transfer, such as `retry_backoff()`, or several by `reactivex.compose`.
@@ -484,7 +496,7 @@ class FileClient:
             when all have ended. See `total_progress` for sums.
 
         Raises:
-            ValueError: `max_concurrent` is less than 1.
+            ValueError: `max_concurrent` is less than 1, or `remember` as for `upload_from`.
 
         Raises (through `on_error`):
             OSError: The folder itself can't be read.
@@ -493,11 +505,15 @@ class FileClient:
         _check_type(prefix)
         _check_range("max_concurrent", max_concurrent, 1)
         _check_word(check_algorithm, digest)
+        if remember:
+            self._check_remembers()
         options = TreeOptions(include, exclude, max_concurrent, each, keep_going)
         tree = upload_tree(
             Path(folder),
             as_prefix(prefix),
-            lambda name, path: self.upload_from(name, path, overwrite=overwrite, digest=digest, limit=limit),
+            lambda name, path: self.upload_from(
+                name, path, overwrite=overwrite, digest=digest, remember=remember, limit=limit
+            ),
             options=options,
             follow_symlinks=follow_symlinks,
         )
@@ -628,6 +644,19 @@ class FileClient:
             return Payload(b"", transfer_request(Route.MOVE, source, request))
 
         return self._ask(source, make, answered_info, deadline, target=target)
+
+    def _record(self, name: str, source: SourceLike, algorithm: str | None, upload_id: str | None) -> UploadRecord:
+        self._check_remembers()
+        if upload_id is not None:
+            raise ValueError("an upload is found again by its `upload_id`, or by `remember`; give one of them")
+        if not isinstance(source, str | os.PathLike):
+            raise TypeError("`remember` is for the path of a file; give an `upload_id` to go on with another source")
+        path = os.fsdecode(cast("str | os.PathLike[str]", source))
+        return UploadRecord(self._connector.uris, name, path, algorithm)
+
+    def _check_remembers(self) -> None:
+        if not self._connector.uris:
+            raise ValueError("`remember` needs a client that connects by itself: make it with FileClient.connect")
 
     def _ask_info(self, route: str, name: str, request: FileRequest, deadline: float | None) -> Observable[FileInfo]:
         return self._ask(name, lambda: Payload(b"", transfer_request(route, name, request)), answered_info, deadline)

@@ -1,6 +1,7 @@
 """What a request needs of a connection, and the connection that an application has made itself."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import reactivex
@@ -30,6 +31,11 @@ class Connector(Protocol):
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop that the connection belongs to; None for that of each subscription."""
+        ...
+
+    @property
+    def uris(self) -> Sequence[str]:
+        """Where the connection leads; none if that isn't known."""
         ...
 
     @property
@@ -84,6 +90,7 @@ class GivenConnection:
         self.loop: Final = running_loop()
         if self.loop is not None:
             note_thread(self.loop)
+        self.uris: Final = ()
         self._failure_delay = FailureDelay()
         self.progress_timeout: Final = ConnectOptions().progress_timeout
         self.is_closed: Final = False
