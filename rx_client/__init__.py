@@ -4,6 +4,7 @@ from .chunks import Chunk
 from .client import FileClient
 from .connection.options import ConnectOptions, parse_uri
 from .connection.states import Connected, Connecting, ConnectionState, Disconnected
+from .errors import is_transient
 from .events import (
     Completed,
     Failed,
@@ -39,6 +40,7 @@ __all__ = [
     "TotalProgress",
     "TransferEvent",
     "TreeEvent",
+    "is_transient",
     "parse_uri",
     "rate_limit",
 ]

@@ -34,7 +34,9 @@ from shared.protocol.messages import (
     FileRequest,
     ListRequest,
     MoveRequest,
+    Receipt,
     check_upload_id,
+    find_transfer,
     parse_info,
     transfer_request,
 )
@@ -343,12 +345,32 @@ class FileClient:
         )
         return self._transfer(name, lambda emit: transfer.attempt(self._requests, emit, self._tasks), deadline)
 
+    def discard(self, upload_id: str, *, deadline: float | None = None) -> Observable[int]:
+        """Drops what the server has of an unfinished upload of this user; one under way fails with Superseded.
+
+        Args:
+            upload_id: See `upload_from`; `Started` has it.
+
+        Returns:
+            Emits how many durable bytes were dropped, and completes.
+
+        Raises (through `on_error`):
+            NotFound: There is no such upload: it is finished, or was dropped, perhaps by an attempt whose answer was
+                lost.
+            PermissionDenied: The user may not write any file.
+            UnknownRoute: The server, or its store, can't do this.
+        """
+        _check_word(check_upload_id, upload_id)
+        request = Payload(b"", transfer_request(Route.UPLOAD_DISCARD, None, FileRequest(upload_id=upload_id)))
+        return self._requests.ask(request, _committed).pipe(within(deadline))
+
     def download_to(
         self,
         name: str,
         sink: SinkLike,
         *,
         offset: int = 0,
+        keep_part: bool = True,
         window: int | None = None,
         digest: str | None = DEFAULT_ALGORITHM,
         limit: RateLimit | None = None,
@@ -369,6 +391,8 @@ class FileClient:
             sink: A path, whose folder exists; an object with `async def write(data: bytes)`; an asyncio.StreamWriter;
                 or a binary file object, whose `write` is called in a thread, from its present position; it stays open.
             offset: For a writer that has the file's first bytes: how many. They are not verified.
+            keep_part: For a path: whether what has arrived stays beside it after a failure or dispose, to be resumed.
+                If not, nothing is left there, and `retry` starts over.
             window: Items that the server may be ahead of the sink, 1 or more. None is 16.
             limit: As for `upload_from`.
 
@@ -378,7 +402,7 @@ class FileClient:
 
         Raises:
             TypeError: `sink` is none of these.
-            ValueError: `offset` is given with a path.
+            ValueError: `offset` is given with a path, or `keep_part=False` with something else.
 
         Raises (through `on_error`):
             NotFound: There is no such file.
@@ -393,7 +417,7 @@ class FileClient:
         _check_range("offset", offset, 0)
         _check_range("window", window, 1, MAX_REQUEST_N, or_none=True)
         _check_word(check_algorithm, digest)
-        into = to_sink(sink, name, offset=offset, algorithm=digest)
+        into = to_sink(sink, name, offset=offset, algorithm=digest, keep_part=keep_part)
         return self._transfer(
             name,
             lambda emit: download_into(
@@ -742,6 +766,10 @@ def _about(error: Exception, name: str) -> Exception:
 
 def _content(answer: Payload) -> bytes:
     return bytes(answer.data or b"")
+
+
+def _committed(answer: Payload) -> int:
+    return Receipt.from_json(find_transfer(bytes(answer.metadata or b"")) or {}).committed
 
 
 def _listed_info(item: Payload) -> FileInfo:

@@ -14,7 +14,7 @@ EXPORTED = {
         *("ConnectOptions", "Connected", "Connecting", "ConnectionState", "Disconnected"),
         *("Completed", "Progress", "Retrying", "Started", "TransferEvent"),
         *("Failed", "Skipped", "TotalProgress", "TreeEvent"),
-        *("RateLimit", "rate_limit"),
+        *("RateLimit", "rate_limit", "is_transient"),
     },
     "server": {
         *("ChatData", "ChatUserSession", "FileServer", "get_file_name", "serve"),
