@@ -409,8 +409,8 @@ class FileClient:
             Changed: The file changed, and what a writer got can't be taken back, unlike what a file that can seek got.
             IntegrityError: Other bytes arrived than were sent; what was at the path is still there.
             StorageFull: The path's disk is full.
-            OSError: Nothing can be put at the path (it is a folder, a disk, or not permitted), something else has taken
-                its place meanwhile, or its disk failed.
+            OSError: Nothing can be put at the path (it is a folder, as one that ends with a slash is, a disk, or not
+                permitted), something else has taken its place meanwhile, or its disk failed.
             Exception: Whatever the writer raised.
         """
         _check_type(name)

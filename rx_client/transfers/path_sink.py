@@ -98,6 +98,7 @@ class PathSink(Sink):
         super().__init__()
         self._keep_part = keep_part
         self._path = os.fspath(Path(path))
+        self._is_folder = os.path.basename(path) in ("", os.curdir, os.pardir)  # there or not
         self._name = name
         self._algorithm = algorithm
         self._full = f"no room for {path}"
@@ -152,6 +153,8 @@ class PathSink(Sink):
 
     def _look(self) -> "_DescriptorSink | _Note | None":
         """Opens and locks a part; returns its note if another process has left bytes of the file in it."""
+        if self._is_folder:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self._path)
         target = _Target.at(self._path)
         if target.is_stream:
             if self._stream is None or self._stream.path != target.path:
