@@ -16,6 +16,7 @@ from reactivex import operators as ops
 from rsocket.payload import Payload
 from rsocket.rsocket_base import RSocketBase
 
+from shared.aio import running_loop
 from shared.errors import (
     AlreadyExists,
     InvalidName,
@@ -50,7 +51,7 @@ from .events import TransferEvent, TreeEvent
 from .requests.base import MAX_REQUEST_N, MAX_SMALL_BYTES
 from .requests.cold import ColdReactiveXClient
 from .rx.deadlines import within
-from .rx.loops import LoopScheduler, required_loop
+from .rx.loops import LoopScheduler, check_is_running, required_loop
 from .rx.observables import on_loop
 from .rx.tasks import from_coroutine
 from .transfers.download import ChunkRequest, answered_info, download_into
@@ -98,6 +99,11 @@ class FileClient:
     """
 
     def __init__(self, rsocket: RSocketBase | Connection) -> None:
+        if isinstance(rsocket, str | Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                "FileClient(...) takes a connected rsocket; with a URI, `async with FileClient.connect(uri) as files:`, or "
+                "`files = await FileClient.open(uri)`"
+            )
         self._requests = ColdReactiveXClient(rsocket)
         self._connector = self._requests.connector
         self._tasks: set[asyncio.Task[None]] = set()
@@ -131,14 +137,48 @@ class FileClient:
             Unauthenticated: The server wants other credentials.
             ServerFull: The server has no room for another connection.
         """
+        client = await FileClient.open(uri, auth=auth, tls=tls, options=options)
+        try:
+            yield client
+        finally:
+            await client.close()
+
+    @staticmethod
+    async def open(
+        uri: str | Sequence[str],
+        *,
+        auth: Auth | None = None,
+        tls: ssl.SSLContext | None = None,
+        options: ConnectOptions | None = None,
+    ) -> "FileClient":
+        """As `connect`, without a block, for a notebook, say: `files = await FileClient.open(uri)`; `close` ends it."""
         connection = Connection(uri, options or ConnectOptions(), auth, tls)
         client = FileClient(connection)
         try:
             await connection.open()
-            yield client
-        finally:
-            await connection.close()
-            await client.settle()
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    async def close(self) -> None:
+        """Ends what is under way, and the connection, as at the end of `connect`'s block; closing twice is fine.
+
+        An rsocket that was given to the client stays as it is, with the requests that are under way there.
+
+        Raises:
+            WrongLoop: This is another event loop than the client's, which doesn't run.
+        """
+        loop = self._connector.loop
+        if loop is None or loop is running_loop():
+            await self._close()
+        elif not loop.is_closed():
+            check_is_running(loop)
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._close(), loop))
+
+    async def _close(self) -> None:
+        await self._connector.close()
+        await self.settle()
 
     @property
     def requests(self) -> ColdReactiveXClient:

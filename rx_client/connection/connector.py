@@ -65,6 +65,10 @@ class Connector(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """Ends everything under way with ClientClosed, unless the connection is the caller's."""
+        ...
+
 
 class FailureDelay:
     """Spaces failures that take no time, which a bare `retry` would otherwise repeat without end in one iteration.
@@ -108,3 +112,6 @@ class GivenConnection:
             return rsocket
         await self._failure_delay.wait()
         raise ConnectionLost("the connection is closed, or its peer silent, and is not this client's to make again")
+
+    async def close(self) -> None:
+        return
