@@ -101,8 +101,8 @@ class FileClient:
     def __init__(self, rsocket: RSocketBase | Connection) -> None:
         if isinstance(rsocket, str | Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
-                "FileClient(...) takes a connected rsocket; with a URI, `async with FileClient.connect(uri) as files:`, or "
-                "`files = await FileClient.open(uri)`"
+                "FileClient(...) takes a connected rsocket; with a URI write "
+                "`async with FileClient.connect(uri) as files:` or `files = await FileClient.open(uri)`"
             )
         self._requests = ColdReactiveXClient(rsocket)
         self._connector = self._requests.connector
