@@ -1,7 +1,7 @@
 """The reactive client: file transfers over RSocket as cold Rx observables."""
 
+from .blocking import BlockingFileClient
 from .chunks import Chunk
-from .client import FileClient
 from .connection.options import ConnectOptions, parse_uri
 from .connection.states import Connected, Connecting, ConnectionState, Disconnected
 from .errors import (
@@ -50,6 +50,7 @@ from .events import (
     TransferEvent,
     TreeEvent,
 )
+from .file_client import FileClient
 from .requests.cold import ColdReactiveXClient
 from .transfers.limit import RateLimit, rate_limit
 from .transfers.sinks import AsyncWriter
@@ -58,6 +59,7 @@ __all__ = [
     "AlreadyExists",
     "AsyncWriter",
     "BackpressureOverflow",
+    "BlockingFileClient",
     "Changed",
     "Chunk",
     "ClientClosed",

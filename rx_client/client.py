@@ -1,11 +1,10 @@
-"""The client: file transfers as cold Rx observables."""
+"""The verbs of a client: file transfers as cold Rx observables. Clients are made in `file_client` and `blocking`."""
 
 import asyncio
 import math
 import os
-import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, TypeVar, cast, overload
 from uuid import uuid4
@@ -16,7 +15,6 @@ from reactivex import operators as ops
 from rsocket.payload import Payload
 from rsocket.rsocket_base import RSocketBase
 
-from shared.aio import running_loop
 from shared.errors import (
     AlreadyExists,
     InvalidName,
@@ -45,13 +43,12 @@ from shared.protocol.wire import FileInfo, Route, check_modified, check_name, de
 
 from .chunks import Chunk
 from .connection.managed import Connection
-from .connection.options import Auth, ConnectOptions
 from .connection.states import ConnectionState
 from .events import TransferEvent, TreeEvent
 from .requests.base import MAX_REQUEST_N, MAX_SMALL_BYTES
 from .requests.cold import ColdReactiveXClient
 from .rx.deadlines import within
-from .rx.loops import LoopScheduler, check_is_running, required_loop
+from .rx.loops import LoopScheduler, required_loop
 from .rx.observables import on_loop
 from .rx.tasks import from_coroutine
 from .transfers.download import ChunkRequest, answered_info, download_into
@@ -62,7 +59,7 @@ from .transfers.sources import SourceLike, to_source
 from .transfers.trees import EachTransfer, NameFilter, TreeOptions, as_prefix, download_tree, upload_tree
 from .transfers.upload import UploadTransfer
 
-__all__ = ["Content", "FileClient"]
+__all__ = ["Client", "Content"]
 
 T = TypeVar("T")
 
@@ -74,16 +71,16 @@ _LIST_REQUEST_N: Final = 256
 _SETTLE_SECONDS: Final = 5.0
 
 
-class FileClient:
-    """Uploads, downloads and lists files over one RSocket connection.
+class Client:
+    """The verbs of a client: uploads, downloads and lists files over one RSocket connection.
 
     What its methods return is cold: nothing is sent before it is subscribed to, each subscription is one request, and
     disposing a subscription cancels that request alone. Awaiting an observable gives its last value. Requests run
     on the event loop that the connection belongs to; operators that need time use it, too.
 
     Subscribe, await, `run` and dispose in any thread and any event loop: the request is handed to the client's loop. A
-    subscriber in another loop is called in its own loop, one in a thread without a loop in the client's; end the pipe
-    with `ops.observe_on(...)` for another place. If the client's loop can't take the request, since it doesn't run, is
+    subscriber in another loop is called in its own loop, one in a thread without a loop in the client's; see
+    `BlockingFileClient` for another place. If the client's loop can't take the request, since it doesn't run, is
     closed, or is what `run` would block, the subscription fails at once with WrongLoop.
 
     In all methods `name` is 1 to 1,024 bytes of UTF-8 without control characters, `deadline` is how many seconds a
@@ -92,93 +89,16 @@ class FileClient:
 
     Every observable may fail, through `on_error`, with InvalidName; with the server's refusal, such as
     PermissionDenied; with ConnectionFailed or ConnectionLost, Stalled if nothing moves, DeadlineExceeded, or
-    ProtocolError. All of them are `shared.errors.TransferError`. The methods say what else theirs may fail with.
+    ProtocolError. All of them are `TransferError`. The methods say what else theirs may fail with.
 
     Args:
-        rsocket: A connected rsocket with composite metadata; it stays the caller's to close. See also `connect`.
+        rsocket: A connected rsocket, or a connection that is made again.
     """
 
     def __init__(self, rsocket: RSocketBase | Connection) -> None:
-        if isinstance(rsocket, str | Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(
-                "FileClient(...) takes a connected rsocket; with a URI write "
-                "`async with FileClient.connect(uri) as files:` or `files = await FileClient.open(uri)`"
-            )
         self._requests = ColdReactiveXClient(rsocket)
         self._connector = self._requests.connector
         self._tasks: set[asyncio.Task[None]] = set()
-
-    @staticmethod
-    @asynccontextmanager
-    async def connect(
-        uri: str | Sequence[str],
-        *,
-        auth: Auth | None = None,
-        tls: ssl.SSLContext | None = None,
-        options: ConnectOptions | None = None,
-    ) -> "AsyncGenerator[FileClient, None]":
-        """A client with a connection of its own: `async with FileClient.connect("tcp://localhost:6565") as files:`.
-
-        If the connection is lost, everything under way fails with ConnectionLost, and the next subscription makes a
-        new one: so `retry` resumes. At the block's end, what is under way fails with ClientClosed; so does, within
-        0.1 s, what is subscribed to later.
-
-        Args:
-            uri: `tcp://HOST[:PORT]`, or `tcps://HOST[:PORT]` with TLS; the port is 6565 if it isn't given. Or several,
-                of servers with the same files: they are tried in turn, beginning with the last one that worked.
-            auth: A user name and a password, or a bearer token; None for neither.
-            tls: How to verify the server, and this client's certificate; the system's authorities if None.
-            options: See `ConnectOptions`.
-
-        Raises (on entering the block):
-            ValueError: `uri` is something else, or `tls` is given with `tcp`.
-            ConnectionFailed: The connection is refused, the host unknown, or no answer comes.
-            TlsFailed: A certificate isn't accepted, or only one side is encrypted; not retryable.
-            Unauthenticated: The server wants other credentials.
-            ServerFull: The server has no room for another connection.
-        """
-        client = await FileClient.open(uri, auth=auth, tls=tls, options=options)
-        try:
-            yield client
-        finally:
-            await client.close()
-
-    @staticmethod
-    async def open(
-        uri: str | Sequence[str],
-        *,
-        auth: Auth | None = None,
-        tls: ssl.SSLContext | None = None,
-        options: ConnectOptions | None = None,
-    ) -> "FileClient":
-        """As `connect`, without a block, for a notebook, say: `files = await FileClient.open(uri)`; `close` ends it."""
-        connection = Connection(uri, options or ConnectOptions(), auth, tls)
-        client = FileClient(connection)
-        try:
-            await connection.open()
-        except BaseException:
-            await client.close()
-            raise
-        return client
-
-    async def close(self) -> None:
-        """Ends what is under way, and the connection, as at the end of `connect`'s block; closing twice is fine.
-
-        An rsocket that was given to the client stays as it is, with the requests that are under way there.
-
-        Raises:
-            WrongLoop: This is another event loop than the client's, which doesn't run.
-        """
-        loop = self._connector.loop
-        if loop is None or loop is running_loop():
-            await self._close()
-        elif not loop.is_closed():
-            check_is_running(loop)
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._close(), loop))
-
-    async def _close(self) -> None:
-        await self._connector.close()
-        await self.settle()
 
     @property
     def requests(self) -> ColdReactiveXClient:
@@ -206,11 +126,11 @@ class FileClient:
         """
         return self._connector.states()
 
-    async def settle(self) -> None:
-        """Returns when nothing of this client runs any more: a disposed transfer still has to close its file, say.
+    async def _close(self) -> None:
+        await self._connector.close()
+        await self._settle()
 
-        A source or sink that doesn't return is waited for five seconds at the most.
-        """
+    async def _settle(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_SECONDS):
                 while self._tasks:
