@@ -1,13 +1,12 @@
-"""The client: file transfers as cold Rx observables."""
+"""The verbs of a client: file transfers as cold Rx observables. Clients are made in `file_client` and `blocking`."""
 
 import asyncio
 import math
 import os
-import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal, TypeVar, overload
+from typing import Final, Literal, TypeVar, cast, overload
 from uuid import uuid4
 
 import reactivex
@@ -34,7 +33,9 @@ from shared.protocol.messages import (
     FileRequest,
     ListRequest,
     MoveRequest,
+    Receipt,
     check_upload_id,
+    find_transfer,
     parse_info,
     transfer_request,
 )
@@ -42,7 +43,6 @@ from shared.protocol.wire import FileInfo, Route, check_modified, check_name, de
 
 from .chunks import Chunk
 from .connection.managed import Connection
-from .connection.options import Auth, ConnectOptions
 from .connection.states import ConnectionState
 from .events import TransferEvent, TreeEvent
 from .requests.base import MAX_REQUEST_N, MAX_SMALL_BYTES
@@ -53,12 +53,13 @@ from .rx.observables import on_loop
 from .rx.tasks import from_coroutine
 from .transfers.download import ChunkRequest, answered_info, download_into
 from .transfers.limit import RateLimit, Share, after_payment
+from .transfers.remembered import UploadRecord
 from .transfers.sinks import SinkLike, to_sink
 from .transfers.sources import SourceLike, to_source
 from .transfers.trees import EachTransfer, NameFilter, TreeOptions, as_prefix, download_tree, upload_tree
 from .transfers.upload import UploadTransfer
 
-__all__ = ["Content", "FileClient"]
+__all__ = ["Client", "Content"]
 
 T = TypeVar("T")
 
@@ -70,16 +71,16 @@ _LIST_REQUEST_N: Final = 256
 _SETTLE_SECONDS: Final = 5.0
 
 
-class FileClient:
-    """Uploads, downloads and lists files over one RSocket connection.
+class Client:
+    """The verbs of a client: uploads, downloads and lists files over one RSocket connection.
 
     What its methods return is cold: nothing is sent before it is subscribed to, each subscription is one request, and
     disposing a subscription cancels that request alone. Awaiting an observable gives its last value. Requests run
     on the event loop that the connection belongs to; operators that need time use it, too.
 
     Subscribe, await, `run` and dispose in any thread and any event loop: the request is handed to the client's loop. A
-    subscriber in another loop is called in its own loop, one in a thread without a loop in the client's; end the pipe
-    with `ops.observe_on(...)` for another place. If the client's loop can't take the request, since it doesn't run, is
+    subscriber in another loop is called in its own loop, one in a thread without a loop in the client's; see
+    `BlockingFileClient` for another place. If the client's loop can't take the request, since it doesn't run, is
     closed, or is what `run` would block, the subscription fails at once with WrongLoop.
 
     In all methods `name` is 1 to 1,024 bytes of UTF-8 without control characters, `deadline` is how many seconds a
@@ -88,54 +89,16 @@ class FileClient:
 
     Every observable may fail, through `on_error`, with InvalidName; with the server's refusal, such as
     PermissionDenied; with ConnectionFailed or ConnectionLost, Stalled if nothing moves, DeadlineExceeded, or
-    ProtocolError. All of them are `shared.errors.TransferError`. The methods say what else theirs may fail with.
+    ProtocolError. All of them are `TransferError`. The methods say what else theirs may fail with.
 
     Args:
-        rsocket: A connected rsocket with composite metadata; it stays the caller's to close. See also `connect`.
+        rsocket: A connected rsocket, or a connection that is made again.
     """
 
     def __init__(self, rsocket: RSocketBase | Connection) -> None:
         self._requests = ColdReactiveXClient(rsocket)
         self._connector = self._requests.connector
         self._tasks: set[asyncio.Task[None]] = set()
-
-    @staticmethod
-    @asynccontextmanager
-    async def connect(
-        uri: str | Sequence[str],
-        *,
-        auth: Auth | None = None,
-        tls: ssl.SSLContext | None = None,
-        options: ConnectOptions | None = None,
-    ) -> "AsyncGenerator[FileClient, None]":
-        """A client with a connection of its own: `async with FileClient.connect("tcp://localhost:6565") as files:`.
-
-        If the connection is lost, everything under way fails with ConnectionLost, and the next subscription makes a
-        new one: so `retry` resumes. At the block's end, what is under way fails with ClientClosed; so does, within
-        0.1 s, what is subscribed to later.
-
-        Args:
-            uri: `tcp://HOST[:PORT]`, or `tcps://HOST[:PORT]` with TLS; the port is 6565 if it isn't given. Or several,
-                of servers with the same files: they are tried in turn, beginning with the last one that worked.
-            auth: A user name and a password, or a bearer token; None for neither.
-            tls: How to verify the server, and this client's certificate; the system's authorities if None.
-            options: See `ConnectOptions`.
-
-        Raises (on entering the block):
-            ValueError: `uri` is something else, or `tls` is given with `tcp`.
-            ConnectionFailed: The connection is refused, the host unknown, or no answer comes.
-            TlsFailed: A certificate isn't accepted, or only one side is encrypted; not retryable.
-            Unauthenticated: The server wants other credentials.
-            ServerFull: The server has no room for another connection.
-        """
-        connection = Connection(uri, options or ConnectOptions(), auth, tls)
-        client = FileClient(connection)
-        try:
-            await connection.open()
-            yield client
-        finally:
-            await connection.close()
-            await client.settle()
 
     @property
     def requests(self) -> ColdReactiveXClient:
@@ -163,11 +126,11 @@ class FileClient:
         """
         return self._connector.states()
 
-    async def settle(self) -> None:
-        """Returns when nothing of this client runs any more: a disposed transfer still has to close its file, say.
+    async def _close(self) -> None:
+        await self._connector.close()
+        await self._settle()
 
-        A source or sink that doesn't return is waited for five seconds at the most.
-        """
+    async def _settle(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_SECONDS):
                 while self._tasks:
@@ -260,6 +223,7 @@ class FileClient:
         overwrite: bool = True,
         digest: str | None = DEFAULT_ALGORITHM,
         upload_id: str | None = None,
+        remember: bool = False,
         modified: float | None = None,
         limit: RateLimit | None = None,
         deadline: float | None = None,
@@ -268,8 +232,8 @@ class FileClient:
 
         The server keeps what it has of an upload that failed or was disposed, under its `upload_id`, for a day unless
         it is set otherwise. All subscriptions of the observable share the id; give the same one in another process to
-        go on there. The newest subscription takes over from an older one, which ends with Superseded. After completion
-        the same id is a new upload.
+        go on there, or `remember` it. The newest subscription takes over from an older one, which ends with Superseded.
+        After completion the same id is a new upload.
 
         What is published was the source's content at one moment. A file is uploaded with the length that it has at the
         start: what is appended later isn't part of it. If the system says that it was changed, by its size, its times
@@ -291,6 +255,10 @@ class FileClient:
             window: Items that may be under way and not yet durable, 1 or more. None is 16.
             overwrite: Whether a file of that name may be replaced.
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; made up if None.
+            remember: For a path, in place of an `upload_id`: the one that is made up is kept in a file of the user's
+                state folder (or of `RXFILES_STATE`) until the upload is published, so that the same call in a later
+                process goes on. It is found by the server's URI, `name`, `digest`, and the path with its size and time.
+                A call at the same time takes over. A folder that can't be written is logged, and nothing remembered.
             modified: When the content was last changed, for `FileInfo.modified`: in seconds since the epoch, in the
                 years 1 to 9999. If None, that of the file at a path, else that of the publication.
             limit: Of bytes a second, shared with other transfers; see `rate_limit`. Items are smaller then.
@@ -300,7 +268,9 @@ class FileClient:
             and published, and completes.
 
         Raises:
-            TypeError: `source` is none of the above.
+            TypeError: `source` is none of the above, or isn't a path where it is to be remembered.
+            ValueError: `remember` is given with an `upload_id`, or to a client that doesn't connect by itself, so that
+                its server isn't known.
 
         Raises (through `on_error`):
             AlreadyExists: `overwrite` is False and there is such a file.
@@ -319,6 +289,7 @@ class FileClient:
         _check_word(check_algorithm, digest)
         _check_word(check_upload_id, upload_id)
         _check_time(modified)
+        record = self._record(name, source, digest, upload_id) if remember else None
         transfer = UploadTransfer(
             name,
             to_source(source, DEFAULT_WINDOW if window is None else window),
@@ -330,8 +301,28 @@ class FileClient:
             algorithm=digest,
             upload_id=upload_id or uuid4().hex,
             limit=limit,
+            record=record,
         )
         return self._transfer(name, lambda emit: transfer.attempt(self._requests, emit, self._tasks), deadline)
+
+    def discard(self, upload_id: str, *, deadline: float | None = None) -> Observable[int]:
+        """Drops what the server has of an unfinished upload of this user; one under way fails with Superseded.
+
+        Args:
+            upload_id: See `upload_from`; `Started` has it.
+
+        Returns:
+            Emits how many durable bytes were dropped, and completes.
+
+        Raises (through `on_error`):
+            NotFound: There is no such upload: it is finished, or was dropped, perhaps by an attempt whose answer was
+                lost.
+            PermissionDenied: The user may not write any file.
+            UnknownRoute: The server, or its store, can't do this.
+        """
+        _check_word(check_upload_id, upload_id)
+        request = Payload(b"", transfer_request(Route.UPLOAD_DISCARD, None, FileRequest(upload_id=upload_id)))
+        return self._requests.ask(request, _committed).pipe(within(deadline))
 
     def download_to(
         self,
@@ -339,6 +330,7 @@ class FileClient:
         sink: SinkLike,
         *,
         offset: int = 0,
+        keep_part: bool = True,
         window: int | None = None,
         digest: str | None = DEFAULT_ALGORITHM,
         limit: RateLimit | None = None,
@@ -359,6 +351,8 @@ class FileClient:
             sink: A path, whose folder exists; an object with `async def write(data: bytes)`; an asyncio.StreamWriter;
                 or a binary file object, whose `write` is called in a thread, from its present position; it stays open.
             offset: For a writer that has the file's first bytes: how many. They are not verified.
+            keep_part: For a path: whether what has arrived stays beside it after a failure or dispose, to be resumed.
+                If not, nothing is left there, and `retry` starts over.
             window: Items that the server may be ahead of the sink, 1 or more. None is 16.
             limit: As for `upload_from`.
 
@@ -368,22 +362,22 @@ class FileClient:
 
         Raises:
             TypeError: `sink` is none of these.
-            ValueError: `offset` is given with a path.
+            ValueError: `offset` is given with a path, or `keep_part=False` with something else.
 
         Raises (through `on_error`):
             NotFound: There is no such file.
             Changed: The file changed, and what a writer got can't be taken back, unlike what a file that can seek got.
             IntegrityError: Other bytes arrived than were sent; what was at the path is still there.
             StorageFull: The path's disk is full.
-            OSError: Nothing can be put at the path (it is a folder, a disk, or not permitted), something else has taken
-                its place meanwhile, or its disk failed.
+            OSError: Nothing can be put at the path (it is a folder, as one that ends with a slash is, a disk, or not
+                permitted), something else has taken its place meanwhile, or its disk failed.
             Exception: Whatever the writer raised.
         """
         _check_type(name)
         _check_range("offset", offset, 0)
         _check_range("window", window, 1, MAX_REQUEST_N, or_none=True)
         _check_word(check_algorithm, digest)
-        into = to_sink(sink, name, offset=offset, algorithm=digest)
+        into = to_sink(sink, name, offset=offset, algorithm=digest, keep_part=keep_part)
         return self._transfer(
             name,
             lambda emit: download_into(
@@ -449,6 +443,7 @@ class FileClient:
         include: NameFilter | None = None,
         exclude: NameFilter | None = None,
         overwrite: bool = True,
+        remember: bool = False,
         follow_symlinks: bool = False,
         max_concurrent: int = 4,
         each: EachTransfer | None = None,
@@ -471,6 +466,7 @@ class FileClient:
             exclude: Which of them not; None for none.
             overwrite: Whether files of the server may be replaced; else those that exist are skipped, so that a second
                 run goes on where the first one stopped.
+            remember: As for `upload_from`, so that a second run also goes on with the files that were under way.
             follow_symlinks: Whether symbolic links are followed; else they are skipped.
             max_concurrent: The most transfers at a time.
             each: An operator for each file's transfer, such as `retry_backoff()`, or several by `reactivex.compose`.
@@ -484,7 +480,7 @@ class FileClient:
             when all have ended. See `total_progress` for sums.
 
         Raises:
-            ValueError: `max_concurrent` is less than 1.
+            ValueError: `max_concurrent` is less than 1, or `remember` as for `upload_from`.
 
         Raises (through `on_error`):
             OSError: The folder itself can't be read.
@@ -493,11 +489,15 @@ class FileClient:
         _check_type(prefix)
         _check_range("max_concurrent", max_concurrent, 1)
         _check_word(check_algorithm, digest)
+        if remember:
+            self._check_remembers()
         options = TreeOptions(include, exclude, max_concurrent, each, keep_going)
         tree = upload_tree(
             Path(folder),
             as_prefix(prefix),
-            lambda name, path: self.upload_from(name, path, overwrite=overwrite, digest=digest, limit=limit),
+            lambda name, path: self.upload_from(
+                name, path, overwrite=overwrite, digest=digest, remember=remember, limit=limit
+            ),
             options=options,
             follow_symlinks=follow_symlinks,
         )
@@ -629,6 +629,19 @@ class FileClient:
 
         return self._ask(source, make, answered_info, deadline, target=target)
 
+    def _record(self, name: str, source: SourceLike, algorithm: str | None, upload_id: str | None) -> UploadRecord:
+        self._check_remembers()
+        if upload_id is not None:
+            raise ValueError("an upload is found again by its `upload_id`, or by `remember`; give one of them")
+        if not isinstance(source, str | os.PathLike):
+            raise TypeError("`remember` is for the path of a file; give an `upload_id` to go on with another source")
+        path = os.fsdecode(cast("str | os.PathLike[str]", source))
+        return UploadRecord(self._connector.uris, name, path, algorithm)
+
+    def _check_remembers(self) -> None:
+        if not self._connector.uris:
+            raise ValueError("`remember` needs a client that connects by itself: make it with FileClient.connect")
+
     def _ask_info(self, route: str, name: str, request: FileRequest, deadline: float | None) -> Observable[FileInfo]:
         return self._ask(name, lambda: Payload(b"", transfer_request(route, name, request)), answered_info, deadline)
 
@@ -713,6 +726,10 @@ def _about(error: Exception, name: str) -> Exception:
 
 def _content(answer: Payload) -> bytes:
     return bytes(answer.data or b"")
+
+
+def _committed(answer: Payload) -> int:
+    return Receipt.from_json(find_transfer(bytes(answer.metadata or b"")) or {}).committed
 
 
 def _listed_info(item: Payload) -> FileInfo:

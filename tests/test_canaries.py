@@ -31,6 +31,7 @@ from reactivestreams.subscriber import DefaultSubscriber, Subscriber
 from reactivex import Observable, Subject
 from reactivex import operators as ops
 from reactivex.internal.exceptions import SequenceContainsNoElementsError
+from reactivex.testing import TestScheduler
 from rsocket.exceptions import RSocketTransportError
 from rsocket.extensions.composite_metadata import CompositeMetadata
 from rsocket.frame import (
@@ -863,6 +864,15 @@ def test_trap_32_retries_are_immediate_and_observables_are_not_iterated() -> Non
     assert not hasattr(ops, "retry_when")
     assert list(inspect.signature(ops.retry).parameters) == ["retry_count"]
     assert not hasattr(Observable, "__aiter__")
+
+
+def test_trap_32_a_timeout_is_a_bare_exception() -> None:
+    """Remedy: `is_transient` in `rx_client/errors.py`."""
+    errors: list[Exception] = []
+    scheduler = TestScheduler()
+    reactivex.never().pipe(ops.timeout(1)).subscribe(on_error=errors.append, scheduler=scheduler)
+    scheduler.start()
+    assert [(type(error), error.args) for error in errors] == [(Exception, ("Timeout",))]
 
 
 def test_trap_32_merge_queues_without_bound() -> None:

@@ -1,20 +1,20 @@
 """The packages export exactly what `__all__` lists."""
 
-import importlib
-
 import pytest
 
 import rx_client
 import server
 import shared
+from shared import errors
 
 EXPORTED = {
     "rx_client": {
-        *("AsyncWriter", "Chunk", "ColdReactiveXClient", "FileClient", "parse_uri"),
+        *("AsyncWriter", "BlockingFileClient", "Chunk", "ColdReactiveXClient", "FileClient", "parse_uri"),
         *("ConnectOptions", "Connected", "Connecting", "ConnectionState", "Disconnected"),
         *("Completed", "Progress", "Retrying", "Started", "TransferEvent"),
         *("Failed", "Skipped", "TotalProgress", "TreeEvent"),
-        *("RateLimit", "rate_limit"),
+        *("RateLimit", "rate_limit", "is_transient", "is_retryable"),
+        *(name for name in errors.__all__ if name[0].isupper()),
     },
     "server": {
         *("ChatData", "ChatUserSession", "FileServer", "get_file_name", "serve"),
@@ -35,6 +35,5 @@ def test_all_lists_exactly_the_exports(package: object) -> None:
 
 
 def test_shared_exports_every_error() -> None:
-    errors = importlib.import_module("shared.errors")
     assert {name for name in errors.__all__ if name[0].isupper()} <= set(shared.__all__)
     assert shared.chat_filename_mimetype == b"chat/file-name"

@@ -1,6 +1,7 @@
 """What a request needs of a connection, and the connection that an application has made itself."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import reactivex
@@ -33,6 +34,11 @@ class Connector(Protocol):
         ...
 
     @property
+    def uris(self) -> Sequence[str]:
+        """Where the connection leads; none if that isn't known."""
+        ...
+
+    @property
     def progress_timeout(self) -> float:
         """Seconds after which an operation for which nothing moves has failed."""
         ...
@@ -57,6 +63,10 @@ class Connector(Protocol):
             ConnectionFailed: It could not be made in time.
             ClientClosed: The client was closed.
         """
+        ...
+
+    async def close(self) -> None:
+        """Ends everything under way with ClientClosed, unless the connection is the caller's."""
         ...
 
 
@@ -84,6 +94,7 @@ class GivenConnection:
         self.loop: Final = running_loop()
         if self.loop is not None:
             note_thread(self.loop)
+        self.uris: Final = ()
         self._failure_delay = FailureDelay()
         self.progress_timeout: Final = ConnectOptions().progress_timeout
         self.is_closed: Final = False
@@ -101,3 +112,6 @@ class GivenConnection:
             return rsocket
         await self._failure_delay.wait()
         raise ConnectionLost("the connection is closed, or its peer silent, and is not this client's to make again")
+
+    async def close(self) -> None:
+        return

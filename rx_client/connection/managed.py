@@ -52,6 +52,7 @@ class Connection:
         uris = [uri] if isinstance(uri, str) else list(uri)
         if not uris:
             raise ValueError("there is no URI to connect to")
+        self.uris: Final = tuple(uris)
         # The one to try first, and those to try then; what fails goes to the end.
         self._servers = deque((each, dial or dial_tcp(each, tls)) for each in uris)
         credentials = build_bearer(auth) if isinstance(auth, str) else None if auth is None else build_simple(*auth)

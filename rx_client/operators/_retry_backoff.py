@@ -7,8 +7,7 @@ from typing import TypeVar, cast
 from reactivex import Observable, abc
 from reactivex.disposable import SerialDisposable, SingleAssignmentDisposable
 
-from shared.errors import is_retryable
-
+from ..errors import is_transient
 from ..events import Progress, Retrying, Started, TransferEvent
 from ..rx.loops import time_scheduler
 from ..rx.observables import TransferObservable, deliver, like
@@ -24,7 +23,7 @@ def retry_backoff(
     base: float = 0.5,
     cap: float = 30.0,
     jitter: float = 1.0,
-    when: Callable[[Exception], bool] = is_retryable,
+    when: Callable[[Exception], bool] = is_transient,
     random: Callable[[], float] = _random.random,
     scheduler: abc.SchedulerBase | None = None,
 ) -> Callable[[Observable[T]], Observable[T]]:
@@ -63,7 +62,8 @@ def retry_backoff(
         base: Seconds before the first retry.
         cap: The most seconds before any retry.
         jitter: The random fraction of each delay, 0.0 to 1.0.
-        when: Whether a failure is transient; by default `is_retryable`.
+        when: Whether a failure is transient; by default `is_transient`, so that `pipe(ops.timeout(5), retry_backoff())`
+            tries again after five seconds without an item.
         random: Returns floats from 0.0 up to 1.0; for tests.
         scheduler: Times the delays; by default the subscription's, else the running loop's.
 

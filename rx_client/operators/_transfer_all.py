@@ -8,7 +8,10 @@ from typing import TypeVar
 from reactivex import Observable, abc
 from reactivex.disposable import CompositeDisposable, Disposable, SingleAssignmentDisposable
 
-from ..rx.demand import Hold, emitting
+from shared.aio import running_loop
+
+from ..events import Progress
+from ..rx.demand import Hold, ItemCredit, emitting
 from ..rx.observables import LoopObservable, loop_of
 
 __all__ = ["transfer_all"]
@@ -21,8 +24,9 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
 
     Unlike RxPY's `merge(max_concurrent=...)`, it starts none after another one has failed. A transfer that waits holds
     the credit of its item, so that a source that can be slowed down (see `map_async`) isn't far ahead; of those of
-    another source any number may wait: they are cold, and take a few hundred bytes each. Events have their file's
-    `name`. Use `retry_backoff` and the like on each transfer, before they are merged.
+    another source any number may wait: they are cold, and take a few hundred bytes each. A transfer makes place for the
+    next one when the consumer is done with its items, but for Progress. Events have their file's `name`. Use
+    `retry_backoff` and the like on each transfer, before they are merged.
 
     ::
 
@@ -57,12 +61,11 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
     def _transfer_all(source: Observable[Observable[T]]) -> Observable[T]:
         def subscribe(observer: abc.ObserverBase[T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
             # Transfers emit in their client's loop, the source where it likes.
-            lock = RLock()
+            lock, loop = RLock(), running_loop()
             upstream = SingleAssignmentDisposable()
             subscriptions = CompositeDisposable(upstream)
             waiting: deque[tuple[Observable[T], Hold]] = deque()
-            active = 0
-            is_starting = is_source_done = False
+            active, is_starting, is_source_done = 0, False, False
 
             def start() -> None:
                 nonlocal active, is_starting
@@ -85,15 +88,16 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
                 subscription = SingleAssignmentDisposable()
                 subscriptions.add(subscription)
 
-                def on_transfer_completed() -> None:
+                def on_ended() -> None:
                     nonlocal active
                     with lock:
                         active -= 1
                     subscriptions.remove(subscription)
                     start()
 
+                whole = ItemCredit(on_ended, loop)
                 subscription.disposable = transfer.subscribe(
-                    observer.on_next, on_error, on_transfer_completed, scheduler=scheduler
+                    _holding(whole, observer.on_next), on_error, whole.release, scheduler=scheduler
                 )
 
             def on_error(error: Exception) -> None:
@@ -121,3 +125,19 @@ def transfer_all(max_concurrent: int) -> Callable[[Observable[Observable[T]]], O
         return LoopObservable(subscribe, loop_of(source))
 
     return _transfer_all
+
+
+def _holding(whole: ItemCredit, on_next: Callable[[T], None]) -> Callable[[T], None]:
+    """`on_next`, whose items hold the credit of their whole transfer until the consumer is done with them."""
+
+    def emit(item: T) -> None:
+        if isinstance(item, Progress):
+            on_next(item)  # there may be any number, and a consumer that is behind may do without
+            return
+        held = emitting().retain(whole)
+        try:
+            held.emit(on_next, item)
+        finally:
+            held.release()
+
+    return emit

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import reactivex.run
 from reactivex import Observable, abc, typing
 from reactivex.disposable import Disposable, SingleAssignmentDisposable
-from reactivex.scheduler.eventloop import AsyncIOScheduler
+from reactivex.scheduler.eventloop import AsyncIOScheduler, AsyncIOThreadSafeScheduler
 
 from shared.aio import running_loop
 from shared.errors import WrongLoop
@@ -34,6 +34,7 @@ __all__ = [
     "note_thread",
     "required_loop",
     "subscribe_on",
+    "thread_safe",
     "time_scheduler",
 ]
 
@@ -57,6 +58,11 @@ _ANSWER_SECONDS: Final = 0.1
 class LoopScheduler(AsyncIOScheduler):
     """Schedules actions in one event loop, from any thread."""
 
+    @classmethod
+    def of(cls, scheduler: AsyncIOScheduler) -> "LoopScheduler":
+        """One for the loop of another scheduler."""
+        return cls(scheduler._loop)
+
     def schedule(self, action: typing.ScheduledAction[State], state: State | None = None) -> abc.DisposableBase:
         return self._schedule(partial(super().schedule, action, state))
 
@@ -77,6 +83,12 @@ class LoopScheduler(AsyncIOScheduler):
 
         hand_over(loop, schedule_here)
         return scheduled
+
+
+def thread_safe(scheduler: abc.SchedulerBase) -> abc.SchedulerBase:
+    """`scheduler`, or one for the same asyncio loop if it may only be used in the thread of that."""
+    is_safe = isinstance(scheduler, LoopScheduler | AsyncIOThreadSafeScheduler)
+    return LoopScheduler.of(scheduler) if isinstance(scheduler, AsyncIOScheduler) and not is_safe else scheduler
 
 
 def required_loop() -> asyncio.AbstractEventLoop:

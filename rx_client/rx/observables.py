@@ -5,7 +5,9 @@ RxPY's time-based operators run on a thread of their own when the subscription n
 """
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple, cast
@@ -18,7 +20,7 @@ from reactivex.internal.exceptions import SequenceContainsNoElementsError
 from reactivex.observer import AutoDetachObserver
 
 from shared.aio import running_loop, wake
-from shared.errors import WrongLoop
+from shared.errors import DeadlineExceeded, WrongLoop
 
 from .loops import (
     RUN_BLOCKS,
@@ -32,7 +34,16 @@ from .loops import (
     is_run,
 )
 
-__all__ = ["LoopObservable", "TransferObservable", "deliver", "like", "loop_of", "on_loop", "report_raised"]
+__all__ = [
+    "LoopObservable",
+    "TransferObservable",
+    "deliver",
+    "like",
+    "loop_of",
+    "on_loop",
+    "report_raised",
+    "wait_for_last",
+]
 
 T = TypeVar("T", covariant=True)
 U = TypeVar("U")
@@ -188,15 +199,12 @@ class LoopObservable(Observable[T]):
             raise WrongLoop(RUN_BLOCKS)
         if self.loop is None:
             return super().run(scheduler)
-        ended = threading.Event()
-        last = _Last[T](ended.set)
-        subscription = self._hand_over(self.loop, None, last)
-        try:
-            while not ended.wait(_LOOK_SECONDS):
-                check_is_running(self.loop)
-            return last.result()
-        finally:
-            subscription.dispose()
+        loop = self.loop
+        return wait_for_last(loop, lambda last: self.subscribe_there(loop, last))
+
+    def subscribe_there(self, loop: asyncio.AbstractEventLoop, observer: abc.ObserverBase[Any]) -> abc.DisposableBase:
+        """Subscribes in `loop`, which runs in another thread, and where the observer is called, too."""
+        return self._hand_over(loop, None, observer)
 
 
 class TransferObservable(LoopObservable[T]):
@@ -266,6 +274,32 @@ class _Last(abc.ObserverBase[U]):
         if not self._items:
             raise SequenceContainsNoElementsError
         return self._items[0]
+
+
+def wait_for_last(
+    loop: asyncio.AbstractEventLoop,
+    subscribe: Callable[[abc.ObserverBase[U]], abc.DisposableBase],
+    seconds: float | None = None,
+) -> U:
+    """Blocks this thread until what is subscribed to in `loop` has ended; returns its last item, or raises its error.
+
+    Raises:
+        DeadlineExceeded: It takes longer than `seconds`.
+        WrongLoop: `loop` doesn't run any more.
+        SequenceContainsNoElementsError: There is no item.
+    """
+    ended = threading.Event()
+    last = _Last[U](ended.set)
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    subscription = subscribe(last)
+    try:
+        while not ended.wait(min(_LOOK_SECONDS, max(0.0, until - time.monotonic()))):
+            if time.monotonic() >= until:
+                raise DeadlineExceeded(f"not done within {seconds:g} s")
+            check_is_running(loop)
+        return last.result()
+    finally:
+        subscription.dispose()
 
 
 def like(

@@ -90,12 +90,15 @@ class PathSink(Sink):
     The part is called `.NAME.HASH.rxpart`, where HASH is of the path's name. An extended attribute of it, or else a
     file beside it, says which file it is of. So it is found without a look at what else is in the folder. A process
     that downloads the same file goes on with it, and one that downloads another file starts it over. A part in use is
-    locked; another download to the same path takes the next name, with a number in it.
+    locked; another download to the same path takes the next name, with a number in it. A part that isn't to be kept
+    is removed when an attempt ends.
     """
 
-    def __init__(self, path: str, name: str, algorithm: str | None) -> None:
+    def __init__(self, path: str, name: str, algorithm: str | None, *, keep_part: bool) -> None:
         super().__init__()
+        self._keep_part = keep_part
         self._path = os.fspath(Path(path))
+        self._is_folder = os.path.basename(path) in ("", os.curdir, os.pardir)  # there or not
         self._name = name
         self._algorithm = algorithm
         self._full = f"no room for {path}"
@@ -150,6 +153,8 @@ class PathSink(Sink):
 
     def _look(self) -> "_DescriptorSink | _Note | None":
         """Opens and locks a part; returns its note if another process has left bytes of the file in it."""
+        if self._is_folder:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self._path)
         target = _Target.at(self._path)
         if target.is_stream:
             if self._stream is None or self._stream.path != target.path:
@@ -245,13 +250,17 @@ class PathSink(Sink):
             disk.sync_folder(os.path.dirname(now.path))
 
     def _close(self) -> None:
-        if self._part is not None and not self.offset:
+        if self._part is not None and not (self._keep_part and self.offset):
             # Before it is unlocked: another transfer must not go on with it.
             part, self._part = self._part, None
             if self._file.is_at(part):
-                with suppress(PermissionError):  # on Windows, as it is open
+                if sys.platform == "win32":
+                    self._file.close()  # what is open can't be removed there
+                with suppress(PermissionError):  # another transfer has it by now
                     disk.remove(part)
-                _remove_note(part)
+                    _remove_note(part)
+            self.etag = None
+            self._file.reset()
         self._file.close()
 
 

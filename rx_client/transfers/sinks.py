@@ -15,17 +15,19 @@ SinkLike = str | os.PathLike[str] | AsyncWriter | Writer | asyncio.StreamWriter
 """A path (str or PathLike), an object with `async def write(data)`, a binary file object, or a StreamWriter."""
 
 
-def to_sink(sink: SinkLike, name: str, *, offset: int, algorithm: str | None) -> Sink:
+def to_sink(sink: SinkLike, name: str, *, offset: int, algorithm: str | None, keep_part: bool = True) -> Sink:
     """The sink that `sink` stands for, for the file `name`, of which it has `offset` bytes.
 
     Raises:
         TypeError: It stands for none.
-        ValueError: `offset` is given with a path.
+        ValueError: `offset` is given with a path, or `keep_part=False` with something else.
     """
     if isinstance(sink, str | os.PathLike):
         if offset:
             raise ValueError("offset is for writers; a path's part is found by itself")
-        return PathSink(os.fsdecode(sink), name, algorithm)
+        return PathSink(os.fsdecode(sink), name, algorithm, keep_part=keep_part)
+    if not keep_part:
+        raise ValueError("keep_part is for paths; what another sink has got is the caller's")
     text = io.TextIOBase | codecs.StreamWriter | codecs.StreamReaderWriter
     if isinstance(sink, text) or isinstance(getattr(sink, "file", None), text):
         raise TypeError("a sink takes bytes; open the file in binary mode")

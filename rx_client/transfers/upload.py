@@ -21,6 +21,7 @@ from ..requests.cold import ColdReactiveXClient
 from .channel import UploadChannel
 from .content import Content, FileContent, Source, Version, add_expected
 from .limit import RateLimit
+from .remembered import UploadRecord
 
 __all__ = ["UploadTransfer"]
 
@@ -36,7 +37,8 @@ _MAX_RESTARTS: Final = 3
 class UploadTransfer:
     """What the subscriptions of one `upload_id` share: the upload's id, and how far its digest has come.
 
-    The fields are the arguments of `FileClient.upload_from`; `chunk_bytes` is None where the caller leaves it open.
+    The fields are the arguments of `FileClient.upload_from`; `chunk_bytes` is None where the caller leaves it open, and
+    `record` what remembers the upload, if it is to be remembered: the id is what that says then.
 
     What the server has of an earlier attempt is gone on with if the source still has it: as the system says (see
     `Version`), or as its digest proves when it is read again. If not, the part at the server is spoilt: it is finished
@@ -53,6 +55,7 @@ class UploadTransfer:
     upload_id: str
     modified: float | None = None
     limit: RateLimit | None = None
+    record: UploadRecord | None = None
     # Running digests at offsets that the server may name on the next attempt, oldest first. Without an algorithm, they
     # are for this process alone.
     _digests: deque[Digest] = field(default_factory=deque[Digest])
@@ -73,7 +76,7 @@ class UploadTransfer:
         restarts = 0
         while (info := await self._try(requests, emit, tasks, may_restart=restarts < _MAX_RESTARTS)) is None:
             restarts += 1
-        self._forget_all()
+        await self._forget_all()
         self.source.on_completed()
         emit(Completed(info))
 
@@ -87,6 +90,8 @@ class UploadTransfer:
     ) -> FileInfo | None:
         """One channel; None if the server has dropped what it had of another content, and the upload starts over."""
         client, attempt = f"{_process}.{os.getpid()}", next(_attempts)  # a forked process counts by itself
+        if self.record is not None and not self._has_begun:
+            self.upload_id = await self.record.recall()
         known = await self.source.size()
         if self.size is not None and known is not None and known != self.size and not self._has_begun:
             raise InvalidRequest(f"the source has {known} bytes, not {self.size}", name=self.name)
@@ -114,6 +119,8 @@ class UploadTransfer:
         start = 0
         try:
             start = await channel.start()
+            if self.record is not None:
+                await self.record.remember()
             if channel.info is None:
                 await channel.while_open(self._send(channel, start, size, changes), tasks)
             info = await channel.finish()
@@ -123,7 +130,7 @@ class UploadTransfer:
             channel.cancel()
             if not isinstance(error, IntegrityError) and error not in changes:
                 raise
-            self._forget_all()  # the server has dropped it
+            await self._forget_all()  # the server has dropped it
             if not changes:
                 raise
             # What changed before this attempt isn't this attempt's failure.
@@ -257,11 +264,13 @@ class UploadTransfer:
         while len(self._digests) > 1 and self._digests[1].length <= committed:
             self._digests.popleft()
 
-    def _forget_all(self) -> None:
+    async def _forget_all(self) -> None:
         """The upload is finished, one way or the other: the next attempt is of another one."""
         self._digests.clear()
         self._announced = self._version = None
         self._has_begun = self._is_spoilt = self._has_sent_all = False
+        if self.record is not None:
+            await self.record.forget()
 
 
 def _is_same(one: Version | None, other: Version | None, algorithm: str | None) -> bool:

@@ -20,6 +20,7 @@ from shared.protocol.messages import (
 from shared.protocol.wire import Route as Name
 
 from ..stores.base import AtOnceStore
+from ..stores.parts import no_upload
 from ..users import Right
 from .download import read_range
 from .pull import Items, PullStream
@@ -42,6 +43,19 @@ async def _status(request: Request[FileRequest]) -> Payload:
     session = request.session
     upload_id = session.user.scoped(check_upload_id(request.message.upload_id or ""))
     return Payload(b"", transfer_metadata(Receipt(await session.store.uploaded(upload_id, request.name))))
+
+
+async def _discard(request: Request[FileRequest]) -> Payload:
+    session, given = request.session, check_upload_id(request.message.upload_id or "")
+    user, upload_id = session.user, session.user.scoped(given)
+    if not user.prefixes(Right.WRITE, ""):
+        user.check(Right.WRITE, "")  # the id doesn't say which file; but it is one of this user's
+    request.operation.what += f" {upload_id}"
+    try:
+        async with session.data.uploads.ended(upload_id):
+            return Payload(b"", transfer_metadata(Receipt(await session.store.discard(upload_id))))
+    except NotFound:
+        raise no_upload(given) from None
 
 
 async def _stat(request: Request[None]) -> Payload:
@@ -83,6 +97,7 @@ FILES: Final[tuple[Route[Any], ...]] = (
     Route(
         Name.UPLOAD_STATUS, Model.REQUEST_RESPONSE, _status, right=Right.WRITE, is_about_file=True, message=FileRequest
     ),
+    Route(Name.UPLOAD_DISCARD, Model.REQUEST_RESPONSE, _discard, right=None, message=FileRequest),
     Route(Name.STAT, Model.REQUEST_RESPONSE, _stat, right=Right.READ, is_about_file=True, at_once=_stat_at_once),
     Route(Name.DELETE, Model.REQUEST_RESPONSE, _delete, right=Right.DELETE, is_about_file=True, message=FileRequest),
     Route(Name.MOVE, Model.REQUEST_RESPONSE, _move, right=Right.DELETE, is_about_file=True, message=MoveRequest),

@@ -162,10 +162,10 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
                 finally:  # it raises if the channel is ended once more meanwhile
                     await upload.suspend()
 
-    def _supersede(self) -> None:
-        """A newer channel takes over."""
+    def _supersede(self, error: Superseded) -> None:
+        """A newer channel takes over, or the upload is dropped."""
         if self._failure is None:
-            self._failure = Superseded(f"a newer upload of {self._name!r} with the same id took over", name=self._name)
+            self._failure = error
         self.cancel()
 
     async def _receive(self, upload: Upload) -> None:

@@ -353,6 +353,15 @@ class Store(ABC):
             NotFound: There is none of that id, or it is of another name.
         """
 
+    async def discard(self, upload_id: str) -> int:
+        """Drops an unfinished upload, also one that has an owner; returns its durable bytes. By default none can be.
+
+        Raises:
+            NotFound: There is none of that id.
+            UnknownRoute: The store can't do it.
+        """
+        raise UnknownRoute("this server's store can't discard uploads; those that don't go on are dropped in time")
+
     @abstractmethod
     async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
         """Removes a file, and returns what was known of it.

@@ -14,8 +14,8 @@ from shared.protocol.digest import DEFAULT_ALGORITHM
 from shared.protocol.wire import FileInfo
 
 from .base import PAGE_FILES, AtOnceStore, Page, Reader, Reservation, Store
-from .catalog import FILES_A_SLICE, Catalog, Claim, Known, cost_of
-from .parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists, check_file_size
+from .catalog import FILES_A_SLICE, Catalog, Claim, Known, KnownReader, cost_of
+from .parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists, check_file_size, no_upload
 from .sorted_names import SortedNames
 
 __all__ = ["MemoryStore"]
@@ -94,7 +94,7 @@ class MemoryStore(Store):
         return Page([(await self._catalog.know(name, content)).info for name, content in found], end)
 
     async def open(self, name: str) -> Reader:
-        return _MemoryReader(await self._look(name))
+        return KnownReader(await self._look(name))
 
     async def begin(
         self,
@@ -159,8 +159,17 @@ class MemoryStore(Store):
     async def uploaded(self, upload_id: str, name: str) -> int:
         part = self._parts.get(upload_id)
         if part is None or part.spec.name != name:
-            raise NotFound(f"no unfinished upload {upload_id!r} of {name!r}", name=name)
+            raise no_upload(upload_id, name)
         return part.durable
+
+    async def discard(self, upload_id: str) -> int:
+        async with self._locks[upload_id]:
+            part = self._parts.get(upload_id)
+            if part is None:
+                raise no_upload(upload_id)
+            part.owner = None
+            await part.drop()
+            return part.durable
 
     async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
         known = await self._look(name)
@@ -373,21 +382,3 @@ class _MemoryReservation(Reservation):
     def release(self) -> None:
         self._is_over = True
         self._catalog.release(self._claim)
-
-
-class _MemoryReader(Reader):
-    """Holds the value that it was opened for."""
-
-    def __init__(self, known: Known) -> None:
-        self._known: Known | None = known
-        self._info = known.info
-
-    @property
-    def info(self) -> FileInfo:
-        return self._info
-
-    async def read(self, offset: int, length: int) -> bytes:
-        return b"" if self._known is None else self._known.content[offset : offset + length]
-
-    async def close(self) -> None:
-        self._known = None

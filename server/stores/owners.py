@@ -23,10 +23,16 @@ _MAX_REMEMBERED: Final = 4096
 
 @dataclass(eq=False, slots=True)
 class _Owner:
-    """A channel: the file's name, what ends it with Superseded, and what is done when it and its threads have ended."""
+    """A channel, or what drops the upload.
 
-    name: str
-    supersede: Callable[[], None]
+    Attributes:
+        name: The file's; None if the upload is dropped, whatever it is of.
+        supersede: Ends it with that error.
+        stopped: Is done when it and its threads have ended.
+    """
+
+    name: str | None
+    supersede: Callable[[Superseded], None]
     stopped: asyncio.Future[None]
 
 
@@ -40,7 +46,7 @@ class UploadOwners:
 
     @asynccontextmanager
     async def claim(
-        self, upload_id: str, name: str, supersede: Callable[[], None], request: UploadRequest
+        self, upload_id: str, name: str, supersede: Callable[[Superseded], None], request: UploadRequest
     ) -> AsyncGenerator[None, None]:
         """Lets a channel add to an upload during the block, which begins when the older one has stopped.
 
@@ -56,12 +62,29 @@ class UploadOwners:
         """
         self._check_order(upload_id, name, request.client, request.attempt)
         older = self._newest.get(upload_id)
-        if older is not None and older.name != name:
+        if older is not None and older.name not in (None, name):
             raise InvalidRequest(f"the upload {upload_id!r} is of another file", name=name)
+        error = Superseded(f"a newer upload of {name!r} with the same id took over", name=name)
+        del older
+        async with self._taken(upload_id, name, supersede, error):
+            yield
+
+    @asynccontextmanager
+    async def ended(self, upload_id: str) -> AsyncGenerator[None, None]:
+        """Ends an upload's channel, if it has one; what begins it again waits for the end of this block."""
+        error = Superseded("the upload was discarded")
+        async with self._taken(upload_id, None, lambda _: None, error):
+            yield
+
+    @asynccontextmanager
+    async def _taken(
+        self, upload_id: str, name: str | None, supersede: Callable[[Superseded], None], error: Superseded
+    ) -> AsyncGenerator[None, None]:
+        older = self._newest.get(upload_id)
         owner = self._newest[upload_id] = _Owner(name, supersede, asyncio.get_running_loop().create_future())
         try:
             if older is not None:
-                older.supersede()
+                older.supersede(error)
                 await wait_uncancelled(older.stopped)  # its threads may still write
                 older = None
             yield

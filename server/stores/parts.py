@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
 
-from shared.errors import AlreadyExists, IntegrityError, InvalidRequest, Superseded, TooLarge
+from shared.errors import AlreadyExists, IntegrityError, InvalidRequest, NotFound, Superseded, TooLarge
 from shared.files.part import FileTarget
 from shared.protocol.digest import Count, Digest, algorithm_of, check_algorithm
 from shared.protocol.wire import FileInfo
 
 from .base import Upload
 
-__all__ = ["KeyedLocks", "Part", "PartUpload", "UploadSpec", "already_exists", "check_file_size"]
+__all__ = ["KeyedLocks", "Part", "PartUpload", "UploadSpec", "already_exists", "check_file_size", "no_upload"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,3 +267,9 @@ def check_file_size(name: str, nbytes: int, max_bytes: int | None) -> None:
 def already_exists(name: str) -> AlreadyExists:
     """The error for a name that is in use and mustn't be overwritten."""
     return AlreadyExists(f"there is a file named {name!r} already", name=name)
+
+
+def no_upload(upload_id: str, name: str | None = None) -> NotFound:
+    """The error for an upload that isn't there; of the file `name`, if that is known."""
+    of_file = "" if name is None else f" of {name!r}"
+    return NotFound(f"no unfinished upload {upload_id!r}{of_file}", name=name)

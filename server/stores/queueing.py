@@ -109,6 +109,7 @@ class QueuedStore(Store):
     put = _queued(Store.put)
     published = _queued(Store.published)
     uploaded = _queued(Store.uploaded)
+    discard = _queued(Store.discard)
     delete = _queued(Store.delete)
     move = _queued(Store.move)
     sweep = _queued(Store.sweep)

@@ -220,11 +220,11 @@ class ListRequest(_Message):
 
 @dataclass(frozen=True, slots=True)
 class FileRequest(_Message):
-    """The request of `file.stat`, `file.delete` and `file.upload.status`.
+    """The request of `file.stat`, `file.delete`, `file.upload.status` and `file.upload.discard`.
 
     Attributes:
         if_match: The etag that the file must have; None for any.
-        upload_id: For `file.upload.status`.
+        upload_id: For the last two.
     """
 
     if_match: str | None = None

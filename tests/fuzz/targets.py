@@ -296,6 +296,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
             "file.delete",
             "file.move",
             "file.upload.status",
+            "file.upload.discard",
             "files",
         )
     }

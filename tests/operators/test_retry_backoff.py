@@ -2,17 +2,21 @@
 
 import random
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import reactivex
 from hypothesis import given
 from hypothesis import strategies as st
+from reactivex import Observable
 from reactivex import operators as ops
 from reactivex.testing import ReactiveTest, TestScheduler
 
+from rx_client import is_transient
 from rx_client.events import Completed, Progress, Retrying, Started
 from rx_client.operators import progress_every, retry_backoff, stall_timeout
-from shared.errors import ClientClosed, ConnectionLost, NotFound, Stalled, WrongLoop
+from shared.errors import ClientClosed, ConnectionLost, DeadlineExceeded, NotFound, Stalled, WrongLoop
 from shared.protocol.wire import FileInfo
 
 from .helpers import at_once, one_after_the_other, transfer
@@ -23,6 +27,7 @@ on_next, on_error, on_completed, subscribe = (
     ReactiveTest.on_completed,
     ReactiveTest.subscribe,
 )
+Operator = Callable[[Observable[Any]], Observable[Any]]
 LOST = ConnectionLost("lost")
 DONE = Completed(FileInfo(name="a", size=9))
 
@@ -60,6 +65,33 @@ def test_a_permanent_error_is_passed_on_at_once(error: Exception) -> None:
     results = scheduler.start(lambda: source.pipe(retry_backoff()))
     assert results.messages == [on_error(210, error)]
     assert source.subscriptions == [subscribe(200, 210)]
+
+
+@pytest.mark.parametrize("times_out", [ops.timeout(50), ops.timeout_with_mapper(reactivex.timer(50))])
+def test_an_attempt_that_takes_too_long_for_rxpy_is_retried(times_out: Operator) -> None:
+    scheduler = TestScheduler()
+    attempts = [
+        scheduler.create_cold_observable(),
+        scheduler.create_cold_observable(on_next(5, "item"), on_completed(10)),
+    ]
+    results = scheduler.start(lambda: one_after_the_other(*attempts).pipe(times_out, retry_backoff(base=10, jitter=0)))
+    assert results.messages == [on_next(265, "item"), on_completed(270)]
+    assert [attempt.subscriptions for attempt in attempts] == [[subscribe(200, 250)], [subscribe(260, 270)]]
+
+
+def test_what_only_looks_like_the_timeout_of_rxpy_is_passed_on() -> None:
+    class OfTheApps(Exception):
+        pass
+
+    assert is_transient(LOST)
+    for error in (
+        OfTheApps("Timeout"),
+        Exception("Timeout of mine"),
+        Exception(),
+        TimeoutError(),
+        DeadlineExceeded(""),
+    ):
+        assert not is_transient(error)
 
 
 def test_when_decides() -> None:

@@ -566,6 +566,26 @@ async def test_an_upload_is_only_its_users(server: FileServer) -> None:
         assert server.data.files["shared/f"] == b"alice's bytes"
 
 
+async def test_an_upload_is_discarded_by_its_own_user_alone() -> None:
+    known = users(*(user_line(name, "p", rights) for name, rights in (("a", "w@a/"), ("b", "w@b/"), ("reader", "rd@"))))
+    async with serve(users=known) as server:
+        discard = request(3, REQUEST_RESPONSE, route_item("file.upload.discard") + item(b"chat/file-transfer", ID))
+        async with raw_peer(server.uri, set_up=False) as owner, raw_peer(server.uri, set_up=False) as other:
+            await owner.send(setup_frame(build_simple("a", "p")), channel(1, b"a/f", ID))
+            while (await receive(owner)).kind == PAYLOAD:
+                pass  # until the server asks for items
+            await owner.send(frame(1, PAYLOAD, NEXT, b"bytes"))
+            while (await receive(owner)).kind != PAYLOAD:
+                pass
+            await other.send(setup_frame(build_simple("b", "p")), discard)
+            assert (await receive(other)).error[1] == "not_found: no unfinished upload 'u'"
+            assert await error_of(server, ("reader", "p"), discard) == "permission_denied"
+            await owner.send(discard)
+            while (got := await receive(owner)).stream_id != 3:
+                assert got.kind != ERROR or got.error[1].startswith("superseded: ")
+            assert b'"committed":5' in got.metadata
+
+
 async def raw_status(files: FileClient, name: str) -> None:
     from rsocket.payload import Payload
 

@@ -167,6 +167,30 @@ async def test_an_upload_goes_on_where_it_stopped(store: Store) -> None:
         await store.uploaded("u1", "a")
 
 
+async def test_an_upload_is_discarded(store: Store) -> None:
+    upload = await begin(store, "a", size=9)
+    await upload.append([b"one"])
+    durable = await flushed(upload)
+    await upload.suspend()
+    assert await store.discard("u1") == durable
+    for gone in (store.discard("u1"), store.uploaded("u1", "a"), store.discard("never")):
+        with pytest.raises(NotFound):
+            await gone
+
+    upload = await begin(store, "b", algorithm="sha-256")  # nothing is left of it
+    await upload.append([b"two"])
+    durable = await flushed(upload)
+    assert await store.discard("u1") == durable  # with an owner, too
+    with pytest.raises(Superseded):
+        await upload.append([b"three"])
+    await upload.suspend()
+    assert await store.sweep(-1) == 0
+    await put(store, "a", b"first", upload_id="u1")
+    with pytest.raises(NotFound):
+        await store.discard("u1")
+    assert await get(store, "a") == b"first"
+
+
 async def test_a_window_of_bytes_is_enough_for_progress(store: Store) -> None:
     upload = await begin(store, "a")
     content = b"x" * (upload.window_bytes or 1)

@@ -90,8 +90,10 @@ def below_a_file(folder: Path) -> Path:
     return folder / "file" / "got"
 
 
-REFUSED: Final[dict[str, tuple[Callable[[Path], Path], int]]] = {
+REFUSED: Final[dict[str, tuple[Callable[[Path], Path | str], int]]] = {
     "folder": (lambda folder: folder, errno.EISDIR),
+    "folder that isn't there": (lambda folder: f"{folder}/new/", errno.EISDIR),
+    "the same by its dot": (lambda folder: f"{folder}/new/.", errno.EISDIR),
     "link to a folder": (a_link_to_a_folder, errno.EISDIR),
     "no folder": (lambda folder: folder / "nope" / "got", errno.ENOENT),
     "link into no folder": (a_link_into_no_folder, errno.ENOENT),

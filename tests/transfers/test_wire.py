@@ -494,6 +494,25 @@ async def test_a_channel_of_a_newer_connection_takes_over(server: FileServer, st
     assert await store.content("n") == b"abcdef"
 
 
+async def test_an_upload_is_discarded(server: FileServer, store: WatchedStore) -> None:
+    discard = request(3, REQUEST_RESPONSE, route_item("file.upload.discard") + transfer_item(upload_id="one"))
+    async with raw_peer(server.uri) as old, raw_peer(server.uri) as new:
+        await old.send(up(1, "n"))
+        await begun(old, 1, 0)
+        await old.send(chunk(1, b"abc"))
+        await eventually(lambda: store.appended == 3)
+        await new.send(discard)
+        assert (await until_error(old, 1)) == (APPLICATION_ERROR, "superseded: the upload was discarded")
+        assert said_in(await new.receive()) == {"committed": 3}
+        await new.send(discard)
+        assert (await until_error(new, 3))[1] == "not_found: no unfinished upload 'one'"
+        await new.send(up(5, "n"))
+        await begun(new, 5, 0)
+        await new.send(last(5, b"def", size=3, digest=digest_of(b"def")))
+        assert (await final(new, 5))["size"] == 3
+    assert await store.content("n") == b"def"
+
+
 async def superseded(peer: RawPeer, stream_id: int) -> None:
     """The ERROR of an upload, and the CANCEL that ends the client's half."""
     assert (await until_error(peer, stream_id))[1].startswith("superseded: ")

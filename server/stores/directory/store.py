@@ -201,16 +201,18 @@ class DirectoryStore(Store):
         return await self.run(self._folder.published, upload_id, name)
 
     async def uploaded(self, upload_id: str, name: str) -> int:
+        return await self.run(self._folder.uploads.durable, upload_id, name)
+
+    async def discard(self, upload_id: str) -> int:
+        self._check_writable(None)
         key = fingerprint(upload_id)
-        spec, durable = None, 0
-        if (part := self._open.get(key)) is not None and part.owner is not None:
-            spec, durable = part.spec, part.durable
-        elif (found := await self.run(self._folder.uploads.find, key)) is not None:
-            spec, durable = found[0], found[1].st_size
-        if spec is None or spec.name != name:
-            await self.run(self._folder.check)
-            raise NotFound(f"no unfinished upload {upload_id!r} of {name!r}", name=name)
-        return durable
+        async with self._locks[f"upload {key}"]:
+            if (part := self._open.get(key)) is not None:
+                part.owner = None
+                await part.drop()
+                return part.durable
+            self._suspended.pop(key, None)
+            return await self.run(self._folder.uploads.discard, upload_id)
 
     async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
         self._check_writable(name)
@@ -332,7 +334,7 @@ class DirectoryStore(Store):
         finally:
             self._opening -= 1
 
-    def _check_writable(self, name: str) -> None:
+    def _check_writable(self, name: str | None) -> None:
         if self._read_only:
             raise Forbidden(READ_ONLY, name=name)
 

@@ -16,7 +16,7 @@ from shared.files import disk
 from shared.files.part import PartFile
 
 from ..failures import FULL, typed
-from ..parts import UploadSpec
+from ..parts import UploadSpec, no_upload
 from . import names
 from .records import entries, key_of, read_json, write_json
 
@@ -69,6 +69,19 @@ class UnfinishedUploads:
                 return UploadSpec(upload_id, name, size, algorithm), status
             case _:
                 return None
+
+    def durable(self, upload_id: str, name: str | None = None) -> int:
+        """How many bytes an upload has, of the file `name` if that is given; raises NotFound if there is none."""
+        found = self.find(names.fingerprint(upload_id))
+        if found is None or name not in (None, found[0].name):
+            raise no_upload(upload_id, name)
+        return found[1].st_size
+
+    def discard(self, upload_id: str) -> int:
+        """Removes an upload that isn't open, and returns how many bytes it had; raises NotFound if there is none."""
+        durable = self.durable(upload_id)
+        self.drop(names.fingerprint(upload_id))
+        return durable
 
     def claim(self, upload: "UploadFile") -> bool:
         """Takes an upload that is to be opened; whether it is there.

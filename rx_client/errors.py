@@ -1,0 +1,80 @@
+"""What a subscriber or an `except` meets: the errors of this project, as `shared.errors` has them in a tree."""
+
+from shared.errors import (
+    AlreadyExists,
+    BackpressureOverflow,
+    Changed,
+    ClientClosed,
+    ConnectionFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    Forbidden,
+    IntegrityError,
+    InvalidName,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    ProtocolError,
+    RemoteError,
+    RequestRefused,
+    ServerError,
+    ServerFull,
+    SourceChanged,
+    SourceExhausted,
+    Stalled,
+    StorageFull,
+    StorageUnavailable,
+    Superseded,
+    TlsFailed,
+    TooLarge,
+    TooManyStreams,
+    TransferError,
+    Unauthenticated,
+    UnknownRoute,
+    WrongLoop,
+    is_retryable,
+)
+
+__all__ = [
+    "AlreadyExists",
+    "BackpressureOverflow",
+    "Changed",
+    "ClientClosed",
+    "ConnectionFailed",
+    "ConnectionLost",
+    "DeadlineExceeded",
+    "Forbidden",
+    "IntegrityError",
+    "InvalidName",
+    "InvalidRequest",
+    "NotFound",
+    "PermissionDenied",
+    "ProtocolError",
+    "RemoteError",
+    "RequestRefused",
+    "ServerError",
+    "ServerFull",
+    "SourceChanged",
+    "SourceExhausted",
+    "Stalled",
+    "StorageFull",
+    "StorageUnavailable",
+    "Superseded",
+    "TlsFailed",
+    "TooLarge",
+    "TooManyStreams",
+    "TransferError",
+    "Unauthenticated",
+    "UnknownRoute",
+    "WrongLoop",
+    "is_retryable",
+    "is_transient",
+]
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether an attempt that failed with `error` may succeed later: `is_retryable`, or it took too long for RxPY.
+
+    `ops.timeout` ends with a bare `Exception("Timeout")`, which nothing but its text distinguishes from others.
+    """
+    return is_retryable(error) or (type(error) is Exception and error.args == ("Timeout",))
