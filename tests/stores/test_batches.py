@@ -1,13 +1,13 @@
-"""`QuickCalls`: short calls share a thread, and one that waits for the disk holds up no other."""
+"""`Batches`: short calls share a thread, and one that waits for the disk holds up no other."""
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from server.stores.directory.quick import QuickCalls
+from server.stores.directory.batches import Batches, call_each
 from tests.support import eventually
 
 
@@ -17,8 +17,12 @@ async def executor() -> AsyncGenerator[ThreadPoolExecutor, None]:
         yield threads
 
 
+def quick_calls(executor: ThreadPoolExecutor) -> Batches[Callable[[], object], object]:
+    return Batches(executor, call_each, most_items=16, most_batches=8)
+
+
 async def test_calls_give_their_results_and_errors(executor: ThreadPoolExecutor) -> None:
-    calls, ran = QuickCalls(executor), list[int]()
+    calls, ran = quick_calls(executor), list[int]()
 
     def call(number: int) -> int:
         ran.append(number)
@@ -35,7 +39,7 @@ async def test_calls_give_their_results_and_errors(executor: ThreadPoolExecutor)
 
 
 async def test_a_call_that_waits_holds_up_no_other(executor: ThreadPoolExecutor) -> None:
-    calls, gate, waiting = QuickCalls(executor), threading.Event(), list[int]()
+    calls, gate, waiting = quick_calls(executor), threading.Event(), list[int]()
 
     def wait(number: int) -> int:
         waiting.append(number)
@@ -53,7 +57,7 @@ async def test_a_call_that_waits_holds_up_no_other(executor: ThreadPoolExecutor)
 
 
 async def test_a_cancelled_caller_waits_for_its_call(executor: ThreadPoolExecutor) -> None:
-    calls, gate, begun = QuickCalls(executor), threading.Event(), threading.Event()
+    calls, gate, begun = quick_calls(executor), threading.Event(), threading.Event()
 
     def wait() -> None:
         begun.set()
@@ -71,7 +75,7 @@ async def test_a_cancelled_caller_waits_for_its_call(executor: ThreadPoolExecuto
 
 async def test_calls_after_the_threads_have_ended_fail() -> None:
     executor = ThreadPoolExecutor(1)
-    calls = QuickCalls(executor)
+    calls = quick_calls(executor)
     executor.shutdown()
     with pytest.raises(RuntimeError):
         await calls.run(lambda: None)
