@@ -81,7 +81,7 @@ class Folder:
         self._read_only = read_only
         self._own = os.path.join(root, RESERVED)
         self._scratch = os.path.join(self._own, "tmp")
-        self._records = Records(os.path.join(self._own, "records"), self._scratch)
+        self._records = Records(root, os.path.join(self._own, "records"), self._scratch)
         self.uploads = UnfinishedUploads(os.path.join(self._own, "parts"), self._scratch)
         with_room = self.uploads.with_room
         self._made = MadeFolders(tree, os.path.join(self._own, "folders"), self._scratch, with_room)

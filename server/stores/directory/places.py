@@ -55,8 +55,7 @@ class Places:
     def find(self, name: str) -> Place:
         """The place of a file, to be closed; NotFound if there is none."""
         # The encoded place first, since only this store writes there.
-        place = self.encoded_place(names.encode(name))
-        if place.status is not None:
+        if (place := self._encoded(name)) is not None:
             return place
         path = names.path_of(name)
         if path is not None and (found := self.tree.place(path)) is not None:
@@ -67,6 +66,13 @@ class Places:
         """The place of that encoded name."""
         status = disk.regular_file(os.path.join(self.encoded, entry)) if self._has_encoded else None
         return Place(self._encoded_folder, entry, status, is_encoded=True)
+
+    def _encoded(self, name: str) -> Place | None:
+        """The encoded place of a name, if its file is there."""
+        if not self._has_encoded:
+            return None
+        place = self.encoded_place(names.encode(name))
+        return place if place.status is not None else None
 
     def count_encoded(self) -> None:
         """Finds out whether there are any encoded names; if not, none is looked for until the first is put."""
@@ -87,14 +93,14 @@ class Places:
 
         The folders on the path are made. The group closes the place.
         """
-        encoded = self.encoded_place(names.encode(name))
         path = names.path_of(name)
-        if encoded.status is not None or path is None:
-            return encoded
+        encoded = self._encoded(name)
+        if path is None or encoded is not None:
+            return encoded or self.encoded_place(names.encode(name))
         if self.tree.follow_links and (place := self.tree.place(path)) is not None:
             group.keep(place.folder)
             return place  # perhaps where a link leads
-        return self._free_place(path, group) or encoded
+        return self._free_place(path, group) or self.encoded_place(names.encode(name))
 
     def put(
         self,

@@ -8,13 +8,13 @@ answered. A process that is killed leaves each of the files old or new, whole.
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from typing import Final
 
 from shared.files import disk
 from shared.protocol.digest import DEFAULT_ALGORITHM, Digest
 
-from ..failures import FULL
 from .batches import Outcome
 from .group import FolderGroup
 from .places import Places
@@ -46,20 +46,16 @@ class WholePuts:
     def put(self, files: Sequence[tuple[str, bytes]]) -> Sequence[Outcome[None]]:
         """Puts files of different names; each has an outcome of its own."""
         outcomes: list[Outcome[None]] = [(None, None)] * len(files)
+        steps = [_Put.write, _Put.send, _Put.sync, _Put.publish, _Put.sync_folders]
+        if len(files) == 1:
+            steps.remove(_Put.send)
         with self.places.group() as group:
             puts = [_Put(self, group, *file) for file in files]
-            for step in (
-                _Put.write,
-                *([_Put.send] if len(puts) > 1 else []),
-                _Put.sync,
-                _Put.publish,
-                _Put.sync_folders,
-            ):
+            for step in steps:
                 for index, put in enumerate(puts):
                     if outcomes[index][1] is None:
                         try:
-                            with disk.full_disk_is_typed(FULL, put.name):
-                                step(put)
+                            step(put)
                         except BaseException as error:
                             outcomes[index] = None, error
                             put.give_up()
@@ -78,10 +74,14 @@ class _Put:
         self.name: Final = name
         self._content = content
         self._entry = f"put-{next(_serial)}"
+        self._path = shared.scratch.path_of(self._entry)
+        digest = Digest(DEFAULT_ALGORITHM)
+        digest.update(content)
+        self._digest = digest.text()
         self._fd: int | None = None
         self._target: Place | None = None
-        self._status: os.stat_result | None = None
-        self._is_published = False
+        self._known: Content | None = None
+        self._is_attached = self._is_published = False
 
     def write(self) -> None:
         """Writes the content beside the other files."""
@@ -104,19 +104,19 @@ class _Put:
 
     def publish(self) -> None:
         """Gives the content its name."""
-        shared, name, target, status = self._shared, self.name, self._target, self._status
+        shared, name, target, known = self._shared, self.name, self._target, self._known
         assert target is not None, "`write` has looked for it"
-        assert status is not None, "`write` has asked for it"
-        digest = Digest(DEFAULT_ALGORITHM)
-        digest.update(self._content)
-        text = digest.text()
-        known = Content(status, text, text)
-        # If the machine crashes, the digest may be unknown: it isn't worth two more syncs.
-        shared.uploads.with_room(lambda: shared.records.write(name, known, None, target.status, durable=False))
-        source = Place(shared.scratch, self._entry, status)
-        self._target, now = shared.places.put(source, name, self._group, overwrite=True, target=target)
+        assert known is not None, "`write` has set it"
+        if not self._is_attached:
+            self._record(known, target.status)
+        source = Place(shared.scratch, self._entry, known.status)
+        self._target, status = shared.places.put(source, name, self._group, overwrite=True, target=target)
         self._is_published = True
-        shared.records.note(name, known if now is None else Content(now, text, text))
+        if status is not None:
+            known = replace(known, status=status)
+        if self._is_attached and self._target.is_encoded:  # something else has taken its place in the tree meanwhile
+            self._record(known, None)
+        shared.records.note(name, known)
 
     def sync_folders(self) -> None:
         """Makes the name survive a crash of the machine."""
@@ -130,21 +130,28 @@ class _Put:
             if fd is not None:
                 os.close(fd)
             if not self._is_published:
-                disk.remove(self._shared.scratch.path_of(self._entry))
+                disk.remove(self._path)
                 self._shared.places.prune(self.name)
 
     def _write(self) -> None:
         assert self._target is not None, "`write` has looked for it"
-        old, path = self._target.status, self._shared.scratch.path_of(self._entry)
+        old = self._target.status
         # What replaces a private file is private from the start.
-        fd = disk.open_to_extend(path, os.O_CREAT | os.O_TRUNC, 0o666 if old is None else 0o600)
+        fd = disk.open_to_extend(self._path, os.O_CREAT | os.O_TRUNC, 0o666 if old is None else 0o600)
         try:
             disk.write_all(fd, self._content)
-            disk.set_modified(fd, path, None)
-            self._status = os.fstat(fd)
+            disk.set_modified(fd, self._path, None)
+            status = os.fstat(fd)
             if old is not None:
-                disk.copy_access(old, self._status, fd)
+                disk.copy_access(old, status, fd)
+            self._known = Content(status, self._digest, self._digest)
+            self._is_attached = not self._target.is_encoded and self._shared.records.attach(fd, self.name, self._known)
         except BaseException:
             os.close(fd)
             raise
         self._fd = fd
+
+    def _record(self, known: Content, old: os.stat_result | None) -> None:
+        # If the machine crashes, the digest may be unknown: it isn't worth two more syncs.
+        records = self._shared.records
+        self._shared.uploads.with_room(lambda: records.write(self.name, known, None, old, durable=False))

@@ -1,4 +1,4 @@
-"""The threads in which a directory store uses its folder: which calls share a handoff, and what the disk's errors are."""
+"""The threads in which a directory store uses its folder: which calls share a handoff, which type an error gets."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,11 +83,12 @@ class FolderThreads:
             self._call(self._folder.check)
         except BaseException as error:
             return [(None, error)] * len(files)
-        return [(None, _typed(error)) for _, error in self._folder.puts.put(files)]
+        outcomes = self._folder.puts.put(files)
+        return [(None, _typed(error, name)) for (name, _), (_, error) in zip(files, outcomes, strict=True)]
 
 
-def _typed(error: BaseException | None) -> BaseException | None:
-    failure = typed(error) if isinstance(error, OSError) else None
+def _typed(error: BaseException | None, name: str) -> BaseException | None:
+    failure = typed(error, name) if isinstance(error, OSError) else None
     if failure is None:
         return error
     failure.__cause__ = error
