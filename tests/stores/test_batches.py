@@ -2,12 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from server.stores.directory.batches import Batches, call_each
+from server.stores.directory.batches import Batches, Outcome, call_each
 from tests.support import eventually
 
 
@@ -75,7 +75,44 @@ async def test_a_cancelled_caller_waits_for_its_call(executor: ThreadPoolExecuto
 
 async def test_calls_after_the_threads_have_ended_fail() -> None:
     executor = ThreadPoolExecutor(1)
-    calls = quick_calls(executor)
-    executor.shutdown()
+    calls, gate = quick_calls(executor), threading.Event()
+    first = asyncio.create_task(calls.run(lambda: gate.wait(30)))
+    others = [asyncio.create_task(calls.run(lambda: None)) for _ in range(5000)]
+    await asyncio.sleep(0)
+    executor.shutdown(wait=False)
+    gate.set()
+    assert await first
+    assert {type(outcome) for outcome in await asyncio.gather(*others, return_exceptions=True)} == {RuntimeError}
     with pytest.raises(RuntimeError):
         await calls.run(lambda: None)
+
+
+async def test_items_that_wait_for_the_disk_together_gather_meanwhile(executor: ThreadPoolExecutor) -> None:
+    gate, batches = threading.Event(), list[Sequence[int]]()
+
+    def work(items: Sequence[int]) -> Sequence[Outcome[int]]:
+        batches.append(items)
+        gate.wait(30)
+        return [(2 * item, None) for item in items]
+
+    joint = Batches(executor, work, most_items=32, most_batches=2, is_joint=True)
+    tasks = [asyncio.create_task(joint.run(number)) for number in range(50)]
+    try:
+        await eventually(lambda: len(batches) == 2)
+        tasks += [asyncio.create_task(joint.run(number)) for number in range(50, 60)]
+        await asyncio.sleep(0.01)
+        assert len(batches) == 2  # however long the disk takes
+    finally:
+        gate.set()
+    assert await asyncio.gather(*tasks) == [2 * number for number in range(60)]
+    assert [len(items) for items in batches] == [1, 32, 27]
+    assert [item for items in batches for item in items] == list(range(60))
+
+
+async def test_what_the_work_raises_is_the_outcome_of_all_items(executor: ThreadPoolExecutor) -> None:
+    def work(items: Sequence[int]) -> Sequence[Outcome[None]]:
+        raise OSError("no disk")
+
+    joint = Batches(executor, work, most_items=32, most_batches=2, is_joint=True)
+    outcomes = await asyncio.gather(*(joint.run(number) for number in range(40)), return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["no disk"] * 40

@@ -33,7 +33,7 @@ class Batches(Generic[Item, Result]):
 
     Args:
         executor: The threads.
-        work: The function; has an outcome for each of its items, and raises nothing.
+        work: The function; has an outcome for each of its items. What it raises is the outcome of all.
         most_items: Of a batch.
         most_batches: Under way at a time.
         is_joint: Whether the items of a batch wait for the disk together: then those that come meanwhile are the next
@@ -99,7 +99,10 @@ class Batches(Generic[Item, Result]):
     def _run(self, number: int, items: Sequence[Item]) -> None:
         """In a thread."""
         began = time.perf_counter()
-        outcomes = self._work(items)
+        try:
+            outcomes = self._work(items)
+        except BaseException as error:
+            outcomes = [(None, error)] * len(items)
         seconds = (time.perf_counter() - began) / len(items)
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._on_done, number, outcomes, seconds)

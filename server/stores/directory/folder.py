@@ -15,13 +15,14 @@ that no two calls about one name, or about one upload, overlap.
             tmp/                records being written
             lock                held while a process uses the folder
 
-Nothing is ever written in the place of a file: a content is written as a part, synced, and renamed. A process may be
-killed between any two steps:
+Nothing is ever written in the place of a file: a content is written beside the others, synced, and renamed. A process
+may be killed between any two steps:
 
 - An upload exists while its `.part` does. Its `.json` is written before that, and removed after it.
 - A file's record is written before the file, and holds the digest of both the new and the old content, each under what
-  the file system says of it; so the content that is there finds its digest, and no other content does. A file that was
-  written by hand has no digest.
+  the file system says of it; so the content that is there finds its digest, and no other content does. That of a file
+  that is put as a whole is an attribute of the file instead, where the file system has some: see `Records.attach`. A
+  file that was written by hand has no digest.
 - A file that is moved has its new name's record before it has the name, and loses the old name's record last. Where
   nothing may be overwritten it may be left with both names; to move it again ends that.
 - A part with two names was published by a link, and its own name is what is left of that.

@@ -51,18 +51,20 @@ class WholePuts:
             steps.remove(_Put.send)
         with self.places.group() as group:
             puts = [_Put(self, group, *file) for file in files]
-            for step in steps:
-                for index, put in enumerate(puts):
-                    if outcomes[index][1] is None:
-                        try:
-                            step(put)
-                        except BaseException as error:
-                            outcomes[index] = None, error
-                            put.give_up()
-        try:
-            return outcomes
-        finally:
-            del outcomes  # whose tracebacks refer to this frame: a reference cycle
+            try:
+                for step in steps:
+                    for index, put in enumerate(puts):
+                        if outcomes[index][1] is None:
+                            try:
+                                step(put)
+                            except BaseException as error:
+                                outcomes[index] = None, error
+                                put.give_up()
+                return outcomes
+            finally:
+                for put in puts:
+                    put.close()
+                del outcomes  # whose tracebacks refer to this frame: a reference cycle
 
 
 class _Put:
@@ -95,12 +97,9 @@ class _Put:
 
     def sync(self) -> None:
         """Makes the content survive a crash of the machine."""
-        fd, self._fd = self._fd, None
-        assert fd is not None, "`write` has opened it"
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        assert self._fd is not None, "`write` has opened it"
+        os.fsync(self._fd)
+        self.close()
 
     def publish(self) -> None:
         """Gives the content its name."""
@@ -125,13 +124,17 @@ class _Put:
 
     def give_up(self) -> None:
         """Removes what a step has left that failed; does nothing where the file is there."""
-        fd, self._fd = self._fd, None
-        with suppress(OSError):  # the next start removes it
-            if fd is not None:
-                os.close(fd)
-            if not self._is_published:
+        self.close()
+        if not self._is_published:
+            with suppress(OSError):  # the next start removes it
                 disk.remove(self._path)
                 self._shared.places.prune(self.name)
+
+    def close(self) -> None:
+        """Closes the content; closing twice is fine."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
 
     def _write(self) -> None:
         assert self._target is not None, "`write` has looked for it"

@@ -79,10 +79,7 @@ class FolderThreads:
             raise failure from error
 
     def _put(self, files: Sequence[tuple[str, bytes]]) -> Sequence[Outcome[None]]:
-        try:
-            self._call(self._folder.check)
-        except BaseException as error:
-            return [(None, error)] * len(files)
+        self._call(self._folder.check)
         outcomes = self._folder.puts.put(files)
         return [(None, _typed(error, name)) for (name, _), (_, error) in zip(files, outcomes, strict=True)]
 
