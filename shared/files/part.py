@@ -124,7 +124,8 @@ class PartFile:
 
     def copy_access(self, old: os.stat_result) -> None:
         """See `disk.copy_access`."""
-        disk.copy_access(old, self._open_fd())
+        fd = self._open_fd()
+        disk.copy_access(old, os.fstat(fd), fd)
 
     def set_modified(self, seconds: float | None) -> None:
         """See `disk.set_modified`."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.stores.directory.names import fingerprint
 from server.stores.directory.store import DirectoryStore
 from shared.errors import AlreadyExists, NotFound
 
@@ -61,6 +62,12 @@ async def _work(store: DirectoryStore, worker: int, round_number: int) -> None:
             except (NotFound, AlreadyExists):
                 target = name
             _say(worker, "moved", name, target)
+            continue
+        if choose.random() < 0.3:
+            ids = {each: f"{round_number}-{worker}-{number}-{index}" for index, each in enumerate(names_of(worker))}
+            _say(worker, "put together", ids)
+            await asyncio.gather(*(store.put(each, content_of(put_id)) for each, put_id in ids.items()))
+            _say(worker, "stored together", ids)
             continue
         if choose.random() < 0.2:
             _say(worker, "delete", name)
@@ -113,12 +120,12 @@ class Survey:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._files: dict[str, str] = {}  # upload ids by name
-        self.published = self.resumed = self.moved = 0
+        self.published = self.resumed = self.moved = self.put = 0
 
     async def look(self, lines: Sequence[bytes]) -> None:
         """Checks the folder against what the process said; finishes its uploads."""
         files = self._files
-        uploads, deletes, moves = self._read(lines)
+        uploads, deletes, moves, puts = self._read(lines)
         store = DirectoryStore(self._path)
         await store.start()
         try:
@@ -129,6 +136,10 @@ class Survey:
             for name, target in moves.values():
                 if name in files and name != target:
                     self._take_move(name, target, infos)
+            for name, put_id in (each for together in puts.values() for each in together.items()):
+                if name in infos and infos[name].digest == digest_of(content_of(put_id)):
+                    files[name] = put_id
+                    self.put += 1
             for upload in uploads.values():
                 await self._finish(store, upload, infos)
             infos = {info.name: info for info in await listed(store)}
@@ -142,11 +153,15 @@ class Survey:
             await store.close()
         assert not list((self._path / ".rxfiles" / "parts").iterdir())
         assert not list((self._path / ".rxfiles" / "tmp").iterdir())
-        assert len(list((self._path / ".rxfiles" / "records").iterdir())) == len(files)
+        records = {path.stem for path in (self._path / ".rxfiles" / "records").iterdir()}
+        assert records <= set(map(fingerprint, files))
 
-    def _read(self, lines: Sequence[bytes]) -> tuple[dict[int, _Upload], dict[int, str], dict[int, tuple[str, str]]]:
-        """Notes what the process had done; returns what each worker was doing: an upload, a delete or a move."""
+    def _read(
+        self, lines: Sequence[bytes]
+    ) -> tuple[dict[int, _Upload], dict[int, str], dict[int, tuple[str, str]], dict[int, dict[str, str]]]:
+        """Notes what the process had done; returns what each worker was doing: an upload, a delete, a move or puts."""
         files = self._files
+        puts: dict[int, dict[str, str]] = {}
         uploads: dict[int, _Upload] = {}
         deletes: dict[int, str] = {}
         moves: dict[int, tuple[str, str]] = {}
@@ -159,6 +174,11 @@ class Survey:
                 case [worker, "stored", name, upload_id]:
                     files[name] = upload_id
                     del uploads[worker]
+                case [worker, "put together", ids]:
+                    puts[worker] = ids
+                case [worker, "stored together", ids]:
+                    files.update(ids)
+                    del puts[worker]
                 case [worker, "delete", name]:
                     deletes[worker] = name
                 case [worker, "deleted", name]:
@@ -172,7 +192,7 @@ class Survey:
                     del moves[worker]
                 case other:
                     raise AssertionError(other)
-        return uploads, deletes, moves
+        return uploads, deletes, moves, puts
 
     def _take_move(self, name: str, target: str, infos: dict[str, Any]) -> None:
         """The file is under its old name, or its new one, or both."""
@@ -246,7 +266,8 @@ def main() -> None:
         survey = asyncio.run(crash(Path(folder) / "files", options.rounds, options.seed))
     print(
         f"{options.rounds} processes killed; of the uploads under way {survey.resumed} were resumed and "
-        f"{survey.published} had been published, {survey.moved} moves were done; nothing was lost or doubled"
+        f"{survey.published} had been published, {survey.moved} moves and {survey.put} puts were done; "
+        "nothing was lost or doubled"
     )
 
 

@@ -15,13 +15,14 @@ that no two calls about one name, or about one upload, overlap.
             tmp/                records being written
             lock                held while a process uses the folder
 
-Nothing is ever written in the place of a file: a content is written as a part, synced, and renamed. A process may be
-killed between any two steps:
+Nothing is ever written in the place of a file: a content is written beside the others, synced, and renamed. A process
+may be killed between any two steps:
 
 - An upload exists while its `.part` does. Its `.json` is written before that, and removed after it.
 - A file's record is written before the file, and holds the digest of both the new and the old content, each under what
-  the file system says of it; so the content that is there finds its digest, and no other content does. A file that was
-  written by hand has no digest.
+  the file system says of it; so the content that is there finds its digest, and no other content does. That of a file
+  that is put as a whole is an attribute of the file instead, where the file system has some: see `Records.attach`. A
+  file that was written by hand has no digest.
 - A file that is moved has its new name's record before it has the name, and loses the old name's record last. Where
   nothing may be overwritten it may be left with both names; to move it again ends that.
 - A part with two names was published by a link, and its own name is what is left of that.
@@ -37,12 +38,9 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import count
-from typing import Final
 
 from shared.errors import Changed, NotFound
 from shared.files import disk
-from shared.protocol.digest import DEFAULT_ALGORITHM, Digest
 from shared.protocol.wire import FileInfo
 
 from ..base import Page
@@ -53,6 +51,7 @@ from .folder_lock import FolderLock
 from .listing import Listings, Unserved
 from .made import MadeFolders
 from .places import Places
+from .puts import WholePuts
 from .records import Content, Records, entries, etag_of
 from .tree import RESERVED, OpenFolder, Place, Tree
 from .unfinished import UnfinishedUploads, UploadFile
@@ -60,8 +59,6 @@ from .unfinished import UnfinishedUploads, UploadFile
 __all__ = ["Folder"]
 
 _log = logging.getLogger(__name__)
-
-_serial: Final = count()
 
 
 class Folder:
@@ -75,6 +72,7 @@ class Folder:
     Attributes:
         listings: Of its files.
         uploads: The unfinished ones.
+        puts: Puts whole files.
     """
 
     def __init__(self, path: str, *, follow_links: bool = False, read_only: bool = False) -> None:
@@ -84,12 +82,13 @@ class Folder:
         self._read_only = read_only
         self._own = os.path.join(root, RESERVED)
         self._scratch = os.path.join(self._own, "tmp")
-        self._records = Records(os.path.join(self._own, "records"), self._scratch)
+        self._records = Records(root, os.path.join(self._own, "records"), self._scratch)
         self.uploads = UnfinishedUploads(os.path.join(self._own, "parts"), self._scratch)
         with_room = self.uploads.with_room
         self._made = MadeFolders(tree, os.path.join(self._own, "folders"), self._scratch, with_room)
         self._places = Places(tree, os.path.join(self._own, "names"), self._made, self._records, with_room)
         self.listings = Listings(self._places)
+        self.puts = WholePuts(self._places, self._records, self.uploads, self._scratch)
         self._lock_path = os.path.join(self._own, "lock")
         self._lock = FolderLock(root, None if read_only else self._lock_path)
         self._reopening = threading.Lock()
@@ -185,23 +184,6 @@ class Folder:
             raise Changed(f"{name!r} was changed while it was read", name=name)
         return data
 
-    def put(self, name: str, content: bytes) -> None:
-        """See `Store.put`. Not as an upload, which has to be found again by its id."""
-        digest, old = Digest(DEFAULT_ALGORITHM), self._find(name)
-        digest.update(content)
-        text, entry = digest.text(), f"put-{next(_serial)}"
-        path = os.path.join(self._scratch, entry)
-        with disk.full_disk_is_typed(FULL, name):
-            try:
-                status = self.uploads.with_room(lambda: _write(path, content, old))
-                with Place(OpenFolder(self._scratch), entry, status) as place:
-                    known = Content(status, text, text)
-                    # If the machine crashes, the digest may be unknown: it isn't worth two more syncs.
-                    self._place(place, name, known, old, None, overwrite=True, durable=False)
-            except BaseException:
-                disk.remove(path)
-                raise
-
     def list(self, prefix: str, after: str, limit: int) -> Page:
         """See `Store.list`."""
         found, end = self.listings.page(prefix, after, limit)
@@ -296,7 +278,6 @@ class Folder:
         upload_id: str | None,
         *,
         overwrite: bool,
-        durable: bool = True,
     ) -> Content:
         """Makes what is at `source` the file of that name, its record first; AlreadyExists as for `publish`.
 
@@ -307,18 +288,18 @@ class Folder:
             old: The file that it replaces; None if there is none.
             upload_id: Of the upload that publishes it, if there is one.
             overwrite: Whether that file may be replaced.
-            durable: See `Records.write`.
         """
         # Two links of one file are left by a process that was killed in `create_from`; to rename one does nothing.
         is_begun = old is not None and os.path.samestat(old, known.status)
         if old is not None and not overwrite and not is_begun:
             raise already_exists(name)
-        with disk.full_disk_is_typed(FULL, name):
-            self.uploads.with_room(lambda: self._records.write(name, known, upload_id, old, durable=durable))
+        with disk.full_disk_is_typed(FULL, name), self._places.group() as group:
+            self.uploads.with_room(lambda: self._records.write(name, known, upload_id, old))
             try:
-                status = self._places.put(source, name, overwrite=overwrite, is_begun=is_begun)
+                place, status = self._places.put(source, name, group, overwrite=overwrite, is_begun=is_begun)
             except FileExistsError:
                 raise already_exists(name) from None
+            self._places.sync(name, place, group)
         published = known if status is None else replace(known, status=status)
         self._records.note(name, published)
         return published
@@ -344,21 +325,6 @@ class Folder:
         for entry in entries(self._places.encoded):
             if self._places.name_of(entry.name) is None:
                 _log.warning("%s isn't served: its record is lost, and with it the name", entry.path)
-
-
-def _write(path: str, content: bytes, old: os.stat_result | None) -> os.stat_result:
-    """Writes a content that is going to replace the `old` file, and makes it survive a crash of the machine."""
-    # What replaces a private file is private from the start.
-    fd = disk.open_to_extend(path, os.O_CREAT | os.O_TRUNC, 0o666 if old is None else 0o600)
-    try:
-        disk.write_all(fd, content)
-        if old is not None:
-            disk.copy_access(old, fd)
-        disk.set_modified(fd, path, None)
-        os.fsync(fd)
-        return os.fstat(fd)
-    finally:
-        os.close(fd)
 
 
 def _by_kind(counted: tuple[Unserved, int]) -> str:

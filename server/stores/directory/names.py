@@ -20,7 +20,7 @@ from typing import Final
 from shared.errors import InvalidName
 from shared.protocol.wire import check_name
 
-__all__ = ["decode", "encode", "fingerprint", "fingerprint_in", "is_entry", "path_of"]
+__all__ = ["decode", "encode", "fingerprint", "fingerprint_in", "is_entry", "is_reversible", "path_of"]
 
 # File systems allow 255, but Windows by default only 260 for a whole path.
 _MAX_ENCODED: Final = 128
@@ -68,6 +68,11 @@ def encode(name: str) -> str:
     if escaped.endswith("."):
         escaped = f"{escaped[:-1]}%2e"
     return f"={escaped}" if len(escaped) < _MAX_ENCODED else f"~{fingerprint(name)}"
+
+
+def is_reversible(name: str) -> bool:
+    """Whether `encode` keeps the name."""
+    return 3 * len(name.encode("utf-8")) < _MAX_ENCODED - 3 or fingerprint_in(encode(name)) is None
 
 
 def decode(entry: str) -> str | None:

@@ -11,6 +11,7 @@ from shared.errors import NotFound
 from shared.files import disk
 
 from . import names
+from .group import FolderGroup
 from .made import MadeFolders
 from .records import Records
 from .tree import OpenFolder, Place, Tree
@@ -45,6 +46,7 @@ class Places:
     ) -> None:
         self.tree: Final = tree
         self.encoded: Final = encoded
+        self._encoded_folder = OpenFolder(encoded)
         self._made = made
         self._records = records
         self._has_encoded = True
@@ -53,8 +55,7 @@ class Places:
     def find(self, name: str) -> Place:
         """The place of a file, to be closed; NotFound if there is none."""
         # The encoded place first, since only this store writes there.
-        place = self.encoded_place(names.encode(name))
-        if place.status is not None:
+        if (place := self._encoded(name)) is not None:
             return place
         path = names.path_of(name)
         if path is not None and (found := self.tree.place(path)) is not None:
@@ -64,7 +65,14 @@ class Places:
     def encoded_place(self, entry: str) -> Place:
         """The place of that encoded name."""
         status = disk.regular_file(os.path.join(self.encoded, entry)) if self._has_encoded else None
-        return Place(OpenFolder(self.encoded), entry, status, is_encoded=True)
+        return Place(self._encoded_folder, entry, status, is_encoded=True)
+
+    def _encoded(self, name: str) -> Place | None:
+        """The encoded place of a name, if its file is there."""
+        if not self._has_encoded:
+            return None
+        place = self.encoded_place(names.encode(name))
+        return place if place.status is not None else None
 
     def count_encoded(self) -> None:
         """Finds out whether there are any encoded names; if not, none is looked for until the first is put."""
@@ -76,47 +84,81 @@ class Places:
         key = names.fingerprint_in(entry)
         return names.decode(entry) if key is None else self._records.name_of(key)
 
-    def put(self, source: Place, name: str, *, overwrite: bool, is_begun: bool = False) -> os.stat_result | None:
-        """Renames the file at `source` to the place of `name`: that of its file, else its path, else the encoded one.
+    def group(self) -> FolderGroup:
+        """What `target` and `put` share, to be closed."""
+        return FolderGroup(self.tree)
 
-        The folders on the path are made, and everything is synced up to the root.
+    def target(self, name: str, group: FolderGroup) -> Place:
+        """The place where a file of that name is to be: that of its file, else its path, else the encoded one.
+
+        The folders on the path are made. The group closes the place.
+        """
+        path = names.path_of(name)
+        encoded = self._encoded(name)
+        if path is None or encoded is not None:
+            return encoded or self.encoded_place(names.encode(name))
+        if self.tree.follow_links and (place := self.tree.place(path)) is not None:
+            group.keep(place.folder)
+            return place  # perhaps where a link leads
+        return self._free_place(path, group) or self.encoded_place(names.encode(name))
+
+    def put(
+        self,
+        source: Place,
+        name: str,
+        group: FolderGroup,
+        *,
+        overwrite: bool,
+        is_begun: bool = False,
+        target: Place | None = None,
+    ) -> tuple[Place, os.stat_result | None]:
+        """Renames the file at `source` to the `target` of `name`.
+
+        It survives a crash of the machine once `sync` has returned.
 
         Args:
             source: Where it is.
             name: Its name.
+            group: Has the folders that it opens.
             overwrite: Whether to replace the file of that name.
             is_begun: Whether that is the same file already; one of two links is then left.
+            target: Where it is to be, if that was looked for before.
 
         Returns:
-            Its status there; None if another program has taken it away already.
+            Its place, for `sync`, and its status there: None if another program has taken it away already.
 
         Raises:
             FileExistsError: There is such a file, and `overwrite` is False.
         """
-        is_in_tree, status = False, None
+        is_in_tree = False
         try:
             for attempt in range(_MAX_TRIES):
                 try:
-                    with self._target(name) as place:
-                        is_done = self._move(source, place, overwrite=overwrite, is_begun=is_begun)
-                        is_in_tree = is_done and not place.is_encoded
-                        status = place.folder.status(place.entry)
-                    if is_in_tree and "/" in name:
-                        self.tree.sync(name.split("/")[:-2])  # the file's own folder is synced
-                    break
+                    target = target or self.target(name, group)
+                    if not self._move(source, target, overwrite=overwrite, is_begun=is_begun):
+                        break
+                    is_in_tree = not target.is_encoded
+                    return target, target.folder.status(target.entry)
                 except _TAKEN as error:
                     is_taken = isinstance(error, FileExistsError) and self.has(name)
                     is_gone = source.folder.status(source.entry) is None
                     if is_taken or is_gone or attempt == _MAX_TRIES - 1:
                         raise
-            else:
-                raise AssertionError("the last attempt raises")
-            if not is_done:
-                status = self._put_encoded(source, name, overwrite=overwrite)
+                    group.look_again(name.split("/")[:-1])
+                    target = None
+            return self._put_encoded(source, name, overwrite=overwrite)
         finally:
             if not is_in_tree:
-                self._prune(name)
-        return status
+                self.prune(name)
+
+    def sync(self, name: str, place: Place, group: FolderGroup) -> None:
+        """Makes a file that `put` has put there survive a crash of the machine, with the folders up to the root."""
+        group.sync(place.folder, [] if place.is_encoded else name.split("/")[:-1])
+
+    def prune(self, name: str) -> None:
+        """Removes the folders on a file's path that the store has made and that are empty."""
+        if (path := names.path_of(name)) is not None:
+            self._made.prune(path[:-1])
 
     def remove(self, name: str, place: Place) -> None:
         """Removes the file at its place, or the link that led there, and the folders that the store has made for it."""
@@ -128,7 +170,7 @@ class Places:
                 _unlink(folder, path[-1])
         else:
             _unlink(place.folder, place.entry)
-        self._prune(name)
+        self.prune(name)
 
     def leave(self, name: str, place: Place) -> None:
         """Ends what is left of a file's place that it was moved from: a link that led there, folders."""
@@ -138,7 +180,7 @@ class Places:
             with folder:
                 if folder.link(path[-1]) is not None and not place.is_encoded:
                     _unlink(folder, path[-1])
-        self._prune(name)
+        self.prune(name)
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -188,48 +230,34 @@ class Places:
         finally:
             os.unlink(path)
 
-    def _target(self, name: str) -> Place:
-        """Where the file is to be, to be closed; its folders are made."""
-        encoded = self.encoded_place(names.encode(name))
-        path = names.path_of(name)
-        if encoded.status is not None or path is None:
-            return encoded
-        if self.tree.follow_links and (place := self.tree.place(path)) is not None:
-            return place  # perhaps where a link leads
-        return self._free_place(path) or encoded
-
-    def _free_place(self, path: list[str]) -> Place | None:
+    def _free_place(self, path: list[str], group: FolderGroup) -> Place | None:
         """The place at `path`, if nothing but a file is there; its folders are made."""
-        folder = self.tree.folder(path[:-1], self._made.make)
+        folder = group.folder(path[:-1], self._made.make)
         if folder is None:
             return None
         entry = path[-1]
-        try:
-            status = folder.status(entry)
-            is_file = status is not None and stat.S_ISREG(status.st_mode)
-            if (status is None and self.tree.keeps(entry)) or (is_file and (self.tree.is_exact or folder.has(entry))):
-                return Place(folder, entry, status)
-        except BaseException:
-            folder.close()
-            raise
-        folder.close()
+        status = folder.status(entry)
+        is_file = status is not None and stat.S_ISREG(status.st_mode)
+        if (status is None and self.tree.keeps(entry)) or (is_file and (self.tree.is_exact or folder.has(entry))):
+            return Place(folder, entry, status)
         return None
 
-    def _put_encoded(self, source: Place, name: str, *, overwrite: bool) -> os.stat_result | None:
+    def _put_encoded(self, source: Place, name: str, *, overwrite: bool) -> tuple[Place, os.stat_result | None]:
         """Puts a file where nothing can be renamed to its path, and removes the one that is there."""
-        with self.encoded_place(names.encode(name)) as place:
-            if not self._move(source, place, overwrite=overwrite):
-                raise OSError(errno.EXDEV, "the file is on another file system", name)
-            status = place.folder.status(place.entry)
+        place = self.encoded_place(names.encode(name))
+        if not self._move(source, place, overwrite=overwrite):
+            raise OSError(errno.EXDEV, "the file is on another file system", name)
+        place.folder.sync()
+        status = place.folder.status(place.entry)
         if (path := names.path_of(name)) is not None and (old := self.tree.place(path)) is not None:
             with old:
                 _unlink(old.folder, old.entry)
-        return status
+        return place, status
 
     def _move_to_path(self, source: str, name: str, path: list[str]) -> bool:
-        if (place := self._free_place(path)) is None:
-            return False
-        with place:
+        with self.group() as group:
+            if (place := self._free_place(path, group)) is None:
+                return False
             status = os.lstat(source)
             known = self._records.content(name, status)
             if place.status is None:
@@ -241,10 +269,6 @@ class Places:
             if (moved := place.folder.status(place.entry)) is not None:
                 self._records.carry(name, known, moved)
             return True
-
-    def _prune(self, name: str) -> None:
-        if (path := names.path_of(name)) is not None:
-            self._made.prune(path[:-1])
 
     def _move(self, source: Place, place: Place, *, overwrite: bool, is_begun: bool = False) -> bool:
         """Renames the file at `source` to `place`, and returns whether that is possible there."""
@@ -264,7 +288,6 @@ class Places:
             if error.errno in _IMPOSSIBLE:
                 return False
             raise
-        place.folder.sync()  # first: the file system may make the folders on the path durable with it
         return True
 
 

@@ -1,5 +1,6 @@
-"""Small JSON files: what is known of each stored file beside its content. Everything blocks."""
+"""What is known of each stored file beside its content, in small JSON files or with the file. Everything blocks."""
 
+import errno
 import json
 import os
 from collections import OrderedDict
@@ -20,6 +21,8 @@ _DIGESTS_IN_MEMORY: Final = 8192
 
 # How long it may take from the end of an upload until its file has its place.
 _PUBLISHED_WITHIN_NS: Final = 60 * 10**9
+
+_ATTRIBUTE: Final = "user.rxfiles"
 
 _serial: Final = count()
 
@@ -44,14 +47,20 @@ class Records:
     the renaming itself changes it: what is recorded holds if this process has seen the file renamed at that very
     time, or if that is within a minute of the record's.
 
+    A file that was put as a whole has no record where its file system has extended attributes: it has one of these,
+    with its digest under its signature, which is there, and gone, with the content.
+
     Args:
+        root: The served folder.
         path: The folder with the records.
         scratch: See `write_json`.
     """
 
-    def __init__(self, path: str, scratch: str) -> None:
+    def __init__(self, root: str, path: str, scratch: str) -> None:
         self.path: Final = path
+        self._root = root
         self._scratch = scratch
+        self._attaches = hasattr(os, "setxattr")
         self._known = lru_cache(_DIGESTS_IN_MEMORY)(self._read)
         # What this process has published: the signature, the status's time, the etag and the digest of each content.
         self._published: OrderedDict[str, tuple[str, int, str, str | None]] = OrderedDict()
@@ -63,7 +72,7 @@ class Records:
 
     def publisher(self, name: str, status: os.stat_result) -> str | None:
         """The id of the upload that published the content; None if it isn't known."""
-        return self._of(name, "published").get(_signature(status))
+        return _of(self._record(name), "published").get(_signature(status))
 
     def write(
         self,
@@ -94,8 +103,26 @@ class Records:
                 etags[signature] = each.etag
         published = {} if upload_id is None else {_signature(content.status): upload_id}
         record = {"name": name, "digests": digests, "etags": etags, "sealed": sealed, "published": published}
-        durable = durable or names.fingerprint_in(names.encode(name)) is not None
+        durable = durable or not names.is_reversible(name)
         write_json(self._path(names.fingerprint(name)), record, scratch=self._scratch, durable=durable)
+
+    def attach(self, fd: int, name: str, content: "Content") -> bool:
+        """Records the digest of a content with its open file, which is about to get the name, in place of a `write`.
+
+        If the file is synced afterwards, that survives a crash of the machine.
+
+        Returns:
+            Whether that is possible.
+        """
+        if not self._attaches or not names.is_reversible(name):
+            return False
+        value = f"{_signature(content.status)} {content.status.st_ctime_ns:x} {content.digest}"
+        try:
+            os.setxattr(fd, _ATTRIBUTE, value.encode())
+        except OSError as error:
+            self._attaches = error.errno != errno.ENOTSUP
+            return False
+        return True
 
     def note(self, name: str, content: "Content") -> None:
         """Notes what is known of a content, with the status that it has now that it is published."""
@@ -107,7 +134,7 @@ class Records:
 
     def carry(self, name: str, known: "Content", status: os.stat_result) -> None:
         """Records what is known of a content whose file was renamed, without another name: it has `status` now."""
-        is_timed = isinstance(self._of(name, "sealed").get(_signature(status)), int)
+        is_timed = isinstance(_of(self._record(name), "sealed").get(_signature(status)), int)
         if is_timed and known.etag != etag_of(known.status):
             self.write(name, Content(status, known.etag, known.digest), None, None)
 
@@ -135,19 +162,42 @@ class Records:
         published = self._published.get(name)
         if published is not None and published[0] == signature:
             return published[2:] if published[1] == changed else None
-        sealed = self._of(name, "sealed").get(signature)
+        if (digest := self._attached(name, signature, changed)) is not None:
+            return digest, digest
+        record = self._record(name)
+        sealed = _of(record, "sealed").get(signature)
         # A record of an older version has none; its files have the times at which they were published.
-        if isinstance(sealed, int) and not sealed <= changed <= sealed + _PUBLISHED_WITHIN_NS:
+        if isinstance(sealed, int) and not _was_published(sealed, changed):
             return None
-        digest = self._of(name, "digests").get(signature)
-        etag = self._of(name, "etags").get(signature, digest)
+        digest = _of(record, "digests").get(signature)
+        etag = _of(record, "etags").get(signature, digest)
         return None if etag is None else (etag, digest)
 
-    def _of(self, name: str, kind: str) -> Mapping[str, Any]:
+    def _attached(self, name: str, signature: str, changed: int) -> str | None:
+        """The digest that `attach` has recorded."""
+        if not self._attaches:
+            return None
+        try:
+            # Whatever another program puts into the path meanwhile, the signature is that of the file that was found.
+            recorded = os.getxattr(os.path.join(self._root, name), _ATTRIBUTE).decode("ascii")
+            of, sealed, digest = recorded.split(" ")
+            return digest if of == signature and _was_published(int(sealed, 16), changed) else None
+        except (OSError, ValueError):
+            return None
+
+    def _record(self, name: str) -> Mapping[str, object]:
         record = read_json(self._path(names.fingerprint(name)))
-        by_signature = record.get(kind)
-        is_valid = record.get("name") == name and isinstance(by_signature, dict)
-        return cast("dict[str, Any]", by_signature) if is_valid else {}
+        return record if record.get("name") == name else {}
+
+
+def _of(record: Mapping[str, object], kind: str) -> Mapping[str, Any]:
+    by_signature = record.get(kind)
+    return cast("dict[str, Any]", by_signature) if isinstance(by_signature, dict) else {}
+
+
+def _was_published(sealed: int, changed: int) -> bool:
+    """Whether the time of a file's status may be that of the renaming of what was recorded."""
+    return sealed <= changed <= sealed + _PUBLISHED_WITHIN_NS
 
 
 def _signature(status: os.stat_result) -> str:

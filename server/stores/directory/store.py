@@ -10,26 +10,24 @@ from os import PathLike, fspath
 from typing import Final, ParamSpec, TypeVar
 
 from shared.aio import run_blocking, wait_uncancelled
-from shared.errors import Forbidden, NotFound
+from shared.errors import Forbidden
 from shared.files import disk
 from shared.files.part import FileTarget
 from shared.protocol.wire import FileInfo
 
 from ..base import PAGE_FILES, Page, Reader, Store
-from ..failures import READ_ONLY, too_many_files, typed
+from ..failures import READ_ONLY, too_many_files
 from ..parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists, check_file_size
 from .folder import Folder
 from .names import fingerprint
-from .quick import QuickCalls
 from .reader import DirectoryReader
+from .threads import FolderThreads
 from .unfinished import UploadFile
 
 __all__ = ["DirectoryStore"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_THREADS: Final = 8
 
 # Files that may be open whatever the system's limit is.
 _MIN_OPEN: Final = 16
@@ -87,8 +85,7 @@ class DirectoryStore(Store):
         self._readers: set[DirectoryReader] = set()
         self._opening = 0
         self._max_open: int | None = None
-        self._executor: ThreadPoolExecutor | None = None
-        self._quick: QuickCalls | None = None
+        self._threads: FolderThreads | None = None
         self._survey: asyncio.Future[None] | None = None
         self._is_closing = False
 
@@ -111,12 +108,11 @@ class DirectoryStore(Store):
             BlockingIOError: Another process serves the folder.
             OSError: The folder can't be made, read or written.
         """
-        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="directory-store")
-        self._quick = QuickCalls(self._executor)
+        self._threads = threads = FolderThreads(self._folder)
         self._max_open = None if (most := disk.max_descriptors()) is None else max(_MIN_OPEN, most // 2)
         self._is_closing = False
         try:
-            await run_blocking(self._executor, self._folder.open)
+            await run_blocking(threads.executor, self._folder.open)
         except BaseException:
             await self.close()
             raise
@@ -125,7 +121,7 @@ class DirectoryStore(Store):
 
     async def close(self) -> None:
         """Closes every upload and reader, and unlocks the folder. Only `start` may be called then."""
-        if self._executor is None:
+        if (threads := self._threads) is None:
             return
         self._is_closing = True
         if (survey := self._survey) is not None:
@@ -140,11 +136,11 @@ class DirectoryStore(Store):
             await reader.close()
         await self.run(self._folder.close)
         self._suspended.clear()
-        executor, self._executor, self._quick = self._executor, None, None
-        executor.shutdown(wait=False)  # its threads are idle, except for calls that were given up
+        self._threads = None
+        threads.end()  # they are idle, except for calls that were given up
 
     async def stat(self, name: str) -> FileInfo:
-        return await self._quickly(self._folder.stat, name)
+        return await self.threads.run_quickly(self._folder.stat, name)
 
     async def list(self, prefix: str = "", after: str = "", limit: int = PAGE_FILES) -> Page:
         async with self._listing:
@@ -163,7 +159,7 @@ class DirectoryStore(Store):
 
     async def whole(self, name: str, most_bytes: int) -> bytes | None:
         with self._opening_one():
-            return await self._quickly(self._folder.whole, name, most_bytes)
+            return await self.threads.run_quickly(self._folder.whole, name, most_bytes)
 
     async def begin(
         self,
@@ -195,7 +191,7 @@ class DirectoryStore(Store):
         check_file_size(name, len(content), self._max_file_bytes)
         with self._opening_one():
             async with self.lock_of_file(name):
-                await self._quickly(self._put, name, content)
+                await self.threads.put(name, content)
 
     async def published(self, upload_id: str, name: str) -> FileInfo | None:
         return await self.run(self._folder.published, upload_id, name)
@@ -254,39 +250,20 @@ class DirectoryStore(Store):
     # For the parts and readers below.
 
     @property
-    def executor(self) -> ThreadPoolExecutor:
-        """The threads for this store's files."""
-        if self._executor is None:
+    def threads(self) -> FolderThreads:
+        """Those that use the folder."""
+        if self._threads is None:
             raise RuntimeError("the store isn't started, or was closed")
-        return self._executor
+        return self._threads
+
+    @property
+    def executor(self) -> ThreadPoolExecutor:
+        """The same, for whatever else there is to do about a file."""
+        return self.threads.executor
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a blocking function, called in one of the store's threads."""
-        return await run_blocking(self.executor, self._call, function, *args, **kwargs)
-
-    async def _quickly(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `run`, for what usually takes less time than a thread handoff."""
-        if self._quick is None:
-            raise RuntimeError("the store isn't started, or was closed")
-        return await self._quick.run(lambda: self._call(function, *args, **kwargs))
-
-    def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Calls a function; the system's errors get typed, and a file isn't missing where the whole folder is."""
-        try:
-            try:
-                return function(*args, **kwargs)
-            except NotFound:
-                self._folder.check()
-                raise
-        except OSError as error:
-            failure = typed(error)
-            if failure is None:
-                raise
-            raise failure from error
-
-    def _put(self, name: str, content: bytes) -> None:
-        self._folder.check()
-        self._folder.put(name, content)
+        return await self.threads.run(function, *args, **kwargs)
 
     def _list(self, prefix: str, after: str, limit: int) -> Page:
         self._folder.check()
