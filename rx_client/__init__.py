@@ -1,5 +1,6 @@
 """The reactive client: file transfers over RSocket as cold Rx observables."""
 
+from ._siblings import check_sibling as check_sibling  # first: it says what else is in the way of `shared`
 from .blocking import BlockingFileClient
 from .chunks import Chunk
 from .connection.options import ConnectOptions, parse_uri

@@ -60,7 +60,7 @@ class BlockingFileClient(Client):
 
         async def close() -> None:
             for client in clients:
-                await client._close()
+                await client._shut_down()
 
         thread = LoopThread(on_exit=close)
         try:
@@ -89,7 +89,7 @@ class BlockingFileClient(Client):
                 return
             self._is_closed = True
             try:
-                self._thread.call(self._close)
+                self._thread.call(self._shut_down)
             finally:
                 self._thread.stop()
 

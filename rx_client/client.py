@@ -126,7 +126,7 @@ class Client:
         """
         return self._connector.states()
 
-    async def _close(self) -> None:
+    async def _shut_down(self) -> None:
         await self._connector.close()
         await self._settle()
 

@@ -98,10 +98,10 @@ class FileClient(Client):
         """
         loop = self._connector.loop
         if loop is None or loop is running_loop():
-            await self._close()
+            await self._shut_down()
         elif not loop.is_closed():
             check_is_running(loop)
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._close(), loop))
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._shut_down(), loop))
 
     @staticmethod
     def blocking(

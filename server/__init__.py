@@ -1,5 +1,6 @@
 """The file server: `serve` embeds it in an app or a test, `python -m server` runs it."""
 
+from ._siblings import check_sibling as check_sibling  # first: it says what else is in the way of `shared`
 from .app import FileServer, serve
 from .data import ChatData, get_file_name
 from .limits import Limits

@@ -36,6 +36,7 @@ from rx_client import (
 )
 from rx_client.operators import map_async, retry_backoff
 from server import FileServer
+from tests.operators.helpers import at_once
 from tests.support import PATIENCE, eventually, server_stream_ids
 from tests.transfers.helpers import CHUNK, WatchedStore, content, make_store, serving
 
@@ -255,7 +256,7 @@ async def test_what_can_not_be_slowed_down_may_wait_for_a_while(server: FileServ
     def use(files: BlockingFileClient) -> None:
         for count in (1024, 1025):
             desk, seen = Desk(), Seen()
-            files.subscribe(reactivex.range(count), seen.on_next, seen.on_error, seen.on_error, scheduler=desk)
+            files.subscribe(at_once(*range(count)), seen.on_next, seen.on_error, seen.on_error, scheduler=desk)
             files.run(files.stat("a"))  # behind what was subscribed to before
             desk.work(lambda seen=seen: seen.ends)
             assert seen.items == list(range(1024))

@@ -2,3 +2,7 @@
 
 They may import `server`, to run one in this process; the client itself doesn't.
 """
+
+from .._siblings import check_sibling
+
+check_sibling("server")

@@ -167,8 +167,7 @@ class MemoryStore(Store):
             part = self._parts.get(upload_id)
             if part is None:
                 raise no_upload(upload_id)
-            part.owner = None
-            await part.drop()
+            await part.evict()
             return part.durable
 
     async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
@@ -211,8 +210,7 @@ class MemoryStore(Store):
             async with self._locks[upload_id]:
                 part = self._parts.get(upload_id)
                 if part is not None and (max_age_seconds < 0 or (upload_id in self._idle and part.closed < oldest)):
-                    part.owner = None
-                    await part.drop()
+                    await part.evict()
                     dropped += 1
         return dropped
 

@@ -99,6 +99,11 @@ class Part(ABC):
     async def drop(self) -> None:
         """Removes it."""
 
+    async def evict(self) -> None:
+        """Removes it; an owner can add nothing any more."""
+        self.owner = None
+        await self.drop()
+
 
 class PartUpload(Upload):
     """An upload of a part, until it is closed, a newer `begin` takes over, or it expires.

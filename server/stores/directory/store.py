@@ -204,8 +204,7 @@ class DirectoryStore(Store):
         key = fingerprint(upload_id)
         async with self._locks[f"upload {key}"]:
             if (part := self._open.get(key)) is not None:
-                part.owner = None
-                await part.drop()
+                await part.evict()
                 return part.durable
             self._suspended.pop(key, None)
             return await self.run(self._folder.uploads.discard, upload_id)
@@ -234,8 +233,7 @@ class DirectoryStore(Store):
                 if (part := self._open.get(key)) is not None:
                     if max_age_seconds >= 0:
                         continue  # it has gone on meanwhile
-                    part.owner = None
-                    await part.drop()
+                    await part.evict()
                 elif uploads.is_stale(key, oldest):
                     self._suspended.pop(key, None)
                     await self.run(uploads.drop, key)
