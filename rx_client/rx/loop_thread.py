@@ -36,6 +36,7 @@ class LoopThread:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self.loop: Final = self._runner.get_loop()
         self._stopped = asyncio.Event()
+        self._is_at_exit = False
         self._thread = threading.Thread(target=self._run, name="rx_client-loop", daemon=True)
         self._thread.start()
         _running.add(self)
@@ -70,14 +71,20 @@ class LoopThread:
         """Does `on_exit`, and stops, as far as that takes no more than a few seconds."""
         if not self._thread.is_alive():
             return  # of the process that this one was forked from
+        self._is_at_exit = True
         try:
             self.call(self._on_exit, _EXIT_SECONDS)
         finally:
             self.stop(_EXIT_SECONDS)
 
     def _run(self) -> None:
-        with self._runner:
+        try:
             self._runner.run(self._until_stopped())
+        finally:
+            if self._is_at_exit:
+                self.loop.close()  # the runner would wait for other threads in a new one, which can't be started now
+            else:
+                self._runner.close()
 
     async def _until_stopped(self) -> None:
         await self._stopped.wait()
