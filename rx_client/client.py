@@ -42,6 +42,7 @@ from shared.protocol.messages import (
 from shared.protocol.wire import FileInfo, Route, check_modified, check_name, decode_name, encode_name, request_metadata
 
 from .chunks import Chunk
+from .connection.connector import Connector
 from .connection.managed import Connection
 from .connection.states import ConnectionState
 from .events import TransferEvent, TreeEvent
@@ -95,7 +96,7 @@ class Client:
         rsocket: A connected rsocket, or a connection that is made again.
     """
 
-    def __init__(self, rsocket: RSocketBase | Connection) -> None:
+    def __init__(self, rsocket: RSocketBase | Connector) -> None:
         self._requests = ColdReactiveXClient(rsocket)
         self._connector = self._requests.connector
         self._tasks: set[asyncio.Task[None]] = set()
