@@ -25,6 +25,7 @@ from rx_client.connection.connector import Connector
 from rx_client.examples import etl, parallel, pipeline, racing, resumable, slow_consumer
 from rx_client.examples.__main__ import EXAMPLES, main
 from rx_client.examples.context import Context, WrongResult
+from rx_client.examples.own_tests import *  # noqa: F403 - they run here as they do in an application
 from rx_client.examples.relay import relay, slow_link
 from rx_client.operators import _map_async, _to_async_iter, retry_backoff
 from rx_client.requests.response import ResponseRequest
