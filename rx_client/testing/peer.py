@@ -27,6 +27,7 @@ from rsocket.frame_builders import to_payload_frame, to_request_n_frame
 from rsocket.payload import Payload
 from rsocket.streams.stream_handler import StreamHandler
 
+from shared.aio import wake
 from shared.errors import IntegrityError, RemoteError, Superseded, UnknownRoute, to_protocol_error
 from shared.frames.outbox import SkippedFrame
 from shared.protocol.flow import DEFAULT_WINDOW, UploadReceiver
@@ -43,8 +44,9 @@ __all__ = ["Peer"]
 
 T = TypeVar("T", bound=StreamHandler)
 
-# How often it is looked whether what has arrived was written.
+# How often it is looked whether what has arrived was written, and for how long.
 _LOOK_SECONDS: Final = 0.001
+_MOST_LOOKS: Final = 5000
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +67,6 @@ class Peer:
         self._last_id = -1
         self._handlers: dict[int, StreamHandler] = {}
         self._halves: dict[int, _Half] = {}
-        self._was_idle = False
 
     # What a request calls, as of an rsocket
 
@@ -134,32 +135,27 @@ class Peer:
         if stream_id in self.open:
             self.server.run(self.open[stream_id].name, guarded)
 
-    def happen(self, stream_id: int, fault: Fault | None, go_on: Callable[[], None]) -> None:
+    def happen(self, stream_id: int, fault: Fault | None, go_on: Callable[[], None], looks: int = 0) -> None:
         """Goes on with a stream, after a fault if there is one.
 
-        What has arrived before is with the consumer then, so that tests know where a retry resumes.
+        What has arrived before is written, and reported, unless that takes long: a test knows where a retry resumes.
         """
+        handler = self._handlers.get(stream_id)
         if fault is None:
             go_on()
-        elif fault.what is not STALL and not self._is_consumed(stream_id):
-            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self.happen, stream_id, fault, go_on)
-        elif fault.what is LOSE:
-            self.lose()
-            self._on_lost()
         elif fault.what is STALL:
             self.run(stream_id, go_on)
             for waiting in self.server.on_stall:
-                if not waiting.done():
-                    waiting.set_result(None)
+                wake(waiting)
+        elif isinstance(handler, SinkRequest) and looks < _MOST_LOOKS:
+            looks = max(looks + 1, _MOST_LOOKS - 1) if handler.is_idle else looks + 1  # once more: it is reported then
+            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self.happen, stream_id, fault, go_on, looks)
+        elif fault.what is LOSE:
+            self.lose()
+            self._on_lost()
         else:
             assert isinstance(fault.what, Exception), "there are no others"
             self.fail(stream_id, fault.what)
-
-    def _is_consumed(self, stream_id: int) -> bool:
-        """Whether a file's content that has arrived is written, and was when this was asked last: it is reported."""
-        handler, was_idle = self._handlers.get(stream_id), self._was_idle
-        self._was_idle = isinstance(handler, SinkRequest) and handler.is_idle
-        return not isinstance(handler, SinkRequest) or (was_idle and self._was_idle)
 
     def lose(self) -> None:
         """Ends everything under way, as the end of a connection does."""
