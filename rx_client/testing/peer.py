@@ -122,18 +122,17 @@ class Peer:
     def run(self, stream_id: int, step: Callable[[], None]) -> None:
         """Calls `step` for a stream, unless it has ended by then; see `FakeServer.run`. Its failure is the stream's."""
 
-        def guarded() -> None:
-            if stream_id not in self.open:
-                return
+        if stream_id in self.open:
+            self.server.run(self.open[stream_id].name, lambda: self._run_now(stream_id, step))
+
+    def _run_now(self, stream_id: int, step: Callable[[], None]) -> None:
+        if stream_id in self.open:
             try:
                 step()
             except Exception as error:
                 if not getattr(error, "code", ""):
                     _log.exception("the fake server failed to serve a request")
                 self.fail(stream_id, error)
-
-        if stream_id in self.open:
-            self.server.run(self.open[stream_id].name, guarded)
 
     def happen(self, stream_id: int, fault: Fault | None, go_on: Callable[[], None], looks: int = 0) -> None:
         """Goes on with a stream, after a fault if there is one.
@@ -215,7 +214,7 @@ class Peer:
             else:
                 raise UnknownRoute(f"no route {route!r} for request-channel")
 
-        self.run(stream_id, parse)
+        self._run_now(stream_id, parse)
 
     def _answer(self, stream_id: int, route: str, name: str, said: Json, data: bytes) -> None:
         """Answers a request-response; a fault may come before all of its data is here, or the answer's there."""

@@ -29,6 +29,7 @@ from shared import (
     Stalled,
     StorageFull,
     TransferError,
+    WrongLoop,
 )
 from tests.support import eventually
 from tests.transfers.helpers import content
@@ -160,6 +161,25 @@ async def test_a_stall_ends_with_the_clients_own_timeout() -> None:
     files.stall()
     with pytest.raises(Stalled):
         await files.download("a")
+
+
+async def test_what_waits_for_the_end_of_a_stall_is_under_way() -> None:
+    files = FakeFileClient({"a": b"content"})
+    files.stall()
+    asking = [asyncio.ensure_future(_last(files.stat(name))) for name in ("a", "b")]
+    await eventually(lambda: len(files.active) == 2)
+    assert [each.name for each in files.active] == ["a", "b"]
+    files.release()
+    assert (await asking[0]).size == 7
+    with pytest.raises(NotFound):
+        await asking[1]
+
+
+def test_a_request_without_an_event_loop_is_an_error_that_says_so() -> None:
+    files = FakeFileClient({"a": b"content"})
+    for request in (files.download("a"), files.download_chunks("a"), files.upload_from("a", b"")):
+        with pytest.raises(WrongLoop, match="no event loop runs in this thread"):
+            request.run()
 
 
 async def test_what_was_cancelled_while_it_was_stalled_is_not_done() -> None:
