@@ -43,7 +43,6 @@ from shared.protocol.wire import FileInfo, Route, check_modified, check_name, de
 
 from .chunks import Chunk
 from .connection.connector import Connector
-from .connection.managed import Connection
 from .connection.states import ConnectionState
 from .events import TransferEvent, TreeEvent
 from .requests.base import MAX_REQUEST_N, MAX_SMALL_BYTES

@@ -67,11 +67,16 @@ class Files(Protocol):
         overwrite: bool = True,
         digest: str | None = DEFAULT_ALGORITHM,
         upload_id: str | None = None,
+        remember: bool = False,
         modified: float | None = None,
         limit: RateLimit | None = None,
         deadline: float | None = None,
     ) -> Observable[TransferEvent]:
         """Uploads a file of any size, a chunk at a time; `retry` resumes it where the server has it."""
+        ...
+
+    def discard(self, upload_id: str, *, deadline: float | None = None) -> Observable[int]:
+        """Drops what the server has of an unfinished upload of this user; one under way fails with Superseded."""
         ...
 
     def download_to(
@@ -80,6 +85,7 @@ class Files(Protocol):
         sink: SinkLike,
         *,
         offset: int = 0,
+        keep_part: bool = True,
         window: int | None = None,
         digest: str | None = DEFAULT_ALGORITHM,
         limit: RateLimit | None = None,
@@ -111,6 +117,7 @@ class Files(Protocol):
         include: NameFilter | None = None,
         exclude: NameFilter | None = None,
         overwrite: bool = True,
+        remember: bool = False,
         follow_symlinks: bool = False,
         max_concurrent: int = 4,
         each: EachTransfer | None = None,

@@ -248,6 +248,27 @@ async def test_dashboard_takes_keys_on_a_terminal() -> None:
             os.close(theirs)
 
 
+async def test_ui_thread(tmp_path: Path) -> None:
+    """Without a window, as where there is no display."""
+    path = tmp_path / "upload.bin"
+    path.write_bytes(bytes(8_000_000))
+    example = ("rx_client.examples.ui_thread", "--no-window")
+    async with serve() as server:
+        async with a_process(*example, server.uri, str(path)) as process:
+            stdout, stderr = await process.communicate()
+        assert (process.returncode, stderr) == (0, b"")
+        assert server.data.files == {"upload.bin": path.read_bytes()}
+        lines = stdout.decode().splitlines()
+        assert lines[0] == "started"
+        assert "paused" in lines
+        assert lines[-1] == "upload.bin is stored: 8,000,000 bytes"
+        uri = server.uri
+    async with a_process(*example, uri, str(path)) as process:
+        stdout, stderr = await process.communicate()
+    assert process.returncode == 1
+    assert stderr.decode().startswith(f"no connection to {uri}")
+
+
 async def test_slow_consumer() -> None:
     status, stdout, stderr = await run_examples("slow_consumer")
     assert (status, stderr) == (0, "")

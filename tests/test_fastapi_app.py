@@ -163,6 +163,7 @@ async def test_a_slow_store_holds_the_uploading_peer_back(
     await eventually(lambda: server.work.active == 0)
     store.before_append.open()
     assert await store.names() == ["large", "up"]
+    await eventually(lambda: not store.inner._parts)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -26,7 +26,18 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from .. import Completed, Failed, FileClient, Progress, Skipped, Started, TotalProgress, TransferEvent, TreeEvent
+from .. import (
+    Completed,
+    Failed,
+    FileClient,
+    NotFound,
+    Progress,
+    Skipped,
+    Started,
+    TotalProgress,
+    TransferEvent,
+    TreeEvent,
+)
 from .. import rate_limit as shared_limit
 from ..operators import retry_backoff, total_progress, transfer_all, with_rate
 from .context import Context, check
@@ -59,6 +70,7 @@ class Row:
         state: In a word.
         has_ended: Whether nothing follows.
         resumed_from: Where each attempt began.
+        upload_id: The upload's; None before it has begun.
     """
 
     def __init__(self, name: str, transfer: Observable[TransferEvent]) -> None:
@@ -68,6 +80,7 @@ class Row:
         self.state = "waiting"
         self.has_ended = False
         self.resumed_from: list[int] = []
+        self.upload_id: str | None = None
         self.events: Final[Observable[TreeEvent]] = self.commands.pipe(
             ops.map(lambda command: self._obey(command, transfer)),
             ops.switch_latest(),
@@ -103,8 +116,8 @@ class Row:
     def _see(self, event: TreeEvent) -> None:
         self.has_ended = isinstance(event, Completed | Skipped | Failed)
         match event:
-            case Started(resumed_from=offset):
-                self.state = "running"
+            case Started(upload_id, _, offset):
+                self.state, self.upload_id = "running", upload_id
                 self.resumed_from.append(offset)
             case Progress():
                 self.progress = event
@@ -179,6 +192,10 @@ async def run(context: Context) -> None:
         together = reactivex.merge(*(row.events for row in rows)).pipe(total_progress(), with_rate())
         with _display(context, board) as show:
             await together.pipe(ops.do_action(show))
+        for row in rows:
+            if row.state == _CANCELLED and row.upload_id is not None:
+                with suppress(NotFound):
+                    await files.discard(row.upload_id)
         stored = await files.list_files(prefix=f"{prefix}/").pipe(ops.to_list())
         await reactivex.from_iterable(stored).pipe(ops.map(files.delete), transfer_all(4), ops.count())
 

@@ -9,22 +9,29 @@ Run it beside a file server, and move a file of any size through it::
 
 An upload reads the HTTP request as the file server stores it, and a download asks the file server for more as the HTTP
 peer takes it; a window of chunks is all that this process holds of a file. When the HTTP peer leaves, its transfer is
-cancelled, down to the file server's disk, and nothing is published. What is downloaded is one version of the file.
+cancelled, down to the file server's disk, and what has come of an upload is dropped. What is downloaded is one version
+of the file.
 """
 
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Final
+from uuid import uuid4
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from reactivex import Observable
 from starlette.requests import ClientDisconnect
 
-from shared import (
+from shared import FileInfo
+
+from .. import (
     AlreadyExists,
-    FileInfo,
+    Chunk,
+    Completed,
+    FileClient,
+    Files,
     InvalidName,
     NotFound,
     PermissionDenied,
@@ -32,8 +39,6 @@ from shared import (
     TooLarge,
     TransferError,
 )
-
-from .. import Chunk, Completed, FileClient, Files
 from ..operators import to_async_iter
 
 _WINDOW: Final = 4  # chunks of 256 KiB on their way, for each transfer
@@ -70,7 +75,13 @@ Client = Annotated[Files, Depends(file_client)]
 async def upload(name: str, request: Request, files: Client) -> FileInfo:
     length = request.headers.get("content-length")
     size = None if length is None else int(length)
-    last = await files.upload_from(name, request.stream(), size=size, window=_WINDOW)
+    upload_id = uuid4().hex
+    try:
+        last = await files.upload_from(name, request.stream(), size=size, window=_WINDOW, upload_id=upload_id)
+    except ClientDisconnect:
+        with suppress(TransferError):
+            await files.discard(upload_id)  # no other request goes on with it
+        raise
     assert isinstance(last, Completed), "it is what an upload's last event is"
     return last.info
 

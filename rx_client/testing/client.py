@@ -10,9 +10,9 @@ from reactivex import Observable, abc
 from shared.errors import ConnectionFailed, RemoteError, TransferError
 from shared.protocol.wire import check_name
 
-from ..client import FileClient
 from ..connection.options import ConnectOptions
 from ..events import TransferEvent
+from ..file_client import FileClient
 from ..rx.deadlines import within
 from ..rx.observables import TransferObservable
 from .connector import FakeConnector
@@ -38,7 +38,8 @@ class FakeFileClient(FileClient):
 
     Faults happen once each, in the order in which they were asked for, and are counted in bytes of content, of uploads
     and downloads of all kinds: those of a `name`, or all. A fault after 0 bytes happens when the next request begins.
-    A transfer's item is cut where the fault is: what came before it has arrived.
+    A transfer's item is cut where the fault is: what came before it has arrived. Files are real, where a method has a
+    path, and so is the record of `remember=True`, in the folder that `RXFILES_STATE` names.
 
     Time is real, unless a test takes a `reactivex.testing.TestScheduler`. Subscribe with `scheduler=` one, or begin
     the pipe in its `start`, and operators such as `ops.timeout`, `stall_timeout` and `retry_backoff` count its time;

@@ -2,6 +2,7 @@
 
 from collections import deque
 from typing import Final, cast
+from uuid import uuid4
 
 from reactivex import Observable
 from reactivex.subject import BehaviorSubject
@@ -24,12 +25,14 @@ class FakeConnector:
 
     Attributes:
         loop: The event loop where it was made; None if there was none, for that of each subscription.
+        uris: See `Connector`.
         progress_timeout: See `ConnectOptions`.
         refusals: What the next attempts to connect fail with.
     """
 
     def __init__(self, server: FakeServer, progress_timeout: float) -> None:
         self.loop: Final = running_loop()
+        self.uris: Final = (f"fake://{uuid4().hex}",)  # of a server of its own
         self.progress_timeout: Final = progress_timeout
         self.is_closed = False
         self.refusals: Final[deque[ConnectionFailed]] = deque()

@@ -8,6 +8,7 @@ iteration, as those of a connection.
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, TypeVar
 
 from rsocket.error_codes import ErrorCode
@@ -306,8 +307,9 @@ class _Upload(_Half):
             return
         part = self._part = store.begin(self._name, request)
         if part.supersede is not None:
-            part.supersede()
-        part.supersede = self._supersede
+            text = f"a newer upload of {self._name!r} with the same id took over"
+            part.supersede(Superseded(text, name=self._name))
+        part.supersede = partial(self._peer.fail, self._id)
         self._receiver = UploadReceiver(len(part.content), request.size, request.digest)
         self._send(Receipt(len(part.content)))
         self._ask_for(DEFAULT_WINDOW)
@@ -341,10 +343,6 @@ class _Upload(_Half):
         except IntegrityError:
             peer.server.store.parts.pop(self._request.upload_id, None)  # what is wrong must not be resumed
             raise
-
-    def _supersede(self) -> None:
-        text = f"a newer upload of {self._name!r} with the same id took over"
-        self._peer.fail(self._id, Superseded(text, name=self._name))
 
     def _send(self, receipt: Receipt) -> None:
         is_last = receipt.info is not None

@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 
 import pytest
 
-from ..client import FileClient
+from ..file_client import FileClient
 
 __all__ = ["file_client", "file_server"]
 

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from rsocket.payload import Payload
 
-from shared.errors import AlreadyExists, Changed, IntegrityError, InvalidRequest, NotFound, UnknownRoute
+from shared.errors import AlreadyExists, Changed, IntegrityError, InvalidRequest, NotFound, Superseded, UnknownRoute
 from shared.protocol.digest import DEFAULT_ALGORITHM, Digest
 from shared.protocol.messages import (
     ChunkHead,
@@ -31,13 +31,13 @@ class Part:
 
     Attributes:
         content: What has arrived.
-        supersede: Ends the attempt that adds to it; None while there is none.
+        supersede: Ends the attempt that adds to it, with that error; None while there is none.
     """
 
     def __init__(self, spec: tuple[str, int | None, str | None]) -> None:
         self.spec: Final = spec
         self.content = bytearray()
-        self.supersede: Callable[[], None] | None = None
+        self.supersede: Callable[[Superseded], None] | None = None
 
 
 class _Known(NamedTuple):
@@ -81,6 +81,9 @@ class FakeStore:
             case Route.UPLOAD_STATUS:
                 part = self._part(name, FileRequest.from_json(said))
                 return Payload(b"", transfer_metadata(Receipt(len(part.content))))
+            case Route.UPLOAD_DISCARD:
+                committed = self._discard(FileRequest.from_json(said).upload_id or "")
+                return Payload(b"", transfer_metadata(Receipt(committed)))
             case _:
                 raise UnknownRoute(f"no route {route!r} for request-response")
 
@@ -151,6 +154,14 @@ class FakeStore:
         if part is None or part.spec[0] != name:
             raise NotFound(f"no unfinished upload {request.upload_id!r} of {name!r}", name=name)
         return part
+
+    def _discard(self, upload_id: str) -> int:
+        part = self.parts.pop(upload_id, None)
+        if part is None:
+            raise NotFound(f"no unfinished upload {upload_id!r}")
+        if part.supersede is not None:
+            part.supersede(Superseded("the upload was discarded"))
+        return len(part.content)
 
     def _delete(self, name: str, request: FileRequest) -> FileInfo:
         info = self._look(name).info

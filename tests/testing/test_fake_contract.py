@@ -14,6 +14,7 @@ from reactivex import Observable
 from reactivex import operators as ops
 
 from rx_client import Completed, Connected, Disconnected, Failed, FileClient, Files, Progress, Started
+from rx_client.client import Client
 from rx_client.operators import for_each_async, map_async, retry_backoff
 from rx_client.testing import FakeFileClient
 from server import ChatData, serve
@@ -52,7 +53,10 @@ def scenario(function: Scenario) -> Scenario:
 
 
 @pytest.mark.parametrize("play", scenarios, ids=lambda each: each.__name__)
-async def test_the_fake_does_what_the_real_client_does(play: Scenario, tmp_path: Path) -> None:
+async def test_the_fake_does_what_the_real_client_does(
+    play: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RXFILES_STATE", str(tmp_path / "state"))
     folders = [tmp_path / "real", tmp_path / "fake"]
     for folder in folders:
         folder.mkdir()
@@ -358,6 +362,45 @@ async def an_upload_id_in_use_for_another_file(world: World) -> object:
 
 
 @scenario
+async def an_upload_that_is_discarded(world: World) -> object:
+    waits, begun = asyncio.Event(), list[object]()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield DATA[:CHUNK]
+        await waits.wait()
+
+    upload = world.files.upload_from("up", slow(), upload_id="x", size=len(DATA), chunk_size=CHUNK)
+    uploading = asyncio.ensure_future(story(upload.pipe(ops.do_action(begun.append))))
+    await eventually(lambda: len(begun) == 2)
+    discarded = await story(world.files.discard("x"), world.files.discard("x"))
+    return [discarded, await uploading, await story(world.files.upload_from("other", b"new", upload_id="x"))]
+
+
+@scenario
+async def uploads_that_are_remembered(world: World) -> object:
+    path = world.folder / "source"
+    path.write_bytes(DATA)
+    os.utime(path, (1000, 1000))
+
+    def upload() -> Observable[Any]:
+        return world.files.upload_from("up", path, remember=True, chunk_size=CHUNK, window=1)
+
+    one = await upload().pipe(ops.take_while(lambda event: not isinstance(event, Progress), inclusive=True))
+    assert isinstance(one, Progress)
+    await world.files.settle()
+    seen = await upload().pipe(ops.to_list())
+    assert isinstance(seen[0], Started)
+    return [seen[0].resumed_from > 0, seen[-1]]
+
+
+@scenario
+async def downloads_that_leave_no_part(world: World) -> object:
+    world.stored["large"] = content(1_500_000)
+    download = world.files.download_to("large", world.folder / "target", keep_part=False)
+    return [await story(download.pipe(ops.take(1)), world.files.download_to("a", world.folder / "a", keep_part=False))]
+
+
+@scenario
 async def a_download_that_is_retried(world: World) -> object:
     world.stored["large"] = content(1_500_000)
     is_lost = False
@@ -438,6 +481,24 @@ async def a_lost_connection_and_the_next_one(world: World) -> object:
 
 
 @scenario
+async def a_client_that_is_closed(world: World) -> object:
+    waits = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield DATA[:CHUNK]
+        await waits.wait()
+
+    states, begun = list[object](), list[object]()
+    upload = world.files.upload_from("up", slow(), upload_id="x", size=len(DATA), chunk_size=CHUNK)
+    uploading = asyncio.ensure_future(story(upload.pipe(ops.do_action(begun.append))))
+    watching = asyncio.ensure_future(story(world.files.connection_state().pipe(ops.do_action(states.append))))
+    await eventually(lambda: len(begun) == 2 and states)
+    await world.files.close()
+    await world.files.close()
+    return [await uploading, await watching, await story(world.files.stat("a"), world.files.upload_from("x", b""))]
+
+
+@scenario
 async def arguments_that_are_wrong(world: World) -> object:
     files: Any = world.files
     calls: list[Callable[[], object]] = [
@@ -451,6 +512,8 @@ async def arguments_that_are_wrong(world: World) -> object:
         lambda: files.download_chunks("x", window=0),
         lambda: files.list_files(0),
         lambda: files.stat("x", deadline=0),
+        lambda: files.discard(".."),
+        lambda: files.upload_from("x", b"", remember=True),
         lambda: files.upload_tree("x", max_concurrent=0),
     ]
     told: list[object] = []
@@ -476,11 +539,10 @@ async def deadlines(world: World) -> object:
 
 def test_the_protocol_has_the_methods_of_the_client_as_they_are() -> None:
     """So that what takes `Files` can do all that the client can."""
-    private = {"connect", "requests", "settle"}
-    public = {name for name in vars(FileClient) if not name.startswith("_")} - private
+    public = {name for name in vars(Client) if not name.startswith("_")} - {"requests"}
     assert {name for name in vars(Files) if not name.startswith("_")} == public
     for name in public - {"scheduler", "list_files"}:
-        assert inspect.signature(getattr(Files, name)) == inspect.signature(getattr(FileClient, name)), name
+        assert inspect.signature(getattr(Files, name)) == inspect.signature(getattr(Client, name)), name
 
 
 async def test_a_fake_that_is_dropped_leaves_nothing() -> None:

@@ -325,7 +325,7 @@ async def test_it_can_be_closed(tmp_path: Path) -> None:
     files.stall()
     downloading = asyncio.ensure_future(_last(files.download_to("a", tmp_path / "a")))
     await files.stalled()
-    await files._fake.close()
+    await files.close()
     with pytest.raises(ClientClosed):
         await downloading
     with pytest.raises(ClientClosed):
