@@ -36,6 +36,10 @@ class FakeFileClient(FileClient):
             await download_report(files, tmp_path)  # the application's code
             assert (tmp_path / "report.csv").read_bytes() == files.files["report.csv"]
 
+    To code that connects by itself, give it with pytest's monkeypatch and contextlib's nullcontext::
+
+        monkeypatch.setattr(FileClient, "connect", lambda *_, **__: nullcontext(files))
+
     Faults happen once each, in the order in which they were asked for, and are counted in bytes of content, of uploads
     and downloads of all kinds: those of a `name`, or all. A fault after 0 bytes happens when the next request begins.
     A transfer's item is cut where the fault is: what came before it has arrived. Files are real, where a method has a

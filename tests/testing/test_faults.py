@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from reactivex import Observable
 from reactivex import operators as ops
 from reactivex.testing import TestScheduler
 
-from rx_client import Completed, Connected, Disconnected, Progress, Retrying, Started, TransferEvent
+from rx_client import Completed, Connected, Disconnected, FileClient, Progress, Retrying, Started, TransferEvent
 from rx_client.operators import progress_every, retry_backoff, stall_timeout, with_rate
 from rx_client.testing import FakeFileClient
 from shared import (
@@ -318,6 +319,13 @@ def test_scripts_of_several_transfers_are_merged() -> None:
     assert [(each.time, each.value.value) for each in seen.messages[:-1]] == [
         *((201, "a"), (202, "b"), (203, "a"), (204, "b"))
     ]
+
+
+async def test_an_application_that_connects_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeFileClient({"a": b"content"})
+    monkeypatch.setattr(FileClient, "connect", lambda *_, **__: nullcontext(fake))
+    async with FileClient.connect("tcp://anywhere", auth=("alice", "secret")) as files:
+        assert await files.download("a") == b"content"
 
 
 async def test_it_can_be_closed(tmp_path: Path) -> None:
