@@ -52,6 +52,7 @@ from .events import (
     TreeEvent,
 )
 from .file_client import FileClient
+from .files import Files
 from .requests.cold import ColdReactiveXClient
 from .transfers.limit import RateLimit, rate_limit
 from .transfers.sinks import AsyncWriter
@@ -76,6 +77,7 @@ __all__ = [
     "Disconnected",
     "Failed",
     "FileClient",
+    "Files",
     "Forbidden",
     "IntegrityError",
     "InvalidName",

@@ -42,7 +42,7 @@ from shared.protocol.messages import (
 from shared.protocol.wire import FileInfo, Route, check_modified, check_name, decode_name, encode_name, request_metadata
 
 from .chunks import Chunk
-from .connection.managed import Connection
+from .connection.connector import Connector
 from .connection.states import ConnectionState
 from .events import TransferEvent, TreeEvent
 from .requests.base import MAX_REQUEST_N, MAX_SMALL_BYTES
@@ -95,7 +95,7 @@ class Client:
         rsocket: A connected rsocket, or a connection that is made again.
     """
 
-    def __init__(self, rsocket: RSocketBase | Connection) -> None:
+    def __init__(self, rsocket: RSocketBase | Connector) -> None:
         self._requests = ColdReactiveXClient(rsocket)
         self._connector = self._requests.connector
         self._tasks: set[asyncio.Task[None]] = set()

@@ -11,6 +11,7 @@ from shared.aio import running_loop
 
 from .blocking import BlockingFileClient
 from .client import Client
+from .connection.connector import Connector
 from .connection.managed import Connection
 from .connection.options import Auth, ConnectOptions
 from .rx.loops import check_is_running
@@ -27,7 +28,7 @@ class FileClient(Client):
         rsocket: A connected rsocket with composite metadata; it stays the caller's to close.
     """
 
-    def __init__(self, rsocket: RSocketBase | Connection) -> None:
+    def __init__(self, rsocket: RSocketBase | Connector) -> None:
         if isinstance(rsocket, str | Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
                 "FileClient(...) takes a connected rsocket; with a URI write "

@@ -25,6 +25,7 @@ from rx_client.connection.connector import Connector
 from rx_client.examples import etl, parallel, pipeline, racing, resumable, slow_consumer
 from rx_client.examples.__main__ import EXAMPLES, main
 from rx_client.examples.context import Context, WrongResult
+from rx_client.examples.own_tests import *  # noqa: F403 - they run here as they do in an application
 from rx_client.examples.relay import relay, slow_link
 from rx_client.operators import _map_async, _to_async_iter, retry_backoff
 from rx_client.requests.response import ResponseRequest
@@ -32,7 +33,7 @@ from rx_client.rx.demand import Hold, ItemCredit
 from rx_client.transfers.upload import UploadTransfer
 from server import ChatData, FileServer, MemoryStore, serve
 from shared import ServerError, StorageFull
-from tests.support import raw_server
+from tests.support import eventually, raw_server
 
 ROOT = Path(__file__).parents[1]
 STDLIB = Path(sysconfig.get_path("stdlib"))
@@ -90,6 +91,8 @@ def brief(name: str, folder: Path) -> list[str]:
     """Options that give an example less work than its defaults."""
     if name in ("parallel", "mirror_tree"):
         return ["--folder", str(folder)]
+    if name == "dashboard":
+        return ["--limit", "3000000"]
     if name in ("resumable", "slow_consumer", "pipeline"):
         return ["--file", str(LARGEST_SOURCE)]
     return []
@@ -205,6 +208,67 @@ async def test_resumable() -> None:
     assert stdout.splitlines()[-1].startswith("the same digest at both ends, and of what came back: xxh3-128:")
 
 
+async def test_dashboard() -> None:
+    status, stdout, stderr = await run_examples("dashboard", "--limit", "3000000")
+    assert (status, stderr) == (0, "")
+    first, *others, last = stdout.splitlines()
+    assert (offset := re.fullmatch(r"\S+: completed, went on at ([\d,]+)", first))
+    assert number(offset[1]) > 0
+    assert [line.rpartition(": ")[2] for line in others] == ["completed", "completed"]
+    assert last.endswith(": cancelled")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+async def test_dashboard_takes_keys_on_a_terminal() -> None:
+    import pty
+    import termios
+
+    terminal, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    shown = bytearray()
+
+    def sees(text: str) -> bool:
+        return text.encode() in shown
+
+    arguments = ("rx_client.examples", "dashboard", "--limit", "20000")
+    async with a_process(*arguments, stdin=theirs, stdout=theirs, env={**os.environ, "TERM": "xterm"}) as process:
+        asyncio.get_running_loop().add_reader(terminal, lambda: shown.extend(os.read(terminal, 65536)))
+        try:
+            await eventually(lambda: sees("running"))
+            os.write(terminal, b"4c1p")
+            await eventually(lambda: sees("paused") and sees("cancelled"))
+            os.write(terminal, b"pq")
+            async with asyncio.timeout(20):
+                assert await process.wait() == 0
+            await eventually(lambda: shown.decode().count(": cancelled") == 4)
+            assert termios.tcgetattr(theirs) == before, "the terminal is as it was"
+        finally:
+            asyncio.get_running_loop().remove_reader(terminal)
+            os.close(terminal)
+            os.close(theirs)
+
+
+async def test_ui_thread(tmp_path: Path) -> None:
+    """Without a window, as where there is no display."""
+    path = tmp_path / "upload.bin"
+    path.write_bytes(bytes(8_000_000))
+    example = ("rx_client.examples.ui_thread", "--no-window")
+    async with serve() as server:
+        async with a_process(*example, server.uri, str(path)) as process:
+            stdout, stderr = await process.communicate()
+        assert (process.returncode, stderr) == (0, b"")
+        assert server.data.files == {"upload.bin": path.read_bytes()}
+        lines = stdout.decode().splitlines()
+        assert lines[0] == "started"
+        assert "paused" in lines
+        assert lines[-1] == "upload.bin is stored: 8,000,000 bytes"
+        uri = server.uri
+    async with a_process(*example, uri, str(path)) as process:
+        stdout, stderr = await process.communicate()
+    assert process.returncode == 1
+    assert stderr.decode().startswith(f"no connection to {uri}")
+
+
 async def test_slow_consumer() -> None:
     status, stdout, stderr = await run_examples("slow_consumer")
     assert (status, stderr) == (0, "")
@@ -252,9 +316,9 @@ async def test_each_against_a_server_with_files_of_other_clients(folder: Path) -
         assert {"theirs.csv", "some files/empty", "pydoc_data/topics.py"} <= set(listed), (
             "the examples used that server"
         )
-        assert [name for name in listed if re.match("(mirror|etl|resumable|slow-consumer|pipeline)-", name)] == [
-            "etl-theirs/report.csv"
-        ], "the examples deleted their own files, and no others"
+        assert [
+            name for name in listed if re.match("(mirror|dashboard|etl|resumable|slow-consumer|pipeline)-", name)
+        ] == ["etl-theirs/report.csv"], "the examples deleted their own files, and no others"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
@@ -325,6 +389,7 @@ class Unlisted(dict[str, bytes]):
         ("mirror_tree", Altered, "came back with other bytes"),
         ("mirror_tree", Truncated, "came back with other bytes"),
         ("mirror_tree", Unlisted, "was uploaded, and hasn't come back"),
+        ("dashboard", Unlisted, "are completed"),
         ("etl", Altered, "a direct count gives another report"),
         ("etl", Truncated, "came back as something that isn't our CSV"),
         ("etl", Unlisted, "a direct count gives another report"),

@@ -9,7 +9,7 @@ from shared import errors
 
 EXPORTED = {
     "rx_client": {
-        *("AsyncWriter", "BlockingFileClient", "Chunk", "ColdReactiveXClient", "FileClient", "parse_uri"),
+        *("AsyncWriter", "BlockingFileClient", "Chunk", "ColdReactiveXClient", "FileClient", "Files", "parse_uri"),
         *("ConnectOptions", "Connected", "Connecting", "ConnectionState", "Disconnected"),
         *("Completed", "Progress", "Retrying", "Started", "TransferEvent"),
         *("Failed", "Skipped", "TotalProgress", "TreeEvent"),

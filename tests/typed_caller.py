@@ -18,6 +18,7 @@ from rx_client import (
     Completed,
     Failed,
     FileClient,
+    Files,
     Progress,
     Retrying,
     Skipped,
@@ -28,6 +29,7 @@ from rx_client import (
     rate_limit,
 )
 from rx_client.operators import for_each_async, from_async_iter, retry_backoff, total_progress, with_rate
+from rx_client.testing import FakeFileClient
 from shared import FileInfo, NotFound, is_retryable
 
 
@@ -74,6 +76,18 @@ def trees_and_operators(files: FileClient) -> None:
     )
     assert_type(from_async_iter(rows), Observable[int])
     assert_type(from_async_iter(rows).pipe(ops.map(str), for_each_async(takes_text)), Observable[int])
+
+
+def takes_any_client(files: Files) -> None:
+    assert_type(files.upload_from("name", b"").pipe(retry_backoff()), Observable[TransferEvent])
+    assert_type(files.list_files(), Observable[str])
+    assert_type(files.list_files(details=True), Observable[FileInfo])
+
+
+def gives_clients(real: FileClient, fake: FakeFileClient) -> None:
+    takes_any_client(real)
+    takes_any_client(fake)
+    fake.script("name", (0, Started(None, 10, 0)), (1.5, Progress(5, 10)), (2, NotFound("gone")))
 
 
 def sees_events(event: TreeEvent) -> str:

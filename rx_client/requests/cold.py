@@ -19,7 +19,7 @@ from rsocket.rsocket_base import RSocketBase
 from shared.aio import running_loop
 
 from ..connection.connector import Connector, GivenConnection
-from ..rx.loops import disposable_on
+from ..rx.loops import disposable_on, required_loop
 from ..rx.observables import LoopObservable
 from ..rx.publishers import PublisherLike, to_publisher
 from .base import MAX_ITEM_BYTES, MAX_REQUEST_N, Request, checked
@@ -221,7 +221,7 @@ class _ColdObservable(LoopObservable[T_co]):
     def _subscribe_core(
         self, observer: abc.ObserverBase[T_co], scheduler: abc.SchedulerBase | None = None
     ) -> abc.DisposableBase:
-        loop = asyncio.get_running_loop()
+        loop = required_loop()
         rsocket = self._connector.current()
         if rsocket is not None:
             request = self._make(rsocket, observer)

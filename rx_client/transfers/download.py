@@ -185,6 +185,11 @@ class SinkRequest(RangeRequest):
                 return True
         return False
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that has arrived is written."""
+        return self._job.is_idle
+
     async def stop(self) -> None:
         """Ends the request; nothing is written any more when this returns."""
         self.cancel()
