@@ -25,7 +25,7 @@ VERBS: Final = {
     "cat": "Writes files to standard output.",
     "ls": "Lists the server's files.",
     "stat": "Shows what the server knows of files.",
-    "mv": "Renames a file on the server.",
+    "mv": "Renames files on the server.",
     "rm": "Deletes files on the server.",
 }
 """The verbs, and the first sentences of their help; each is the function of that name in the module of that name."""

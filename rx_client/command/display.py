@@ -103,8 +103,7 @@ class Lines(Display):
             case Started(total=total, resumed_from=position) if position:
                 self.note(f"{event.name}: resuming at {show_percent(position, total)}")
             case Retrying(attempt, delay, cause):
-                self.note(f"{event.name}: {describe(cause).sentence}")
-                self.note(f"{event.name}: retry {attempt} in {show_seconds(delay)}")
+                self.note(f"{event.name}: {cause}; retry {attempt} in {show_seconds(delay)}")
             case Skipped(name, reason):
                 self.note(f"{name} is skipped: {reason}")
             case Change(action, name, to, reason, is_planned):
@@ -142,8 +141,7 @@ class JsonLines(Display):
             case Started():
                 self._emit("started", **_without("upload_id", asdict(event)))
             case Retrying(attempt, delay, cause):
-                failure = describe(cause)
-                reason = {"error": failure.kind, "message": failure.sentence}
+                reason = {"error": describe(cause).kind, "message": str(cause)}
                 self._emit("retrying", name=event.name, attempt=attempt, delay=delay, **reason)
             case Completed(info):
                 self._emit("completed", **asdict(info))

@@ -51,8 +51,7 @@ def _and(advice: str) -> Callable[[Exception], str]:
 
 def _connection(error: Exception) -> str:
     """The client's sentence, in the words of the command's options."""
-    text = _text(error).replace("tls=... says", "--ca FILE says").replace("(tls=...)", "(--cert FILE)")
-    return text.replace("(tcp://)", "(--server tcp://...)").replace("(tcps://)", "(--server tcps://...)")
+    return _text(error).replace("tls=... says", "--ca FILE says").replace("(tls=...)", "(--cert FILE)")
 
 
 def _no_connection(error: Exception) -> str:

@@ -14,6 +14,7 @@ from shared import AlreadyExists
 from .. import TreeEvent, rate_limit
 from ..operators import transfer_all
 from ..transfers.folders import unsafe_reason
+from .expected import bytes_at_server
 from .failures import UsageError
 from .folders import as_folder, is_folder, last_part, or_folder_error
 from .happenings import Happening
@@ -50,7 +51,7 @@ def get(
     no_overwrite: NoOverwrite = False,
     digest: DigestName = "xxh3-128",
 ) -> Observable[Happening]:
-    """Downloads files, or with -r also folders.
+    """Downloads files or folders.
 
     A file is written beside its place, verified, and moved there in one step. What an interrupted download has left is
     resumed when the same command runs again.
@@ -95,11 +96,16 @@ def get(
             found = reactivex.defer(lambda _: get_file(name)).pipe(or_folder_error(files, name))
         return found.pipe(failure_alone(name))
 
+    if len(names) == 1 and not recursive:
+        expected = None  # a single file says so itself
+    else:  # what is skipped can't be counted on, and files that are named one by one aren't asked for first
+        is_counted = recursive and not keeps_existing
+        expected = bytes_at_server(files, names, include, exclude) if is_counted else reactivex.empty()
     return reactivex.from_iterable(names).pipe(
         ops.map(get_either),
         transfer_all(1 if recursive else transfers),  # a folder has so many transfers itself
         existing(is_failure=not ignore_existing),
-        with_total(run.period),
+        with_total(run.period, expected),
     )
 
 

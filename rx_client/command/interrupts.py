@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.on_exit: Callable[[], None] = _nothing
         self._on_first: Callable[[], object] | None = None
+        self._has_begun = False
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 signal.signal(number, self._on_signal)
@@ -43,9 +45,12 @@ class Interrupts:
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         on_first, self._on_first = self._on_first, None
         if on_first is not None:
+            self._has_begun = True
             on_first()
             return
         self.on_exit()
+        if not self._has_begun:
+            print("rxfiles: interrupted", file=sys.stderr)
         os._exit(Exit.INTERRUPTED)
 
 

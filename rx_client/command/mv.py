@@ -24,9 +24,9 @@ Target = Annotated[str, typer.Argument(metavar="TARGET", help="The new name; wit
 def mv(
     run: Run, source: Source, target: Target, recursive: Recursive = False, no_overwrite: NoOverwrite = False
 ) -> Observable[Change | Failed]:
-    """Renames a file on the server, or with -r the files of a folder.
+    """Renames files on the server.
 
-    Nothing is transferred.
+    Each in one step; nothing is transferred.
     """
     files = run.files
     if target.endswith("/"):

@@ -7,7 +7,7 @@ from rx_client import Completed, Failed, Progress, Skipped, Started, TotalProgre
 
 from .exits import Exit
 from .failures import describe
-from .happenings import Change, Happening
+from .happenings import Change, Happening, Listed
 
 __all__ = ["Outcome"]
 
@@ -17,7 +17,7 @@ class Outcome:
 
     Attributes:
         transferred: Files that were put or got.
-        changed: Files that were moved or deleted.
+        done: Files that were moved, deleted or shown.
         failed: Files that weren't.
         skipped: Files that were left out.
         moved: Bytes that were transferred by this run.
@@ -27,7 +27,7 @@ class Outcome:
     _STILL_SECONDS: Final = 5.0
 
     def __init__(self) -> None:
-        self.transferred = self.changed = self.failed = self.skipped = self.moved = 0
+        self.transferred = self.done = self.failed = self.skipped = self.moved = 0
         self.positions: dict[str, tuple[int, int | None]] = {}
         self._codes: set[Exit] = set()
         self._begun = self._moved_at = time.monotonic()
@@ -46,7 +46,7 @@ class Outcome:
     @property
     def completed(self) -> int:
         """Files with which what was asked for was done."""
-        return self.transferred + self.changed
+        return self.transferred + self.done
 
     @property
     def code(self) -> Exit:
@@ -73,7 +73,7 @@ class Outcome:
                 self._codes.add(describe(error).code)
             case Skipped():
                 self.skipped += 1
-            case Change("move" | "delete", is_planned=False):
-                self.changed += 1
+            case Listed() | Change("move" | "delete", is_planned=False):
+                self.done += 1
             case _:
                 pass

@@ -1,7 +1,8 @@
 """The operators that the verbs share: how a transfer is retried, what its failure is, and the total of many."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import replace
+from typing import TypeVar, cast
 
 import reactivex
 from reactivex import Observable
@@ -53,16 +54,28 @@ def existing(*, is_failure: bool) -> Operator[TreeEvent, TreeEvent]:
     return ops.map(decided)
 
 
-def with_total(period: float) -> Operator[TreeEvent, TreeEvent | TotalProgress]:
-    """Adds a `TotalProgress` to the events of the files themselves, every `period` seconds, and a last one."""
+def with_total(
+    period: float, expected: Observable[int] | None = None
+) -> Operator[TreeEvent, TreeEvent | TotalProgress]:
+    """Adds a `TotalProgress` to the events of the files themselves, every `period` seconds, and a last one.
+
+    Args:
+        period: Seconds.
+        expected: Emits the bytes of all files when they are counted, which goes on beside the transfers; nothing if
+            they can't be. None for those of the files that have begun.
+    """
+
+    def total_of(events: Observable[TreeEvent]) -> Observable[TotalProgress]:
+        summed = events.pipe(total_progress(), ops.filter(lambda event: isinstance(event, TotalProgress)))
+        totals = cast("Observable[TotalProgress]", summed)
+        if expected is None:
+            return totals
+        known: Observable[int | None] = expected
+        known = known.pipe(ops.catch(reactivex.empty()), ops.start_with(None))
+        pairs: Observable[tuple[TotalProgress, int | None]] = totals.pipe(ops.with_latest_from(known))
+        return pairs.pipe(ops.map(lambda pair: replace(pair[0], total=pair[1])))
 
     def both(events: Observable[TreeEvent]) -> Observable[TreeEvent | TotalProgress]:
-        total = events.pipe(
-            total_progress(),
-            ops.filter(lambda event: isinstance(event, TotalProgress)),
-            with_rate(),
-            progress_every(period),
-        )
-        return reactivex.merge(events, total)
+        return reactivex.merge(events, total_of(events).pipe(with_rate(), progress_every(period)))
 
     return ops.publish(both)

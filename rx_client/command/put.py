@@ -13,6 +13,7 @@ from reactivex import operators as ops
 
 from .. import TreeEvent, rate_limit
 from ..operators import transfer_all
+from .expected import bytes_here
 from .failures import UsageError
 from .folders import as_folder, is_folder
 from .happenings import Happening
@@ -50,7 +51,7 @@ def put(
     no_overwrite: NoOverwrite = False,
     digest: DigestName = "xxh3-128",
 ) -> Observable[Happening]:
-    """Uploads files, with -r also folders, or standard input.
+    """Uploads files, folders, or standard input.
 
     A file can be seen on the server when all of it is there, and verified. What an interrupted upload has left there is
     resumed when the same command runs again, within a day.
@@ -91,11 +92,15 @@ def put(
         into = as_folder(to) + _own_name(path)
         return is_folder(files, to).pipe(ops.flat_map(lambda yes: put_file(path, into if yes else to)))
 
+    if len(paths) == 1 and not recursive:
+        expected = None  # a single file says so itself
+    else:  # what is skipped can't be counted on
+        expected = bytes_here(paths, include, exclude) if overwrite else reactivex.empty()
     return reactivex.from_iterable(paths).pipe(
         ops.map(put_either),
         transfer_all(1 if recursive else transfers),  # a folder has so many transfers itself
         existing(is_failure=not ignore_existing),
-        with_total(run.period),
+        with_total(run.period, expected),
     )
 
 

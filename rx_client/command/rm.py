@@ -22,7 +22,10 @@ Names = Annotated[list[str], typer.Argument(metavar="NAME", help="The files' nam
 
 
 def rm(run: Run, names: Names, recursive: Recursive = False, dry_run: DryRun = False) -> Observable[Change | Failed]:
-    """Deletes files on the server, or with -r all files of folders. It doesn't ask."""
+    """Deletes files on the server.
+
+    It doesn't ask.
+    """
     files = run.files
     if recursive and not all(map(as_folder, names)):
         raise UsageError("rm -r takes the name of a folder: without one it would delete every file of the server")

@@ -170,7 +170,15 @@ class Session:
 def _display(verb: str, outcome: Outcome, *, as_json: bool, quiet: bool) -> Display:
     if as_json:
         return JsonLines(verb, outcome)
-    return Display(verb, outcome) if quiet else Lines(verb, outcome)
+    if quiet:
+        return Display(verb, outcome)
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        from rich.console import Console  # noqa: PLC0415 - which takes its time, and is for terminals
+
+        from .bars import Bars  # noqa: PLC0415
+
+        return Bars(verb, outcome, Console(stderr=True))
+    return Lines(verb, outcome)
 
 
 def _drop_stdout() -> None:
