@@ -36,6 +36,7 @@ completed     name, size, etag, modified, digest
 skipped       name, reason
 failed        name, error, message, exit_code
 change        action (put, get, move, delete), name, to (of move), reason, dry_run: of `sync`, `mv` and `rm`
+note          message: nothing that a script needs
 error         error, message, exit_code: ends the command
 interrupted   message
 summary       exit_code, completed, failed, skipped, bytes (moved), seconds: always the last line

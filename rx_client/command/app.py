@@ -22,6 +22,7 @@ __all__ = ["VERBS", "main"]
 VERBS: Final = {
     "put": "Uploads files, folders, or standard input.",
     "get": "Downloads files or folders.",
+    "sync": "Makes a folder like another one, here and on the server.",
     "cat": "Writes files to standard output.",
     "ls": "Lists the server's files.",
     "stat": "Shows what the server knows of files.",

@@ -14,7 +14,7 @@ from shared import FileInfo
 
 from .exits import Exit
 from .failures import Failure, describe
-from .happenings import Change, Happening, Listed
+from .happenings import Change, Happening, Listed, Note
 from .outcome import Outcome
 from .words import show_bytes, show_date, show_percent, show_rate, show_seconds
 
@@ -106,6 +106,8 @@ class Lines(Display):
                 self.note(f"{event.name}: {cause}; retry {attempt} in {show_seconds(delay)}")
             case Skipped(name, reason):
                 self.note(f"{name} is skipped: {reason}")
+            case Note(message):
+                self.note(message)
             case Change(action, name, to, reason, is_planned):
                 done = f"would {action}" if is_planned else _DONE[action]
                 self.show(f"{done} {name}" + (f" to {to}" if to else "") + (f" ({reason})" if reason else ""))
@@ -152,6 +154,8 @@ class JsonLines(Display):
                 super().on_event(event)
             case Listed(info):
                 self._emit("file", **asdict(info))
+            case Note(message):
+                self._emit("note", message=message)
             case Change():
                 self._emit("change", **_without("is_planned", asdict(event)), dry_run=event.is_planned)
 

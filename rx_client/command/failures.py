@@ -10,11 +10,15 @@ from shared import errors
 
 from .exits import Exit
 
-__all__ = ["Failure", "UsageError", "describe"]
+__all__ = ["Failure", "RefusedError", "UsageError", "describe"]
 
 
 class UsageError(Exception):
     """The command line, or the environment, asks for something that can't be; nothing was done."""
+
+
+class RefusedError(Exception):
+    """What was asked for isn't done, since it would do too much harm if it isn't meant; nothing was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ _AGAIN: Final = _and("run the same command again: it goes on where it stopped")
 
 _TABLE: Final[list[tuple[type[Exception], Exit, Callable[[Any], str]]]] = [
     (UsageError, Exit.USAGE, _text),
+    (RefusedError, Exit.FAILED, _and("nothing was changed")),
     (errors.NotFound, Exit.NOT_FOUND, _and("`rxfiles ls` lists the names")),
     (errors.Unauthenticated, Exit.REFUSED, _unauthenticated),
     (errors.PermissionDenied, Exit.REFUSED, _text),
@@ -94,5 +99,6 @@ _TABLE: Final[list[tuple[type[Exception], Exit, Callable[[Any], str]]]] = [
         Exit.USAGE,
         lambda error: f"{_os_error(error)}; give another path, or -r for files of a folder",
     ),
+    (NotADirectoryError, Exit.USAGE, _os_error),
     (OSError, Exit.FAILED, _os_error),
 ]

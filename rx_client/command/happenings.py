@@ -6,7 +6,7 @@ from typing import Literal
 from rx_client import TotalProgress, TreeEvent
 from shared import FileInfo
 
-__all__ = ["Action", "Change", "Happening", "Listed"]
+__all__ = ["Action", "Change", "Happening", "Listed", "Note"]
 
 Action = Literal["put", "get", "move", "delete"]
 
@@ -43,5 +43,12 @@ class Change:
     is_planned: bool = False
 
 
-Happening = TreeEvent | TotalProgress | Listed | Change
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that a person may want to know."""
+
+    message: str
+
+
+Happening = TreeEvent | TotalProgress | Listed | Change | Note
 """What a verb emits."""
