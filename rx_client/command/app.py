@@ -28,8 +28,10 @@ VERBS: Final = {
     "stat": "Shows what the server knows of files.",
     "mv": "Renames files on the server.",
     "rm": "Deletes files on the server.",
+    "serve": "Serves files until it is interrupted.",
+    "users": "Adds, lists and removes a server's users.",
 }
-"""The verbs, and the first sentences of their help; each is the function of that name in the module of that name."""
+"""The verbs, and the first sentences of their help; each but the last two is a function in a module of its name."""
 
 _HELP: Final = """Files on an rxfiles server: verified, and resumed where they stopped.
 
@@ -55,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupts = Interrupts()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if given[:1] == ["serve"]:  # the same command line as that of `python -m server`, by the same parser
+            return _serve(given[1:])
         _app(given, interrupts)(given, prog_name="rxfiles")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else Exit.OK
@@ -73,7 +77,9 @@ def _app(arguments: Sequence[str], interrupts: Interrupts) -> typer.Typer:
     )
     app.callback()(_top)
     for name, summary in VERBS.items():
-        if name in arguments:
+        if name == "users" and name in arguments:
+            app.add_typer(_module(name).app, name=name)
+        elif name in arguments and name != "serve":
             app.command(name)(_with_session(name, getattr(_module(name), name), interrupts))
         else:
             app.command(name, help=summary)(_not_named)
@@ -99,6 +105,12 @@ Version = Annotated[
 
 def _top(version: Version = False) -> None:
     """Has the options that go before the verb."""
+
+
+def _serve(arguments: list[str]) -> int:
+    from server.__main__ import main as serve  # noqa: PLC0415 - for this verb only
+
+    return serve(arguments, "rxfiles serve")
 
 
 def _not_named() -> None:

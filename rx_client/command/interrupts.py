@@ -22,10 +22,11 @@ class Interrupts:
     nothing.
 
     Attributes:
-        on_exit: Called before such an exit; it leaves the terminal as it was.
+        on_exit: Called before such an exit. What a prompt has changed of the terminal is restored as well.
     """
 
     def __init__(self) -> None:
+        self._restore_terminal = _terminal_restorer()
         self.on_exit: Callable[[], None] = _nothing
         self._on_first: Callable[[], object] | None = None
         self._has_begun = False
@@ -49,12 +50,26 @@ class Interrupts:
             on_first()
             return
         self.on_exit()
+        self._restore_terminal()
         if not self._has_begun:
             print("rxfiles: interrupted", file=sys.stderr)
         os._exit(Exit.INTERRUPTED)
 
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+def _terminal_restorer() -> Callable[[], None]:
+    """A function that makes the terminal, if there is one, echo again what is typed, as it does now."""
+    try:
+        import termios  # noqa: PLC0415 - not on Windows
+    except ImportError:
+        return _nothing
+    try:
+        state = termios.tcgetattr(0)
+    except termios.error:
+        return _nothing
+    return lambda: termios.tcsetattr(0, termios.TCSANOW, state)
 
 
 def _nothing() -> None:

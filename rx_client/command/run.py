@@ -69,7 +69,6 @@ class Session:
     def __init__(self, verb: str, interrupts: Interrupts, *, as_json: bool, quiet: bool) -> None:
         self._interrupts = interrupts
         self._outcome = Outcome()
-        self._is_interrupted = False
         self._verb = verb
         self._is_json = as_json
         self._display = _display(verb, self._outcome, as_json=as_json, quiet=quiet)
@@ -91,16 +90,14 @@ class Session:
 
     def _run(self, find_target: Callable[[], Target], verb: Verb) -> Exit:
         try:
-            target = self._asking(find_target)
+            target = find_target()
             try:
                 return asyncio.run(self._connected(target, verb))
             except Unauthenticated:
                 if target.auth is not None or not can_ask():
                     raise
-                return asyncio.run(self._connected(self._asking(target.ask), verb))
-        except (asyncio.CancelledError, KeyboardInterrupt):
-            if not self._is_interrupted:
-                self._display.on_interrupted("interrupted")
+                return asyncio.run(self._connected(target.ask(), verb))
+        except asyncio.CancelledError:
             return Exit.INTERRUPTED
         except BrokenPipeError:
             raise
@@ -111,15 +108,6 @@ class Session:
             self._display.close()
             self._display.on_failure(failure)
             return failure.code
-
-    def _asking(self, ask: Callable[[], Target]) -> Target:
-        """Calls a function that may ask the user, and has to restore the terminal if it is interrupted."""
-
-        def interrupt() -> None:
-            raise KeyboardInterrupt
-
-        with self._interrupts.calling(interrupt):
-            return ask()
 
     async def _connected(self, target: Target, verb: Verb) -> Exit:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -134,7 +122,6 @@ class Session:
                 await connection.open()
                 await self._shown(events)
             except asyncio.CancelledError:
-                self._is_interrupted = True
                 self._display.close()
                 self._display.on_interrupted(self._how_to_go_on(run))
                 raise
