@@ -98,6 +98,7 @@ class ToServer(Direction):
             include=is_needed,
             max_concurrent=self.transfers,
             each=self.each,
+            remember=True,
             limit=self.limit,
         )
 

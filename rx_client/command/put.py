@@ -66,8 +66,8 @@ def put(
         run.again = "run the same command again: it goes on where it stopped"
 
     def put_file(path: str, name: str) -> Observable[TreeEvent]:
-        source = sys.stdin.buffer if path == _STDIN else path
-        upload = files.upload_from(name, source, overwrite=overwrite, digest=algorithm, limit=limit)
+        source, is_path = (sys.stdin.buffer, False) if path == _STDIN else (path, True)
+        upload = files.upload_from(name, source, overwrite=overwrite, digest=algorithm, remember=is_path, limit=limit)
         return upload.pipe(each, failure_alone(name))
 
     def put_folder(path: str, prefix: str) -> Observable[TreeEvent]:
@@ -80,6 +80,7 @@ def put(
             max_concurrent=transfers,
             each=each,
             digest=algorithm,
+            remember=True,
             limit=limit,
         )
 

@@ -126,8 +126,7 @@ class Session:
                 self._display.on_interrupted(self._how_to_go_on(run))
                 raise
             finally:
-                await connection.close()
-                await run.files.settle()
+                await run.files.close()
         return self._outcome.code
 
     async def _shown(self, events: Observable[Happening]) -> None:

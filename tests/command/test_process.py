@@ -74,6 +74,28 @@ async def test_an_interrupted_download_says_how_to_go_on_and_does(
     assert os.listdir(home) == ["large"]
 
 
+async def test_an_interrupted_upload_goes_on_in_the_next_process(
+    stored: FileServer, tmp_path: Path, home: Path
+) -> None:
+    content = os.urandom(8 * MIB)
+    (home / "large").write_bytes(content)
+    async with process("put", "large", "--bwlimit", "2M", "--json") as begun:
+        assert begun.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            while b'"progress"' not in await begun.stdout.readline():
+                pass
+        begun.send_signal(signal.SIGINT)
+        result = await ended(begun)
+    assert result.code == 130
+    assert [event["event"] for event in result.events][-2:] == ["interrupted", "summary"]
+    assert not (tmp_path / "store" / "large").exists()
+    async with process("put", "large") as begun:
+        result = await ended(begun)
+    assert result.code == 0
+    assert "large: resuming at " in result.err
+    assert (tmp_path / "store" / "large").read_bytes() == content
+
+
 def part_size(home: Path) -> int:
     return sum(path.stat().st_size for path in home.glob(".large.*.rxpart"))
 
