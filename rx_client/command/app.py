@@ -35,7 +35,8 @@ VERBS: Final = {
 
 _HELP: Final = """Files on an rxfiles server: verified, and resumed where they stopped.
 
-The server is --server URI, or RXFILES_SERVER; the user is RXFILES_USER, with RXFILES_PASSWORD.
+The server is RXFILES_SERVER, or --server URI behind the verb, as in: rxfiles ls --server tcp://localhost. The user is
+RXFILES_USER, with RXFILES_PASSWORD. What each verb's options are: rxfiles VERB --help.
 """
 
 Server = Annotated[

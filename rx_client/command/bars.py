@@ -33,15 +33,15 @@ class Bars(Lines):
             name, BarColumn(24), *numbers, console=console, transient=True, auto_refresh=False, expand=True
         )
         self._rows: dict[str, TaskID] = {}
-        self._all: TaskID | None = None
+        self._total_row: TaskID | None = None
         self._refreshed_at = 0.0
 
     def on_event(self, event: Happening) -> None:
         match event:
             case TotalProgress():
                 if event.active + event.completed + event.failed > 1 and event.active:
-                    self._all = self._row(self._all, f"{event.completed} done, {event.active} under way")
-                    self._show(self._all, event)
+                    self._total_row = self._row(self._total_row, f"{event.completed} done, {event.active} under way")
+                    self._show(self._total_row, event)
             case Started(total=total, resumed_from=position):
                 row = self._rows[event.name] = self._row(self._rows.get(event.name), event.name)
                 self._bars.update(row, completed=position, total=total)

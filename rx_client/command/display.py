@@ -93,13 +93,16 @@ class Lines(Display):
 
     def __init__(self, verb: str, outcome: Outcome) -> None:
         super().__init__(verb, outcome)
-        self._last: Progress | None = None
+        self._file: Progress | None = None
+        self._all: TotalProgress | None = None
         self._shown_at = time.monotonic()
 
     def on_event(self, event: Happening) -> None:
         match event:
+            case TotalProgress():
+                self._all = event
             case Progress():
-                self._last = event
+                self._file = event
             case Started(total=total, resumed_from=position) if position:
                 self.note(f"{event.name}: resuming at {show_percent(position, total)}")
             case Retrying(attempt, delay, cause):
@@ -121,8 +124,10 @@ class Lines(Display):
         self._shown_at = now
         if (seconds := self.outcome.still_seconds) is not None:
             self.note(f"no progress for {seconds:.0f} s")
-        elif self._last is not None:
-            self.note(f"{_subject(self._last)}: {show_amount(self._last)}")
+        elif self._all is not None and self._all.active + self._all.completed > 1:
+            self.note(f"{self._all.completed} done, {self._all.active} under way: {show_amount(self._all)}")
+        elif self._file is not None:
+            self.note(f"{self._file.name}: {show_amount(self._file)}")
 
     def on_end(self, code: Exit) -> None:
         if (summary := _summary(self.outcome)) is not None:
@@ -190,12 +195,6 @@ def show_amount(progress: Progress) -> str:
     if progress.seconds_left is not None:
         parts.append(f"{show_seconds(progress.seconds_left)} left")
     return ", ".join(parts)
-
-
-def _subject(progress: Progress) -> str:
-    if isinstance(progress, TotalProgress) and progress.active + progress.completed > 1:
-        return f"{progress.completed} files done, {progress.active} under way"
-    return progress.name
 
 
 def _summary(outcome: Outcome) -> str | None:

@@ -63,9 +63,11 @@ def _no_connection(error: Exception) -> str:
 
 
 def _unauthenticated(error: Exception) -> str:
-    if "RXFILES_USER" in os.environ:
-        return f"{_text(error)}: check RXFILES_USER and RXFILES_PASSWORD"
-    return "the server wants a user: set RXFILES_USER and RXFILES_PASSWORD, or run this in a terminal to be asked"
+    if "requires" in _text(error):
+        return "the server wants a user: set RXFILES_USER and RXFILES_PASSWORD, or run this in a terminal to be asked"
+    return (
+        f"{_text(error)}: check RXFILES_USER and RXFILES_PASSWORD" if "RXFILES_PASSWORD" in os.environ else _text(error)
+    )
 
 
 def _os_error(error: Any) -> str:

@@ -21,6 +21,7 @@ from .happenings import Happening
 from .interrupts import Interrupts
 from .outcome import Outcome
 from .target import Target, can_ask
+from .words import show_percent
 
 __all__ = ["Run", "Session", "Verb"]
 
@@ -150,7 +151,9 @@ class Session:
             self._display.on_second()
 
     def _how_to_go_on(self, run: Run) -> str:
-        return f"interrupted; {run.again}" if run.again else "interrupted"
+        positions = [show_percent(*position) for position in self._outcome.positions.values()]
+        where = f" at {positions[0]}" if len(positions) == 1 else ""
+        return f"interrupted{where}" + (f"; {run.again}" if run.again else "")
 
 
 def _display(verb: str, outcome: Outcome, *, as_json: bool, quiet: bool) -> Display:

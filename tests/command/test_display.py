@@ -104,7 +104,7 @@ def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         "big [b]: the connection was lost; retry 1 in 0.5 s",
         "link is skipped: it is a symbolic link",
         "rxfiles put: no file named 'gone'; `rxfiles ls` lists the names",
-        "big [b]: 95% of 1.0 kB, 10 B/s, 5.0 s left",
+        "0 done, 2 under way: 31% of 3.0 kB",
         "no progress for 0 s",
         "1 file transferred, 1 failed, 1 skipped",
     ]
