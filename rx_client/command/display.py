@@ -52,6 +52,8 @@ class Display:
             case Failed(name, error):
                 sentence = describe(error).sentence
                 self.complain(sentence if name in sentence else f"{name}: {sentence}")
+            case Change(is_planned=True):
+                self.show(_change(event))
             case _:
                 pass
 
@@ -111,9 +113,8 @@ class Lines(Display):
                 self.note(f"{name} is skipped: {reason}")
             case Note(message):
                 self.note(message)
-            case Change(action, name, to, reason, is_planned):
-                done = f"would {action}" if is_planned else _DONE[action]
-                self.show(f"{done} {name}" + (f" to {to}" if to else "") + (f" ({reason})" if reason else ""))
+            case Change():
+                self.show(_change(event))
             case _:
                 super().on_event(event)
 
@@ -195,6 +196,12 @@ def show_amount(progress: Progress) -> str:
     if progress.seconds_left is not None:
         parts.append(f"{show_seconds(progress.seconds_left)} left")
     return ", ".join(parts)
+
+
+def _change(change: Change) -> str:
+    done = f"would {change.action}" if change.is_planned else _DONE[change.action]
+    to = "" if change.to is None else f" to {change.to}"
+    return f"{done} {change.name}{to}" + (f" ({change.reason})" if change.reason else "")
 
 
 def _summary(outcome: Outcome) -> str | None:

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from reactivex import Observable
 from reactivex import operators as ops
@@ -71,6 +72,7 @@ class Session:
         self._interrupts = interrupts
         self._outcome = Outcome()
         self._verb = verb
+        self._again = ""
         self._is_json = as_json
         self._display = _display(verb, self._outcome, as_json=as_json, quiet=quiet)
         interrupts.on_exit = self._display.close
@@ -104,6 +106,8 @@ class Session:
             raise
         except Exception as error:
             failure = describe(error)
+            if failure.code is Exit.NO_SERVER and self._outcome.moved and self._again:
+                failure = replace(failure, sentence=f"{failure.sentence}; {self._again}")
             if os.environ.get("RXFILES_DEBUG"):
                 traceback.print_exc()
             self._display.close()
@@ -116,6 +120,7 @@ class Session:
         connection = Connection(target.uris, ConnectOptions(), target.auth, target.tls)
         run = Run(FileClient(connection), self._display.period, is_json=self._is_json)
         events = verb(run)
+        self._again = run.again
         if run.writes_stdout:
             self._display = Display(self._verb, self._outcome)
         with self._interrupts.calling(lambda: loop.call_soon_threadsafe(task.cancel)):
@@ -124,7 +129,7 @@ class Session:
                 await self._shown(events)
             except asyncio.CancelledError:
                 self._display.close()
-                self._display.on_interrupted(self._how_to_go_on(run))
+                self._display.on_interrupted(self._how_to_go_on())
                 raise
             finally:
                 await run.files.close()
@@ -150,10 +155,10 @@ class Session:
             await asyncio.sleep(1)
             self._display.on_second()
 
-    def _how_to_go_on(self, run: Run) -> str:
+    def _how_to_go_on(self) -> str:
         positions = [show_percent(*position) for position in self._outcome.positions.values()]
         where = f" at {positions[0]}" if len(positions) == 1 else ""
-        return f"interrupted{where}" + (f"; {run.again}" if run.again else "")
+        return f"interrupted{where}" + (f"; {self._again}" if self._again else "")
 
 
 def _display(verb: str, outcome: Outcome, *, as_json: bool, quiet: bool) -> Display:

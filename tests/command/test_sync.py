@@ -31,7 +31,7 @@ def lines(text: str) -> list[str]:
 
 async def test_up_and_down(rxfiles: Command, server: FileServer, home: Path) -> None:
     write(home / "t", {"a": "one", "sub/b": "two", "sub/c": "three"})
-    result = await rxfiles("sync", "t", "remote:x", "--dry-run")
+    result = await rxfiles("sync", "t", "remote:x", "--dry-run", "-q")
     assert lines(result.out) == ["would put x/a (new)", "would put x/sub/b (new)", "would put x/sub/c (new)"]
     assert not server.data.files
     result = await rxfiles("sync", "t", "remote:x")
