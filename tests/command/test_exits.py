@@ -1,5 +1,6 @@
 """Each exit code, and the sentence with it, which says what to do."""
 
+import io
 import socket
 from pathlib import Path
 
@@ -79,6 +80,26 @@ async def test_refused_is_5(unconnected: Command, home: Path, monkeypatch: pytes
         assert (await unconnected("ls")).code == 0
         result = await unconnected("put", "a")
         assert (result.code, "you may not write 'a'" in result.err) == (5, True)
+
+
+async def test_a_person_at_a_terminal_is_asked(
+    unconnected: Command, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("run", "target"):
+        monkeypatch.setattr(f"rx_client.command.{module}.can_ask", lambda: True)
+    async with serve(users=users(user_line("alice", "right"))) as server:
+        monkeypatch.setenv("RXFILES_SERVER", server.uri)
+        for password, code in (("right", 0), ("wrong", 5)):
+            monkeypatch.setattr("getpass.getpass", lambda _, typed=password: typed)
+            monkeypatch.setattr("sys.stdin", io.StringIO("alice\n"))
+            monkeypatch.delenv("RXFILES_USER", raising=False)
+            result = await unconnected("ls")
+            assert result.code == code
+            assert "This server wants a user. User name: " in result.err
+            monkeypatch.setenv("RXFILES_USER", "alice")
+            result = await unconnected("ls")
+            assert result.code == code
+            assert "User name" not in result.err
 
 
 async def test_no_server_is_6(unconnected: Command, ca: trustme.CA, tmp_path: Path) -> None:

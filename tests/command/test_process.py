@@ -53,11 +53,11 @@ async def ended(begun: asyncio.subprocess.Process) -> Result:
 async def test_an_interrupted_download_says_how_to_go_on_and_does(
     stored: FileServer, tmp_path: Path, home: Path
 ) -> None:
-    content = os.urandom(8 * MIB)
+    content = os.urandom(16 * MIB)
     (tmp_path / "store" / "large").write_bytes(content)
     begun_at = 0
     for number in (signal.SIGINT, signal.SIGTERM):
-        async with process("get", "large", "--bwlimit", "2M") as begun:
+        async with process("get", "large", "--bwlimit", "1M") as begun:
             await eventually(lambda least=begun_at: part_size(home) > least)
             begun.send_signal(number)
             result = await ended(begun)
@@ -78,9 +78,9 @@ async def test_an_interrupted_download_says_how_to_go_on_and_does(
 async def test_an_interrupted_upload_goes_on_in_the_next_process(
     stored: FileServer, tmp_path: Path, home: Path
 ) -> None:
-    content = os.urandom(8 * MIB)
+    content = os.urandom(16 * MIB)
     (home / "large").write_bytes(content)
-    async with process("put", "large", "--bwlimit", "2M", "--json") as begun:
+    async with process("put", "large", "--bwlimit", "1M", "--json") as begun:
         assert begun.stdout is not None
         async with asyncio.timeout(PATIENCE):
             while b'"progress"' not in await begun.stdout.readline():
