@@ -5,10 +5,12 @@ operators add is given by keyword only, and isn't part of a pattern such as `Pro
 """
 
 from dataclasses import dataclass, field, fields
+from typing import Final
 
 from shared.protocol.wire import FileInfo
 
 __all__ = [
+    "EXISTS",
     "Completed",
     "Failed",
     "Progress",
@@ -151,6 +153,9 @@ class Skipped:
     name: str
     reason: str
 
+
+EXISTS: Final = "it exists already"
+"""The reason of `Skipped` where nothing may be overwritten."""
 
 TreeEvent = TransferEvent | Failed | Skipped
 """What the transfer of a tree emits."""

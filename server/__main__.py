@@ -1,4 +1,7 @@
-"""`python -m server`: serves files until SIGINT or SIGTERM; SIGHUP reads the users and the certificates anew."""
+"""`python -m server`: serves files until SIGINT or SIGTERM; SIGHUP reads the users and the certificates anew.
+
+`rxfiles serve` is the same command.
+"""
 
 import argparse
 import asyncio
@@ -13,22 +16,25 @@ from typing import Final
 
 from shared.aio import run_blocking
 from shared.files import disk
+from shared.version import find_version
 
 from .app import DEFAULT_HOST, DEFAULT_PORT, FileServer, serve
 from .data import ChatData
 from .heap import map_large_blocks
 from .limits import Limits
+from .logs import log_to_stderr
 from .stores.directory.store import DirectoryStore
 from .tls import server_tls
 from .users import Users
 
 _log = logging.getLogger("server")
 
+_PROG: Final = "python -m server"
 _SWITCH_SECONDS: Final = 0.0001
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m server", description="Serves files over RSocket.")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Serves files over RSocket, until it is interrupted.")
     add = parser.add_argument
     add("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=DEFAULT_PORT, help="TCP port; 0 picks a free one (default: %(default)s)")
@@ -39,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     day = 24 * 60 * 60.0
     expiry = "how long an unfinished upload is kept (default: a day)"
     add("--upload-expiry", metavar="SECONDS", type=float, default=day, help=expiry)
-    users = "users that may connect: NAME:HASH[:PERMISSIONS] a line, see python -m server.users"
+    users = "users that may connect: NAME:HASH[:PERMISSIONS] a line, see rxfiles users and python -m server.users"
     add("--auth-file", metavar="FILE", help=users)
     add("--insecure", action="store_true", help="allow other addresses than loopback ones without --auth-file")
     add("--tls-cert", metavar="FILE", help="certificate chain (PEM); with --tls-key")
@@ -50,12 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     levels = ["debug", "info", "warning", "error"]
     info = "info has a line for each connection and each transfer (default: %(default)s)"
     add("--log-level", default="warning", choices=levels, help=info)
+    add("--log-json", action="store_true", help="log a JSON object a line")
+    add("--version", action="version", version=f"rxfiles {find_version()}")
     return parser
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def _parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """The command-line arguments; exits with status 2 if they are wrong."""
-    parser = _parser()
     options = parser.parse_args(arguments)
     if not 0 <= options.port <= 65535:
         parser.error(f"--port must be 0 to 65535, not {options.port}")
@@ -82,15 +89,16 @@ def _secrets(options: argparse.Namespace) -> tuple[Users | None, ssl.SSLContext 
     return users, tls
 
 
-def _server(arguments: list[str] | None) -> tuple[FileServer, argparse.Namespace]:
+def _server(arguments: list[str] | None, prog: str = _PROG) -> tuple[FileServer, argparse.Namespace]:
     """The server for these command-line arguments; exits with status 2 if they are wrong."""
-    options = _parse(arguments)
-    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    parser = _parser(prog)
+    options = _parse(parser, arguments)
+    log_to_stderr(options.log_level.upper(), as_json=options.log_json)
     try:
         limits = _limits(options.limit)
         users, tls = _secrets(options)
     except (OSError, ValueError) as error:
-        _parser().error(str(error))
+        parser.error(str(error))
     data = None
     if options.store is not None:
         store = DirectoryStore(
@@ -157,11 +165,11 @@ async def _serve(server: FileServer, options: argparse.Namespace) -> None:
         await asyncio.wait([renewing])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the server; returns the process's exit status."""
+def main(arguments: list[str] | None = None, prog: str = _PROG) -> int:
+    """Runs the server; returns the process's exit status. `prog` is what the user calls the command."""
     disk.raise_max_descriptors()
     map_large_blocks()
-    server, options = _server(arguments)
+    server, options = _server(arguments, prog)
     # A thread waits for the interpreter after each call to the disk: while the event loop is busy, this long. With
     # Python's default of 5 ms, a listing of some hundred files took 15 s during a flood of bad requests.
     sys.setswitchinterval(_SWITCH_SECONDS)

@@ -13,6 +13,9 @@ import shared
 ROOT: Final = Path(shared.__file__).parents[1]
 PACKAGES: Final = ("shared", "server", "rx_client")
 EXAMPLES: Final = "rx_client.examples"
+# `rxfiles serve` and `rxfiles users` are verbs beside those of the client: a person installs one command, with both.
+APPLICATIONS: Final = {EXAMPLES: (EXAMPLES,), "rx_client.command": ("rx_client.command", "rx_client.__main__")}
+"""Parts of `rx_client` that use both packages, as an application does; and what may import each of them."""
 
 MAX_LINES: Final = 400
 LARGER: Final = {
@@ -43,6 +46,10 @@ def imported_modules(name: str) -> set[str]:
     return found & MODULES.keys()
 
 
+def is_in(name: str, package: str) -> bool:
+    return f"{name}.".startswith(f"{package}.")
+
+
 IMPORTS: Final = {name: imported_modules(name) for name in MODULES}
 
 
@@ -63,14 +70,15 @@ def test_no_modules_import_each_other() -> None:
 )
 def test_packages_import_only_lower_layers(package: str, forbidden: set[str]) -> None:
     for name, imports in IMPORTS.items():
-        if name.split(".")[0] == package and not f"{name}.".startswith(f"{EXAMPLES}."):
+        if name.split(".")[0] == package and not any(is_in(name, part) for part in APPLICATIONS):
             assert not [each for each in imports if each.split(".")[0] in forbidden], name
 
 
-def test_only_examples_import_the_examples() -> None:
+@pytest.mark.parametrize("part", APPLICATIONS)
+def test_only_an_application_imports_its_modules(part: str) -> None:
     for name, imports in IMPORTS.items():
-        if not f"{name}.".startswith(f"{EXAMPLES}."):
-            assert not [each for each in imports if f"{each}.".startswith(f"{EXAMPLES}.")], name
+        if not any(is_in(name, allowed) for allowed in APPLICATIONS[part]):
+            assert not [each for each in imports if is_in(each, part)], name
 
 
 def test_modules_are_small() -> None:

@@ -17,7 +17,7 @@ from shared.aio import run_blocking
 from shared.errors import InvalidName
 from shared.protocol.wire import check_name
 
-from ..events import Failed, Skipped
+from ..events import EXISTS, Failed, Skipped
 
 __all__ = ["LocalFile", "TargetFolder", "is_case_insensitive", "unsafe_reason", "walk"]
 
@@ -209,7 +209,7 @@ class TargetFolder:
         if os.path.isdir(path):
             return "it is a folder here"
         if not self._overwrite:
-            return "it exists already"
+            return EXISTS
         is_special = os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode)
         return "it isn't a regular file here" if is_special else None
 

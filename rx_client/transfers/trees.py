@@ -12,7 +12,7 @@ from reactivex import operators as ops
 from shared.aio import run_blocking
 from shared.errors import AlreadyExists, ClientClosed, ConnectionFailed, ConnectionLost, Unauthenticated
 
-from ..events import Failed, Skipped, TransferEvent, TreeEvent
+from ..events import EXISTS, Failed, Skipped, TransferEvent, TreeEvent
 from ..operators import from_async_iter, transfer_all
 from .folders import LocalFile, TargetFolder, walk
 from .listing import resumed
@@ -56,7 +56,7 @@ class TreeOptions(NamedTuple):
     def failure(self, name: str, error: Exception) -> Observable[TreeEvent]:
         """What a failure is for the tree: an event, or its end."""
         if isinstance(error, AlreadyExists):
-            return reactivex.just(Skipped(name, "it exists already"))
+            return reactivex.just(Skipped(name, EXISTS))
         return reactivex.throw(error) if self.ends_with(error) else reactivex.just(Failed(name, error))
 
     def ends_with(self, error: Exception) -> bool:

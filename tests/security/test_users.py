@@ -20,7 +20,7 @@ from rx_client import FileClient
 from server import ChatData, FileServer, Users, serve
 from server.__main__ import _is_loopback, _server
 from server.fair_lock import FairLock
-from server.users import main
+from server.users.__main__ import main
 from shared.errors import ConnectionFailed, NotFound, PermissionDenied, Unauthenticated
 from shared.protocol.metadata import (
     AUTHENTICATION_MIMETYPE,
@@ -70,7 +70,8 @@ HASH = CHEAP.hash("secret")
 @pytest.fixture(autouse=True)
 def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it, making the hashes of 64 MiB would take most of the tests' time."""
-    monkeypatch.setattr("server.users.PasswordHasher", lambda: CHEAP)
+    for module in ("line", "users"):
+        monkeypatch.setattr(f"server.users.{module}.PasswordHasher", lambda: CHEAP)
 
 
 # The file
@@ -166,9 +167,9 @@ def test_a_piped_password_loses_its_line_end_and_nothing_else(end: str) -> None:
 
 
 def test_the_command_prints_a_line_without_the_password() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "server.users", "alice"], input="pass word\n", capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-W", "error", "-m", "server.users", "alice"]
+    done = subprocess.run(command, input="pass word\n", capture_output=True, text=True, check=True)
+    assert done.stderr == ""
     assert done.stdout.startswith("alice:$argon2id$")
     assert "pass word" not in done.stdout + done.stderr
     made = users(done.stdout)
