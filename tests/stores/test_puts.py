@@ -96,6 +96,29 @@ def test_files_that_are_put_together_are_synced_in_this_order(
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc here")
+async def test_the_folders_above_are_synced_again_where_another_one_is_there(
+    directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "files"
+    done = _watched(monkeypatch, root)
+
+    async def synced() -> list[str]:
+        done.clear()
+        await directory.put("a/b/c", b"content")
+        return [path for what, path in done if what == "sync" and not path.startswith(".rxfiles")]
+
+    assert await synced() == ["a/b", ".", "a"]
+    assert await synced() == ["a/b"]
+    (root / "a" / "b").rename(root / "away")
+    (root / "a" / "b").mkdir()  # by another program
+    assert await synced() == ["a/b", ".", "a"]
+    assert await synced() == ["a/b"]
+    await directory.delete("a/b/c")  # the store's own folder, which may be made again with the same inode
+    await directory.put("d/e", b"content")
+    assert await synced() == ["a/b", ".", "a"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc here")
 async def test_puts_that_come_while_the_disk_is_busy_share_their_syncs(
     directory: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

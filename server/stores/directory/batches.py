@@ -18,10 +18,11 @@ Result = TypeVar("Result")
 
 # Threads that run at once: what holds the interpreter's lock doesn't run in parallel.
 _FEW: Final = 1
-# A thread that takes longer waits for the disk, and doesn't count among them.
+# A thread that takes longer, and longer than this for each item, waits for the disk, and doesn't count among them.
 _QUICK_SECONDS: Final = 0.001
-# Where each item takes no longer than this, the next batch has more of them.
-_SHORT_SECONDS: Final = 0.0005
+_QUICK_ITEM_SECONDS: Final = 0.00025
+# Where each item takes longer, the disk is slow; on a busy machine, what waits for no disk may take half as long.
+_SLOW_ITEM_SECONDS: Final = 0.001
 
 Outcome = tuple[T | None, BaseException | None]
 """A result, or an exception."""
@@ -36,8 +37,8 @@ class Batches(Generic[Item, Result]):
         work: The function; has an outcome for each of its items. What it raises is the outcome of all.
         most_items: Of a batch.
         most_batches: Under way at a time.
-        is_joint: Whether the items of a batch wait for the disk together: then those that come meanwhile are the next
-            batch. Else, where the disk is slow, a batch is one item.
+        is_joint: Whether the items of a batch wait for the disk together. Where the disk is slow, those under way and
+            those that wait are spread over all the batches then; else a batch is one item.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class Batches(Generic[Item, Result]):
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._futures: dict[int, Sequence[asyncio.Future[Result]]] = {}  # of the batches under way
-        self._started: dict[int, float] = {}  # the batches of the threads that count, and when they were started
+        self._late_at: dict[int, float] = {}  # when each of the batches that count is late, and doesn't count any more
         self._batches = 0
-        self._items = most_items if is_joint else 1  # of the next batch
+        self._items = 1  # of the next batch
+        self._is_slow = False
         self._look: asyncio.TimerHandle | None = None
 
     async def run(self, item: Item) -> Result:
@@ -73,8 +75,8 @@ class Batches(Generic[Item, Result]):
         return future
 
     def _start(self) -> None:
-        while self._waiting and len(self._started) < _FEW and len(self._futures) < self._most_batches:
-            batch = [self._waiting.popleft() for _ in range(min(self._items, len(self._waiting)))]
+        while self._waiting and self._may_start():
+            batch = [self._waiting.popleft() for _ in range(min(self._next_items(), len(self._waiting)))]
             futures = [future for _, future in batch]
             number = self._batches = self._batches + 1
             try:
@@ -83,17 +85,25 @@ class Batches(Generic[Item, Result]):
                 for future in futures:
                     future.set_exception(error)
                 continue
-            self._started[number] = self._loop.time()
+            self._late_at[number] = self._loop.time() + _QUICK_SECONDS + len(batch) * _QUICK_ITEM_SECONDS
             self._futures[number] = futures
-        if self._waiting and self._look is None and self._started:
-            self._look = self._loop.call_later(_QUICK_SECONDS, self._on_slow)
+        if self._waiting and self._look is None and len(self._futures) < self._most_batches:
+            self._look = self._loop.call_later(_QUICK_SECONDS, self._on_time)
 
-    def _on_slow(self) -> None:
+    def _may_start(self) -> bool:
+        return len(self._futures) < self._most_batches and (self._is_slow or len(self._late_at) < _FEW)
+
+    def _next_items(self) -> int:
+        if self._is_slow and self._is_joint:
+            items = len(self._waiting) + sum(map(len, self._futures.values()))
+            return min(-(-items // self._most_batches), self._most_items)
+        return self._items
+
+    def _on_time(self) -> None:
         """Looks which threads wait for the disk; others may run meanwhile."""
         self._look = None
-        since = self._loop.time() - _QUICK_SECONDS
-        for number in [number for number, started in self._started.items() if started < since]:
-            del self._started[number]
+        now = self._loop.time()
+        self._late_at = {number: late_at for number, late_at in self._late_at.items() if now < late_at}
         self._start()
 
     def _run(self, number: int, items: Sequence[Item]) -> None:
@@ -109,9 +119,9 @@ class Batches(Generic[Item, Result]):
         del outcomes  # whose tracebacks refer to this frame: a reference cycle
 
     def _on_done(self, number: int, outcomes: Sequence[Outcome[Result]], seconds: float) -> None:
-        self._started.pop(number, None)
-        if not self._is_joint:
-            self._items = min(2 * self._items, self._most_items) if seconds < _SHORT_SECONDS else 1
+        self._late_at.pop(number, None)
+        self._is_slow = seconds >= _SLOW_ITEM_SECONDS
+        self._items = 1 if self._is_slow else min(2 * self._items, self._most_items)
         for future, (result, error) in zip(self._futures.pop(number), outcomes, strict=True):
             if error is None:
                 future.set_result(cast("Result", result))

@@ -56,7 +56,7 @@ from .records import Content, Records, entries, etag_of
 from .tree import RESERVED, OpenFolder, Place, Tree
 from .unfinished import UnfinishedUploads, UploadFile
 
-__all__ = ["Folder"]
+__all__ = ["Folder", "is_same", "read_same"]
 
 _log = logging.getLogger(__name__)
 
@@ -175,14 +175,9 @@ class Folder:
         """See `Store.whole`."""
         fd, opened, info = self.open_file(name)
         try:
-            if info.size > most_bytes:
-                return None
-            data, status = disk.read_at(fd, info.size, 0), os.fstat(fd)
+            return read_same(fd, opened, info.size, 0, name) if info.size <= most_bytes else None
         finally:
             os.close(fd)
-        if len(data) < info.size or (status.st_size, status.st_mtime_ns) != (info.size, opened.st_mtime_ns):
-            raise Changed(f"{name!r} was changed while it was read", name=name)
-        return data
 
     def list(self, prefix: str, after: str, limit: int) -> Page:
         """See `Store.list`."""
@@ -325,6 +320,21 @@ class Folder:
         for entry in entries(self._places.encoded):
             if self._places.name_of(entry.name) is None:
                 _log.warning("%s isn't served: its record is lost, and with it the name", entry.path)
+
+
+def is_same(fd: int, opened: os.stat_result) -> bool:
+    """Whether a file has the content that it was opened with, as far as its status tells."""
+    status = os.fstat(fd)
+    return (status.st_size, status.st_mtime_ns) == (opened.st_size, opened.st_mtime_ns)
+
+
+def read_same(fd: int, opened: os.stat_result, length: int, offset: int, name: str) -> bytes:
+    """Up to `length` bytes of the content with which a file was opened; Changed if another program has changed it."""
+    expected = max(0, min(length, opened.st_size - offset))
+    data = disk.read_at(fd, expected, offset)
+    if len(data) < expected or not is_same(fd, opened):
+        raise Changed(f"{name!r} was changed while it was read", name=name)
+    return data
 
 
 def _by_kind(counted: tuple[Unserved, int]) -> str:

@@ -1,12 +1,43 @@
 """The folders that one call writes to: each is opened once, and synced once. Everything blocks."""
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
 from .tree import Make, OpenFolder, Tree
 
-__all__ = ["FolderGroup"]
+__all__ = ["DurableFolders", "FolderGroup"]
+
+_MAX_DURABLE: Final = 1024
+
+
+class DurableFolders:
+    """The paths of folders that survive a crash of the machine, the last that were found so, each with its identity.
+
+    To sync the folders that a folder is in, for each of its files, would take as long as to sync the file.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: OrderedDict[tuple[str, ...], tuple[int, int]] = OrderedDict()
+
+    def has(self, path: tuple[str, ...], folder: OpenFolder) -> bool:
+        """Whether the folder that is open is the one that was found at that path."""
+        return self._found.get(path) == folder.identity()
+
+    def add(self, path: tuple[str, ...], folder: OpenFolder) -> None:
+        """Notes that the folders on the path of an open one were synced."""
+        with self._lock:
+            self._found[path] = folder.identity()
+            if len(self._found) > _MAX_DURABLE:
+                self._found.popitem(last=False)
+
+    def clear(self) -> None:
+        """To be called when a folder was made, which may have the identity of one that was removed."""
+        with self._lock:
+            self._found.clear()
 
 
 class FolderGroup:
@@ -14,10 +45,12 @@ class FolderGroup:
 
     Args:
         tree: The served folder.
+        durable: Folders of it.
     """
 
-    def __init__(self, tree: Tree) -> None:
-        self._tree: Final = tree
+    def __init__(self, tree: Tree, durable: DurableFolders) -> None:
+        self._tree = tree
+        self._durable = durable
         self._by_path: dict[tuple[str, ...], OpenFolder] = {}
         self._open: list[OpenFolder] = []
         # Those that were synced, and what that raised; a folder that couldn't be synced isn't tried again, as the
@@ -57,9 +90,10 @@ class FolderGroup:
         """
         # First: the file system may make the folders on the path durable with it.
         self._sync_once(folder, folder.sync)
-        if path:
+        if path and not self._durable.has(key := tuple(path), folder):
             above = path[:-1]
             self._sync_once(tuple(above), lambda: self._tree.sync(above))
+            self._durable.add(key, folder)
 
     def _sync_once(self, key: OpenFolder | tuple[str, ...], sync: Callable[[], None]) -> None:
         if key not in self._synced:

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -11,7 +11,7 @@ from shared.errors import NotFound
 from shared.files import disk
 
 from . import names
-from .group import FolderGroup
+from .group import DurableFolders, FolderGroup
 from .made import MadeFolders
 from .records import Records
 from .tree import OpenFolder, Place, Tree
@@ -47,6 +47,7 @@ class Places:
         self.tree: Final = tree
         self.encoded: Final = encoded
         self._encoded_folder = OpenFolder(encoded)
+        self._durable = DurableFolders()
         self._made = made
         self._records = records
         self._has_encoded = True
@@ -86,7 +87,7 @@ class Places:
 
     def group(self) -> FolderGroup:
         """What `target` and `put` share, to be closed."""
-        return FolderGroup(self.tree)
+        return FolderGroup(self.tree, self._durable)
 
     def target(self, name: str, group: FolderGroup) -> Place:
         """The place where a file of that name is to be: that of its file, else its path, else the encoded one.
@@ -232,7 +233,7 @@ class Places:
 
     def _free_place(self, path: list[str], group: FolderGroup) -> Place | None:
         """The place at `path`, if nothing but a file is there; its folders are made."""
-        folder = group.folder(path[:-1], self._made.make)
+        folder = group.folder(path[:-1], self._make)
         if folder is None:
             return None
         entry = path[-1]
@@ -241,6 +242,10 @@ class Places:
         if (status is None and self.tree.keeps(entry)) or (is_file and (self.tree.is_exact or folder.has(entry))):
             return Place(folder, entry, status)
         return None
+
+    def _make(self, parent: OpenFolder, path: Sequence[str]) -> None:
+        self._made.make(parent, path)
+        self._durable.clear()
 
     def _put_encoded(self, source: Place, name: str, *, overwrite: bool) -> tuple[Place, os.stat_result | None]:
         """Puts a file where nothing can be renamed to its path, and removes the one that is there."""

@@ -1,17 +1,15 @@
 """A file of a served folder that is open to be read."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor
-from os import close, fstat
-from typing import ParamSpec, Protocol, TypeVar, cast
+from typing import ParamSpec, Protocol, TypeVar
 
-from shared.errors import Changed
-from shared.files import disk
 from shared.protocol.wire import FileInfo
 
 from ..base import OpenFile, Reader
-from .folder import Folder
+from .folder import Folder, is_same, read_same
 
 __all__ = ["DirectoryReader"]
 
@@ -45,7 +43,7 @@ class DirectoryReader(Reader):
         self._lock = asyncio.Lock()
         self._fd: int | None = None
         self._info: FileInfo | None = None
-        self._written = 0
+        self._opened: os.stat_result | None = None
 
     @property
     def info(self) -> FileInfo:
@@ -65,22 +63,18 @@ class DirectoryReader(Reader):
             fd, self._fd = self._fd, None
             self._store.forget_reader(self)
             if fd is not None:
-                await self._store.run(close, fd)
+                await self._store.run(os.close, fd)
 
     def open(self, folder: Folder) -> None:
         """Blocks."""
-        self._fd, status, self._info = folder.open_file(self._name)
-        self._written = status.st_mtime_ns
+        self._fd, self._opened, self._info = folder.open_file(self._name)
 
     def _read(self, offset: int, length: int) -> bytes:
-        if self._fd is None:
+        if self._fd is None or self._opened is None:
             raise RuntimeError("the reader is closed")
-        expected = max(0, min(length, self.info.size - offset))
-        data = disk.read_at(self._fd, expected, offset)
-        if len(data) < expected or not self._is_same():
-            raise Changed(f"{self._name!r} was changed while it was read", name=self._name)
-        return data
+        return read_same(self._fd, self._opened, length, offset, self._name)
 
     def _is_same(self) -> bool:
-        status = fstat(cast(int, self._fd))
-        return (status.st_size, status.st_mtime_ns) == (self.info.size, self._written)
+        assert self._fd is not None, "`open` sets it"
+        assert self._opened is not None, "`open` sets it"
+        return is_same(self._fd, self._opened)

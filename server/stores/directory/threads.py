@@ -17,15 +17,16 @@ __all__ = ["FolderThreads"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_THREADS: Final = 8
+# More than there are processors: most of them wait for the disk.
+_THREADS: Final = 16
 
-# The most short calls that share a handoff.
+# The most short calls that share a handoff, and how many handoffs there are at a time.
 _CALLS: Final = 16
+_CALL_THREADS: Final = 8
 
-# The most files that are put together, and in how many threads at a time: while one waits for the disk, another writes
-# the next files, and those after them gather.
+# The same for the files that are put together. As many threads wait for the disk, whose journal syncs for all at once.
 _PUTS: Final = 32
-_PUT_THREADS: Final = 2
+_PUT_THREADS: Final = 8
 
 
 class FolderThreads:
@@ -42,7 +43,7 @@ class FolderThreads:
         self._folder = folder
         self.executor: Final = ThreadPoolExecutor(_THREADS, thread_name_prefix="directory-store")
         self._calls = Batches[Callable[[], object], object](
-            self.executor, call_each, most_items=_CALLS, most_batches=_THREADS
+            self.executor, call_each, most_items=_CALLS, most_batches=_CALL_THREADS
         )
         self._puts = Batches[tuple[str, bytes], None](
             self.executor, self._put, most_items=_PUTS, most_batches=_PUT_THREADS, is_joint=True

@@ -76,6 +76,11 @@ class OpenFolder:
         """The folder's own."""
         return os.stat(self.fd if self.fd is not None else self._path)
 
+    def identity(self) -> tuple[int, int]:
+        """What no other folder has that is there."""
+        status = self.own_status()
+        return status.st_dev, status.st_ino
+
     def link(self, entry: str) -> str | None:
         """Where an entry links to; None if it is no link."""
         with suppress(OSError):
@@ -247,7 +252,7 @@ class _Walk:
         self._real: list[str] = []  # the path of `here`, without links
         self._links = 0
         self.here = OpenFolder(tree.root)
-        self._passed = {_identity(self.here)} if tree.follow_links else set[tuple[int, int]]()
+        self._passed = {self.here.identity()} if tree.follow_links else set[tuple[int, int]]()
 
     def run(self) -> str | None:
         """The last step, if it isn't a folder; empty if it is one; None if the steps lead nowhere."""
@@ -272,7 +277,7 @@ class _Walk:
     def _end_segment(self) -> bool:
         if not self._tree.follow_links:
             return True
-        identity = _identity(self.here)
+        identity = self.here.identity()
         is_new = identity not in self._passed
         self._passed.add(identity)
         return is_new
@@ -346,8 +351,3 @@ class _Walk:
                 if not isinstance(error, FileExistsError):
                     raise
         return None
-
-
-def _identity(folder: OpenFolder) -> tuple[int, int]:
-    status = folder.own_status()
-    return status.st_dev, status.st_ino
