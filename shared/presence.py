@@ -52,6 +52,8 @@ class RunClock:
 class Standstill:
     """How long a value has been the same."""
 
+    __slots__ = ("_since", "_value")
+
     def __init__(self) -> None:
         self._value: object = _NOTHING
         self._since = 0.0
