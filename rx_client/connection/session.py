@@ -34,7 +34,7 @@ from .options import ConnectOptions
 
 __all__ = ["ClientHandler", "ClientSession"]
 
-_LOOKS_PER_TIMEOUT: Final = 20
+_LOOKS_PER_TIMEOUT: Final = 16
 # With this much waiting to be sent, the link is slow, or the peer has stopped reading.
 _BACKLOG_BYTES: Final = 16 * 1024
 
@@ -179,6 +179,8 @@ class ClientSession(ClientEngine):
             if self._client_handler.is_closing and not self.count_streams():
                 self._client_handler.end(CONNECTION_CLOSE, "the server has closed the connection")
                 return
+            if not self.count_streams():
+                self.transport.become_quiet()
             await asyncio.sleep(period)
             can_judge = clock.tick()
             # What arrives is a sign of life, and so is what the peer takes of a backlog, since keepalives are behind
