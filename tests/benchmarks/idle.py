@@ -1,80 +1,119 @@
 """What idle connections cost a server: its memory and processor time for each, and a small request beside them.
 
-`python -m tests.benchmarks.idle --clients 10000` connects so many clients in a process of their own, which send a SETUP
-and then a keepalive every few seconds, and reports the growth of the server's process. Linux only.
+`python -m tests.benchmarks.idle` connects ten thousand clients, in a process of their own, which send a SETUP and then
+a keepalive every few seconds, as this project's client does, and reports the growth of the server's process. Linux only.
 """
 
 import argparse
 import asyncio
 import os
+import resource
 import select
 import socket
 import statistics
-import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Final
 
-from rx_client import FileClient
+from rx_client import ConnectOptions, FileClient
 from server import Limits, serve
+from tests.support import KEEPALIVE, RESPOND, frame, setup
 
-__all__ = ["measure"]
+__all__ = ["measure_idle"]
 
 _ROOT: Final = Path(__file__).parents[2]
-_MIMETYPES: Final = (b"message/x.rsocket.composite-metadata.v0", b"application/octet-stream")
-_CONNECTED_AT_ONCE: Final = 64
+_ASKING: Final = frame(0, KEEPALIVE, RESPOND, bytes(8))
 _STEP_SECONDS: Final = 0.01
+_SETTLE_SECONDS: Final = 3.0
+_WATCHED_SECONDS: Final = 10.0
 _REQUESTS: Final = 500
+_PAUSE_SECONDS: Final = 0.002
+# The descriptors that a process needs beside its connections.
+_OWN_DESCRIPTORS: Final = 100
+_READY: Final = "ready"
 
 
-def _frame(kind: int, flags: int, body: bytes) -> bytes:
-    head = struct.pack(">IH", 0, kind << 10 | flags)
-    return (len(head) + len(body)).to_bytes(3, "big") + head + body
+def measure_idle(count: int = 10_000, *, are_own: bool = False) -> dict[str, float]:
+    """The figures of a server with so many idle clients, fewer if the system's limit of descriptors is lower.
+
+    Args:
+        count: How many.
+        are_own: Whether they are this project's clients, instead of sockets that cost as little as possible.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = min(count, most - _OWN_DESCRIPTORS)
+    server, uri = _start("serve", count)
+    clients = None
+    try:
+        asyncio.run(_small_requests(uri))  # what is imported and made once
+        time.sleep(1)
+        before, began = _private_kib(server.pid), time.monotonic()
+        clients, answer = _start("own" if are_own else "raw", count, uri)
+        if answer != _READY:
+            raise RuntimeError("the clients could not connect")
+        connected = time.monotonic() - began
+        time.sleep(_SETTLE_SECONDS)
+        server_cpu, client_cpu = _cpu_seconds(server.pid), _cpu_seconds(clients.pid)
+        time.sleep(_WATCHED_SECONDS)
+        server_cpu, client_cpu = _cpu_seconds(server.pid) - server_cpu, _cpu_seconds(clients.pid) - client_cpu
+        grown = _private_kib(server.pid) - before
+        took = asyncio.run(_small_requests(uri))
+        return {
+            "clients": count,
+            "KiB each": grown / count,
+            "% of a core for 10,000": 100 * server_cpu / _WATCHED_SECONDS * 10_000 / count,
+            "small request, median ms": statistics.median(took),
+            "small request, p99 ms": statistics.quantiles(took, n=100)[98],
+            "connections made in a second": count / connected,
+            "KiB each in the clients' process": _private_kib(clients.pid) / count,
+            "% of a core for 10,000 in the clients' process": 100 * client_cpu / _WATCHED_SECONDS * 10_000 / count,
+        }
+    finally:
+        for process in (clients, server):
+            if process is not None:
+                process.kill()
+                process.communicate()
 
 
-def _setup(period: float, lifetime: float) -> bytes:
-    times = struct.pack(">HHII", 1, 0, int(period * 1000), int(lifetime * 1000))
-    return _frame(0x01, 0, times + b"".join(bytes([len(mime)]) + mime for mime in _MIMETYPES))
+def _start(role: str, count: int, uri: str = "") -> "tuple[subprocess.Popen[str], str]":
+    """A process of this module, and its first line."""
+    command = [sys.executable, "-m", "tests.benchmarks.idle", "--clients", str(count), "--role", role, "--uri", uri]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
+    assert process.stdout is not None, "it is a pipe"
+    return process, process.stdout.readline().strip()
 
 
-_KEEPALIVE: Final = _frame(0x03, 0x80, bytes(8))
+async def _small_requests(uri: str) -> list[float]:
+    """Milliseconds of requests for 4 KiB, one at a time, of a client of this process."""
+    async with FileClient.connect(uri) as files:
+        await files.upload("small", bytes(4096))
+        took: list[float] = []
+        for _ in range(_REQUESTS):
+            start = time.perf_counter()
+            await files.download("small")
+            took.append((time.perf_counter() - start) * 1000)
+            await asyncio.sleep(_PAUSE_SECONDS)
+        return took
 
 
-class _Clients:
-    """Raw connections in one thread, without asyncio: they must cost less than the server that is measured."""
+def _private_kib(pid: int) -> int:
+    """The memory that only this process has."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
-    def __init__(self, port: int, count: int, period: float, lifetime: float) -> None:
-        self._poll = select.epoll()
-        self._sockets: list[socket.socket] = []
-        self._by_fd: dict[int, socket.socket] = {}
-        self._period = period
-        for number in range(count):
-            sock = socket.create_connection(("127.0.0.1", port))
-            sock.sendall(_setup(period, lifetime) + _KEEPALIVE)
-            self._poll.register(sock, select.EPOLLIN)
-            self._sockets.append(sock)
-            self._by_fd[sock.fileno()] = sock
-            if number % _CONNECTED_AT_ONCE == 0:
-                sock.recv(4096)
-        self.answers = 0
 
-    def run(self) -> None:
-        """Sends keepalives, evenly over each period, and takes the answers, until the process is ended."""
-        start, sent = time.monotonic(), 0
-        while True:
-            due = int((time.monotonic() - start) / self._period * len(self._sockets))
-            for number in range(sent, due):
-                self._sockets[number % len(self._sockets)].send(_KEEPALIVE)
-            sent = due
-            for fd, _ in self._poll.poll(_STEP_SECONDS):
-                if not self._by_fd[fd].recv(4096):
-                    sys.exit("the server has closed a connection")
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+# In the processes
 
 
 async def _serve(count: int) -> None:
-    async with serve(limits=Limits(max_connections=count + 64)) as server:
+    async with serve(limits=Limits(max_connections=count + 10)) as server:
         print(server.uri, flush=True)
         await asyncio.Event().wait()
 
@@ -83,109 +122,51 @@ async def _connect_own(uri: str, count: int) -> None:
     clients = [FileClient.connect(uri) for _ in range(count)]
     for client in clients:
         await client.__aenter__()
-    print("ready", flush=True)
+    print(_READY, flush=True)
     await asyncio.Event().wait()
 
 
-def _kib(pid: int) -> int:
-    """The memory that only this process has."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_"))
-
-
-def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
-
-
-def _worker(*arguments: str) -> tuple["subprocess.Popen[str]", str]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", __name__ if __name__ != "__main__" else "tests.benchmarks.idle", *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=_ROOT,
-    )
-    assert process.stdout is not None
-    return process, process.stdout.readline().strip()
-
-
-def measure(count: int, seconds: float, period: float, lifetime: float, *, is_own: bool = False) -> dict[str, float]:
-    """The server's figures with `count` idle clients, watched for `seconds`."""
-    server, uri = _worker("--serve", "--clients", str(count))
-    clients = None
-    try:
-        asyncio.run(_latency(uri))  # what is imported and made once
-        time.sleep(1)
-        before = _kib(server.pid)
-        mode = "--own" if is_own else "--raw"
-        began = time.monotonic()
-        clients, ready = _worker(
-            mode, uri, "--clients", str(count), "--period", str(period), "--lifetime", str(lifetime)
-        )
-        assert ready == "ready", ready
-        connected = time.monotonic() - began
-        time.sleep(3)
-        cpu, client_cpu, began = _cpu(server.pid), _cpu(clients.pid), time.monotonic()
-        time.sleep(seconds)
-        took = time.monotonic() - began
-        cpu, client_cpu = (_cpu(server.pid) - cpu) / took, (_cpu(clients.pid) - client_cpu) / took
-        grown = _kib(server.pid) - before
-        latencies = asyncio.run(_latency(uri))
-        return {
-            "connects a second": count / connected,
-            "KiB each": grown / count,
-            "client process, KiB each": _kib(clients.pid) / count,
-            "% of a core": 100 * cpu,
-            "client process, % of a core": 100 * client_cpu,
-            "small request, median ms": statistics.median(latencies),
-            "small request, p99 ms": statistics.quantiles(latencies, n=100)[98],
-        }
-    finally:
-        for process in (clients, server):
-            if process is not None:
-                process.kill()
-                process.wait()
-
-
-async def _latency(uri: str) -> list[float]:
-    async with FileClient.connect(uri) as files:
-        await files.upload("small", bytes(4096))
-        took: list[float] = []
-        for _ in range(_REQUESTS):
-            start = time.perf_counter()
-            await files.download("small")
-            took.append((time.perf_counter() - start) * 1000)
-            await asyncio.sleep(0.002)
-        return took
+def _connect_raw(uri: str, count: int) -> None:
+    """Without asyncio. The keepalives are spread evenly over each period."""
+    host, _, port = uri.removeprefix("tcp://").rpartition(":")
+    period, poll, clients = ConnectOptions().keepalive_period, select.epoll(), dict[int, socket.socket]()
+    for _ in range(count):
+        client = socket.create_connection((host, int(port)))
+        client.sendall(setup() + _ASKING)
+        client.recv(1024)
+        poll.register(client, select.EPOLLIN)
+        clients[client.fileno()] = client
+    print(_READY, flush=True)
+    senders, start, sent = list(clients.values()), time.monotonic(), 0
+    while True:
+        due = int((time.monotonic() - start) / period * count)
+        for number in range(sent, due):
+            senders[number % count].send(_ASKING)
+        sent = due
+        for fd, _ in poll.poll(_STEP_SECONDS):
+            if not clients[fd].recv(1024):
+                sys.exit("the server has closed a connection")
 
 
 def main() -> None:
     """Measures, and prints the figures."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.idle")
     parser.add_argument("--clients", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--period", type=float, default=3.0)
-    parser.add_argument("--lifetime", type=float, default=8.0)
-    parser.add_argument("--with-own", action="store_true")
-    parser.add_argument("--serve", action="store_true")
-    parser.add_argument("--own")
-    parser.add_argument("--raw")
+    parser.add_argument("--own", action="store_true", help="this project's clients instead of bare sockets")
+    parser.add_argument("--role", choices=["serve", "own", "raw"], help=argparse.SUPPRESS)
+    parser.add_argument("--uri", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.serve:
-        asyncio.run(_serve(arguments.clients))
-    elif arguments.own:
-        asyncio.run(_connect_own(arguments.own, arguments.clients))
-    elif arguments.raw:
-        port = int(arguments.raw.rpartition(":")[2])
-        clients = _Clients(port, arguments.clients, arguments.period, arguments.lifetime)
-        print("ready", flush=True)
-        clients.run()
-    else:
-        figures = measure(
-            arguments.clients, arguments.seconds, arguments.period, arguments.lifetime, is_own=arguments.with_own
-        )
-        for what, value in figures.items():
-            print(f"{what}: {value:.2f}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    match arguments.role:
+        case "serve":
+            asyncio.run(_serve(arguments.clients))
+        case "own":
+            asyncio.run(_connect_own(arguments.uri, arguments.clients))
+        case "raw":
+            _connect_raw(arguments.uri, arguments.clients)
+        case _:
+            for what, value in measure_idle(arguments.clients, are_own=arguments.own).items():
+                print(f"{what}: {value:,.2f}")
 
 
 if __name__ == "__main__":

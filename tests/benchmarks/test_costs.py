@@ -30,6 +30,7 @@ from server.stores import catalog
 from server.stores.directory.folder import Folder
 from server.stores.directory.store import DirectoryStore
 from shared.files.receiving import ReceiveJob
+from shared.files.sending import SendJob
 from shared.files.threads import SocketTurn
 from shared.frames import buffers as reserving
 from tests.security import support as security
@@ -252,6 +253,33 @@ async def test_transfers_at_once_share_their_thread_handoffs(paths: tuple[Path, 
         assert counted["handoff"] / (8 * len(CONTENT) / MIB) < 2
 
     await check_again(lambda: _measure(several_at_once, paths, calls), check)
+
+
+async def test_many_transfers_at_once_cost_no_more_for_each_item(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the threads looked at every transfer for each item, an item of one of 32 would cost 32 looks."""
+    looks = Counter[str]()
+    is_ready = SendJob.is_ready.fget
+    assert is_ready is not None
+    monkeypatch.setattr(SendJob, "is_ready", property(count_calls(looks, "ready", is_ready)))
+    monkeypatch.setattr(ReceiveJob, "report", count_calls(looks, "report", ReceiveJob.report))
+    monkeypatch.setattr(ReceiveJob, "take_here", count_calls(looks, "item", ReceiveJob.take_here))
+    server, client = paths
+    (client / "part").write_bytes(CONTENT[: 2 * MIB])
+
+    async def measure() -> Counter[str]:
+        looks.clear()
+        async with serve(data=ChatData(DirectoryStore(server))) as running, FileClient.connect(running.uri) as files:
+            await asyncio.gather(*(_await(files.upload_from(f"{n}", client / "part")) for n in range(32)))
+        return looks
+
+    def check(counted: Counter[str]) -> None:
+        assert counted["item"] >= 64
+        assert counted["ready"] / counted["item"] < 24
+        assert counted["report"] / counted["item"] < 4
+
+    await check_again(measure, check)
 
 
 async def test_small_requests_share_system_calls() -> None:
