@@ -1,7 +1,8 @@
 """What idle connections cost a server: its memory and processor time for each, and a small request beside them.
 
 `python -m tests.benchmarks.idle` connects ten thousand clients, in a process of their own, which send a SETUP and then
-a keepalive every few seconds, as this project's client does, and reports the growth of the server's process. Linux only.
+a keepalive every few seconds, as this project's client does, and reports the growth of the server's process. Linux
+only.
 """
 
 import argparse
