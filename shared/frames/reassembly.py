@@ -192,6 +192,11 @@ class Reassembler(Holder):
         """Whether `feed` will copy the data of the frame that was admitted last, which may be borrowed then."""
         return header.follows or header.stream_id in self._partials
 
+    def lend(self, header: FrameHeader) -> memoryview | None:
+        """See `SplitPayload.lend`; for the frame that was admitted last."""
+        partial = self._partials.get(header.stream_id)
+        return None if partial is None else partial.lend(header)
+
     def feed(self, frame: Frame) -> Frame | SplitPayload | None:
         """Takes the frame that was admitted last.
 

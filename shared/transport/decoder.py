@@ -2,12 +2,12 @@
 
 Frames are parsed one at a time, when the connection asks for one; until then their bytes stay as they came, in a buffer
 that is borrowed while something is in it: an idle connection has none. A frame that is larger than the buffer gets a
-buffer of its size, once its header was admitted, and its payload is copied once, to `bytes` of its own. (Handing on the
-buffer instead would save 8 µs per 256 KiB, of which zeroing a new buffer takes 6, and consumers couldn't rely on
-`bytes`.) The file lane's thread takes items of its streams out of the same buffer, while the event loop doesn't use it.
+buffer of its size, once its header was admitted, and its payload is copied once, to `bytes` of its own. The file lane's
+thread takes items of its streams out of the same buffer, while the event loop doesn't use it.
 
-A whole payload in one frame of more than a MiB is received into the memory that becomes its `bytes`: a copy of 16 MB to
-new memory would block the event loop for 25 ms. If its data goes to a disk, it is taken in by slices.
+A fragment of a large payload is received where the payload is joined, and a whole payload in one frame of more than a
+MiB into the memory that becomes its `bytes`: a copy of 16 MB to new memory would block the event loop for 25 ms. If its
+data goes to a disk, it is taken in by slices.
 """
 
 from collections.abc import Callable, Container
@@ -44,13 +44,14 @@ _TAIL_BYTES: Final = 4 * 1024
 _READ_BYTES: Final = 1024 * 1024
 # The same for new memory: touching it takes longer than copying.
 _NEW_READ_BYTES: Final = 256 * 1024
-# From here on a whole payload's data is received into its own memory.
+# From here on the data of a payload that is one frame is received into its own memory.
 _OWN_BYTES: Final = 1024 * 1024
 _SMALL_BYTES: Final = 128 * 1024  # up to here a frame is never taken in by slices
 # The largest frame that is an item of our own kind, with room for its buffer's tail.
 _MAX_ITEM_BYTES: Final = MAX_SPARE_BYTES - _BUFFER_BYTES
 _METADATA: Final = 0x100
 _NEXT: Final = 0x20
+_Finish = Callable[[], bytes | memoryview]
 
 
 class FrameDecoder:
@@ -71,8 +72,8 @@ class FrameDecoder:
         self._header: FrameHeader | None = None
         self._to_skip = 0
         self._is_first = True
-        # Of a payload whose data is received into its own memory: that, and the frame's bytes before the data.
-        self._own: ReservedBuffer | None = None
+        # Of a frame whose data is received where it stays: what gives that, and the frame's bytes before the data.
+        self._own: _Finish | None = None
         self._head = b""
         # Of a frame that is taken in by slices, as if it came in fragments: its header, the bytes behind the present
         # slice, and how many more bytes than its header says that slice has on the wire (fewer, but for the first).
@@ -102,7 +103,7 @@ class FrameDecoder:
         """The part of the buffer for the next bytes; empty if `is_full`."""
         if self._view is _NO_BUFFER and not self._is_closed:
             self._small = self._view = _lent.borrow()
-        most = _READ_BYTES if self._own is None else _NEW_READ_BYTES
+        most = _READ_BYTES if len(self._view) <= _OWN_BYTES else _NEW_READ_BYTES
         return self._view[self._end : min(self._limit(), self._end + most)]
 
     def received(self, nbytes: int) -> None:
@@ -273,11 +274,7 @@ class FrameDecoder:
         return large[begin:end], partial(give_back_large, large)
 
     def take_frame(self, item: FrameHeader) -> PayloadFrame | None:
-        """The whole frame of the item that `next_item` found; None while some of it is still to be received.
-
-        Raises:
-            FrameError: It contradicts itself.
-        """
+        """The whole frame of the item that `next_item` found; None while some is missing. Raises what `take` raises."""
         total = LENGTH_BYTES + item.length
         if self._end - self._start < total:
             self._need(total)
@@ -321,15 +318,17 @@ class FrameDecoder:
 
     def _limit(self) -> int:
         """Where receiving ends: a large buffer may have more room than its frame needs."""
-        if self._own is not None:
-            return len(self._view)
-        return len(self._small) if self._view is self._small else self._needed + _TAIL_BYTES
+        is_exact = self._own is not None or self._view is self._small
+        return len(self._view) if is_exact else self._needed + _TAIL_BYTES
 
     def _begin_own(self, header: FrameHeader) -> bool:
-        """Receives the rest of the frame's data into its own memory; False if it isn't worth it, or impossible."""
+        """Receives the rest of the frame's data where it stays; False if it isn't worth it, or impossible."""
+        head = self._view[self._start : self._end]
+        if (place := self._reassembler.lend(header)) is not None:
+            self._receive_into(place[:], head, LENGTH_BYTES + HEADER_BYTES, lambda: place)
+            return True
         if header.payload_bytes <= _OWN_BYTES or not header.is_fragmentable or self._reassembler.copies(header):
             return False
-        head = self._view[self._start : self._end]
         data_at = data_offset(header, head[LENGTH_BYTES:]) + LENGTH_BYTES
         if not data_at < min(LENGTH_BYTES + header.length, len(self._small)):
             return False  # it contradicts itself, or has more metadata than fits the buffer
@@ -337,22 +336,26 @@ class FrameDecoder:
             self._need(data_at)
             return True
         own = ReservedBuffer()
-        view, here = own.lend(LENGTH_BYTES + header.length - data_at), head[data_at:]
+        self._receive_into(own.lend(LENGTH_BYTES + header.length - data_at), head, data_at, own.finish)
+        return True
+
+    def _receive_into(self, view: memoryview, head: memoryview, data_at: int, finish: _Finish) -> None:
+        """Receives the rest into `view`, of which `head` has the beginning from `data_at` on."""
+        here = head[data_at:]
         view[: len(here)] = here
         self._head = bytes(head[:data_at])
         self._give_up()
-        self._own, self._view = own, view
+        self._own, self._view = finish, view
         self._start, self._end, self._needed = 0, len(here), len(view)
-        return True
 
-    def _take_own(self, header: FrameHeader, own: ReservedBuffer) -> Frame:
-        """The frame whose data was received into its own memory."""
+    def _take_own(self, header: FrameHeader, finish: _Finish) -> Frame:
+        """The frame whose data was received where it stays."""
         frame = parse_frame(header, memoryview(self._head)[LENGTH_BYTES:])
         assert isinstance(frame, FragmentableFrame), "nothing else is received so"
         self._header, self._head = None, b""
         self._view.release()
         self._advance(self._end)
-        frame.data = own.finish()
+        frame.data = finish()
         return frame
 
     def _skip(self) -> None:

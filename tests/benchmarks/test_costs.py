@@ -483,6 +483,23 @@ def count_calls(counted: Counter[str], name: str, inner: Callable[..., T]) -> Ca
     return counting
 
 
+async def test_fragments_of_a_whole_file_are_received_where_they_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the first two, and for what comes with a fragment's header."""
+    written, write = 0, reserving.ReservedBuffer.write
+
+    def counting_write(buffer: reserving.ReservedBuffer, data: bytes) -> None:
+        nonlocal written
+        written += len(data)
+        write(buffer, data)
+
+    monkeypatch.setattr(reserving.ReservedBuffer, "write", counting_write)
+    async with serve() as running, FileClient.connect(running.uri) as files:
+        await files.upload("copy", CONTENT)
+        assert running.data.files["copy"] == CONTENT
+        assert await files.download("copy") == CONTENT
+    assert written / len(CONTENT) < 2 * 0.25  # both ways
+
+
 async def test_a_whole_file_in_one_frame_is_received_where_it_stays() -> None:
     """To copy it, or to clear its memory before, would hold the loop for many milliseconds."""
     content = CONTENT[: 15 * MIB]
