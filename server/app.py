@@ -25,6 +25,7 @@ from .heap import HeapTrimmer
 from .limits import Limits
 from .net.connection import ServerConnection
 from .net.listener import Listener
+from .net.watch import WATCH_SECONDS, ConnectionWatch
 from .routes.session import ChatUserSession, SessionFactory
 from .routes.table import Route
 from .users import Users
@@ -42,7 +43,6 @@ _UPLOAD_EXPIRY_SECONDS: Final = 24 * 60 * 60.0
 # How long after the start, or after a sweep, one comes: a tenth of the expiry, at most, and after a sweep at least.
 _LEAST_SWEEP_SECONDS: Final = 1.0
 _MOST_SWEEP_SECONDS: Final = 60 * 60.0
-_WATCH_SECONDS: Final = 0.5
 _MOST_RECEIVING_SECONDS: Final = 1.0
 # The loggers of what a peer can cause again and again.
 _LOGGERS: Final = ("shared.engine", "shared.transport.tcp", "server.app", "server.net.connection", "server.work")
@@ -78,7 +78,8 @@ class FileServer:
         self._users = users
         self._tls = tls
         self._make_session = make_session
-        self._clock = RunClock(_WATCH_SECONDS, time.monotonic)
+        self._clock = RunClock(WATCH_SECONDS, time.monotonic)
+        self._peers = ConnectionWatch(self._clock, limits.idle_seconds)
         self._budget = ReassemblyBudget(limits.max_reassembly_bytes, self._clock.time)
         self._room = SendRoom(limits.max_unsent_bytes)
         self._listener: Listener | None = None
@@ -169,19 +170,14 @@ class FileServer:
             await asyncio.sleep(max(_LEAST_SWEEP_SECONDS, seconds))
 
     async def _watch(self) -> None:
-        """Closes connections that are silent, or take nothing, for too long."""
+        """Closes connections that are silent, or take nothing, for too long, and returns freed memory."""
         trimmer = HeapTrimmer()
         while True:
-            await asyncio.sleep(_WATCH_SECONDS)
+            await asyncio.sleep(WATCH_SECONDS)
             if self._clock.tick():
-                self._check_connections()
+                self._peers.check()
             if trimmer.is_due():
                 await run_blocking(None, trimmer.trim)
-
-    def _check_connections(self) -> None:
-        # Not in the loop above, whose variable would keep the last connection, and all that waits in it, for ever.
-        for connection in list(self._connections.values()):
-            connection.check(self._clock.time())
 
     def on_connected(self, transport: Transport, on_set_up: Callable[[], None] = lambda: None) -> Reassembler:
         """Serves a connection, also one that another listener has accepted; returns what judges its payloads.
@@ -206,18 +202,21 @@ class FileServer:
                 self._users,
                 on_set_up,
                 self._make_session,
+                self._peers.add,
             )
         except Exception:  # of an app's session
             _log.exception("a connection could not be served")
             transport.abort()
             return Reassembler()
         self._connections[transport] = connection
+        self._peers.add(connection)
         return connection.reassembler
 
     def on_lost(self, transport: Transport) -> None:
         """A connection has ended."""
         connection = self._connections.pop(transport, None)
         if connection is not None:  # else it was refused
+            self._peers.remove(connection)
             connection.on_lost()
 
 

@@ -8,6 +8,7 @@ What is replaced of rsocket 0.4.20, and why (tests/test_canaries.py fails when o
   logged, joins fragments without a limit, and warns of frames for streams that have ended.
 - `_stream_control._streams` are the open streams, which have no public accessor; `_register_stream` adds one.
 - `_keepalive_timeout_task` counts keepalives only, which on a slow link wait behind megabytes.
+- `_send_queue`, `_request_queue`, `_frame_fragment_cache` are made for each connection, and not used here.
 - `_is_closing`, `_receiver_task`, `_setup_internals`, `_reset_internals`, `_before_sender`, `_finally_sender` are a
   connection's lifecycle, which has no public hooks.
 """
@@ -88,6 +89,11 @@ class RSocketEngine(RSocketBase, PayloadRules):
     transport: Transport
     reassembler: Reassembler
     outbox: Outbox
+
+    def _reset_internals(self) -> None:
+        super()._reset_internals()
+        # Four kibibytes for each connection, and nothing of it is used: see `Outbox` and `Reassembler`.
+        del self._send_queue, self._request_queue, self._frame_fragment_cache
 
     def _init_engine(
         self,

@@ -52,14 +52,21 @@ class RunClock:
 class Standstill:
     """How long a value has been the same."""
 
+    __slots__ = ("_looked_at", "_since", "_value")
+
     def __init__(self) -> None:
         self._value: object = _NOTHING
-        self._since = 0.0
+        self._since = self._looked_at = 0.0
 
-    def look(self, now: float, value: object) -> float:
-        """The seconds, at the time `now`, since a look found another value."""
+    def look(self, now: float, value: object, age: float = 0.0) -> float:
+        """The seconds, at the time `now`, since the value became what it is, if that was `age` seconds ago.
+
+        It was after the look before that, which found another one.
+        """
         if value != self._value:
-            self._value, self._since = value, now
+            is_first = self._value is _NOTHING
+            self._value, self._since = value, now if is_first else max(now - age, self._looked_at)
+        self._looked_at = now
         return now - self._since
 
 

@@ -34,7 +34,7 @@ from .options import ConnectOptions
 
 __all__ = ["ClientHandler", "ClientSession"]
 
-_LOOKS_PER_TIMEOUT: Final = 20
+_LOOKS_PER_TIMEOUT: Final = 16
 # With this much waiting to be sent, the link is slow, or the peer has stopped reading.
 _BACKLOG_BYTES: Final = 16 * 1024
 
@@ -173,12 +173,15 @@ class ClientSession(ClientEngine):
         """In place of rsocket's, which only counts keepalives: on a slow link they wait behind megabytes."""
         timeout, period = self._timeout, self._timeout / _LOOKS_PER_TIMEOUT
         await self._client_handler.first_sign.wait()  # until then the attempt's own timeout counts
-        clock, silence = RunClock(period, asyncio.get_running_loop().time), Standstill()
+        loop = asyncio.get_running_loop()
+        clock, arrived, other_signs = RunClock(period, loop.time), Standstill(), Standstill()
         taken, is_backlog, taken_of_backlog, unread = 0, False, 0, 0
         while True:
             if self._client_handler.is_closing and not self.count_streams():
                 self._client_handler.end(CONNECTION_CLOSE, "the server has closed the connection")
                 return
+            if not self.count_streams():
+                self.transport.become_quiet()
             await asyncio.sleep(period)
             can_judge = clock.tick()
             # What arrives is a sign of life, and so is what the peer takes of a backlog, since keepalives are behind
@@ -189,8 +192,10 @@ class ClientSession(ClientEngine):
                 taken_of_backlog = flow.taken_bytes
             is_backlog, taken = flow.waiting_bytes > _BACKLOG_BYTES, flow.taken_bytes
             unread += self.transport.has_unread
-            silent_for = silence.look(clock.time(), (flow.received_at, taken_of_backlog, unread))
-            if can_judge and silent_for > timeout:
+            now, received_at = clock.time(), flow.received_at
+            arrived_ago = arrived.look(now, received_at, loop.time() - received_at)
+            signs_ago = other_signs.look(now, (taken_of_backlog, unread))
+            if can_judge and min(arrived_ago, signs_ago) > timeout:
                 break
         self.is_silent = True
         self._client_handler.end(ErrorCode.CONNECTION_ERROR, f"the server was silent for {timeout:g} s")

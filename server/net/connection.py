@@ -11,7 +11,6 @@ from rsocket.exceptions import RSocketProtocolError
 from rsocket.extensions.mimetypes import WellKnownMimeTypes
 from rsocket.frame import (
     CONNECTION_STREAM_ID,
-    PROTOCOL_MAJOR_VERSION,
     CancelFrame,
     ErrorFrame,
     FragmentableFrame,
@@ -28,14 +27,14 @@ from rsocket.helpers import payload_from_frame
 from rsocket.payload import Payload
 from rsocket.rsocket_server import RSocketServer
 
+from shared.aio import wake
 from shared.engine import CONNECTION_CLOSE, RSocketEngine
-from shared.errors import InvalidRequest, ServerFull, TooManyStreams, TransferError, to_protocol_error
+from shared.errors import ServerFull, TooManyStreams, TransferError, to_protocol_error
 from shared.frames.budget import ReassemblyBudget, ReassemblyLimits
 from shared.frames.codec import FrameHeader
 from shared.frames.outbox import Outbox, SkippedFrame
 from shared.frames.outgoing import OutgoingFrame
 from shared.frames.room import LEAST_BYTES, SendRoom
-from shared.presence import Standstill
 from shared.protocol.metadata import parse_metadata
 from shared.protocol.wire import FRAGMENT_SIZE_BYTES
 from shared.transport.base import Transport
@@ -50,7 +49,9 @@ from ..routes.whole import ReservedUpload, UploadSpool
 from ..routes.window import SendWindow
 from ..users import Users
 from ..work import Work
+from .peer import PeerWatch
 from .replies import SKIPPED, Reply, abandon
+from .setup import check_setup
 
 __all__ = ["ServerConnection"]
 
@@ -77,6 +78,7 @@ class ServerConnection(RSocketServer, RSocketEngine):
     Args:
         users: The users that may connect; None for every peer.
         on_set_up: Called when the SETUP was accepted.
+        on_active: Called with this connection when it isn't quiet any more; see `check`.
 
     Attributes:
         answers: What small answers may have waiting in the outbox, beside the streams' window.
@@ -93,6 +95,7 @@ class ServerConnection(RSocketServer, RSocketEngine):
         users: Users | None,
         on_set_up: Callable[[], None] = lambda: None,
         make_session: SessionFactory = ChatUserSession,
+        on_active: "Callable[[ServerConnection], None] | None" = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.transport = transport
@@ -100,22 +103,21 @@ class ServerConnection(RSocketServer, RSocketEngine):
         self._limits = limits
         self._users = users
         self._on_set_up: Callable[[], None] | None = on_set_up
+        self._on_active = on_active
         self._made_at = self._loop.time()
-        self._idle_seconds = limits.idle_seconds
+        self._peer = PeerWatch(transport, limits)
         self._is_set_up = False
-        self._pending, self._silent, self._blocked = Standstill(), Standstill(), Standstill()
-        self._unread = 0
         self._is_ending = False
         self._requests = 0
         self._unstored_bytes = 0
-        self._has_room = asyncio.Event()
+        self._room_waiter: asyncio.Future[None] | None = None
         self._has_refused_streams = False
-        self._errors: deque[float] = deque()
+        self._errors: deque[float] | None = None
         self._room = room
         self._window, self.answers = SendWindow(room), SendWindow(room)
         # Before a peer has authenticated, one small frame is all that it may send.
         most = limits.max_setup_bytes
-        outbox = Outbox(_PROVOKED, self._has_room.set, room)
+        outbox = Outbox(_PROVOKED, self._on_room, room)
         self._init_engine(ReassemblyLimits(most, most, most), budget, outbox, room)
         context = ConnectionContext(transport.peer, work, self._window, self.answers, self, self._on_held)
         self._session = make_session(data, context)
@@ -127,35 +129,44 @@ class ServerConnection(RSocketServer, RSocketEngine):
             fragment_size_bytes=FRAGMENT_SIZE_BYTES,
         )
 
-    def check(self, now: float) -> None:
+    def check(self, now: float) -> bool:
         """Closes the connection if it is silent, or takes nothing, for too long, and refuses payloads that stall.
 
         To be called about twice a second, with the time of the server's `RunClock`.
+
+        Returns:
+            Whether the connection is quiet: nothing is under way. Until `on_active` is called, `check_quiet` is enough.
         """
-        limits, transport, flow = self._limits, self.transport, self.transport.flow
-        self._unread += transport.has_unread
-        pending_for = self._pending.look(now, self._is_set_up)
-        silent_for = self._silent.look(now, (flow.received_at, self._unread))
-        blocked_for = self._blocked.look(now, flow.blocked_since)
-        if not self._is_set_up and pending_for > limits.setup_seconds:
-            transport.fail(ErrorCode.INVALID_SETUP, "timeout: there was no SETUP in time")
-        elif self._is_set_up and silent_for > self._idle_seconds:
-            transport.fail(ErrorCode.CONNECTION_ERROR, "timeout: the connection was silent for too long")
-        elif flow.blocked_since is not None and blocked_for > limits.blocked_seconds:
-            transport.fail(ErrorCode.CONNECTION_ERROR, "timeout: the peer takes nothing of what it asked for")
-        else:
-            self.reassembler.check(limits.payload_seconds)
-            if self._is_ending:
-                self._end_if_idle()
+        if not self._peer.check(now, is_set_up=self._is_set_up):
+            return False
+        self.reassembler.check(self._limits.payload_seconds)
+        if self._is_ending:
+            self._end_if_idle()
+        return self._is_idle() and self.transport.become_quiet()
+
+    def check_quiet(self, now: float) -> None:
+        """The same for a quiet connection, now and then, and in a tenth of the time."""
+        if self._peer.is_silent(now):
+            self.check(now)
+
+    def _is_idle(self) -> bool:
+        is_working = self._count_requests() or self.reassembler.held_bytes or not self.outbox.is_empty
+        return self._is_set_up and not self._is_ending and not is_working and self._on_active is not None
+
+    def on_active(self) -> None:
+        """See `PayloadRules`."""
+        self.reassembler.check(self._limits.payload_seconds)  # which has observed nothing meanwhile
+        if self._on_active is not None:
+            self._on_active(self)
 
     def on_lost(self) -> None:
         """The connection has ended; logs one line about it."""
-        self._has_room.set()
+        self._on_room()
         # The answers would reach no peer: a flood that has ended would keep the server busy for a minute.
         self.transport.forget_rest()
         # Reference cycles would stay until the garbage collector runs, and with them all that wasn't sent.
         self._session.on_lost()
-        self._on_set_up = None
+        self._on_set_up = self._on_active = None
         self.outbox.close()
         self._window.close()
         self.answers.close()
@@ -193,15 +204,18 @@ class ServerConnection(RSocketServer, RSocketEngine):
         return self._unstored_bytes > 0 and (is_too_much or self._work.unstored_bytes > maximum)
 
     async def may_take(self) -> None:
-        self._has_room.clear()
-        await self._has_room.wait()
+        self._room_waiter = self._loop.create_future()
+        await self._room_waiter
+
+    def _on_room(self) -> None:
+        wake(self._room_waiter)
 
     def _on_held(self, nbytes: int) -> None:
         """Uploads hold so many bytes more, or fewer, that aren't stored."""
         self._unstored_bytes += nbytes
         self._work.unstored_bytes += nbytes
         if nbytes < 0:
-            self._has_room.set()
+            self._on_room()
 
     @property
     def failure_code(self) -> ErrorCode:
@@ -263,7 +277,7 @@ class ServerConnection(RSocketServer, RSocketEngine):
     async def handle_setup(self, frame: SetupFrame) -> None:
         """In place of rsocket's, which leaves a rejected connection usable."""
         try:
-            self._check_setup(frame)
+            check_setup(frame)
             if self._users is not None:
                 items = parse_metadata(frame.metadata or b"")
                 self._session.user = await self._users.authenticate(items, self._is_gone, self.transport.address)
@@ -277,7 +291,7 @@ class ServerConnection(RSocketServer, RSocketEngine):
             return
         limits = self._limits
         announced = frame.max_lifetime_milliseconds / 1000
-        self._idle_seconds = max(limits.idle_seconds, min(announced, 10 * limits.idle_seconds))
+        self._peer.idle_seconds = max(limits.idle_seconds, min(announced, 10 * limits.idle_seconds))
         self.reassembler.set_limits(
             ReassemblyLimits(
                 limits.max_request_bytes,
@@ -289,22 +303,6 @@ class ServerConnection(RSocketServer, RSocketEngine):
         self._is_set_up = True
         if self._on_set_up is not None:
             self._on_set_up()
-
-    def _check_setup(self, frame: SetupFrame) -> None:
-        composite = WellKnownMimeTypes.MESSAGE_RSOCKET_COMPOSITE_METADATA.value.name
-        unsupported = ErrorCode.UNSUPPORTED_SETUP
-        if frame.major_version != PROTOCOL_MAJOR_VERSION:
-            reason = f"the version must be {PROTOCOL_MAJOR_VERSION}, not {frame.major_version}"
-            raise RSocketProtocolError(unsupported, data=f"unsupported_setup: {reason}")
-        if not frame.keep_alive_milliseconds or not frame.max_lifetime_milliseconds:
-            reason = "invalid_setup: the time between keepalives, and the lifetime, must be more than 0"
-            raise RSocketProtocolError(ErrorCode.INVALID_SETUP, data=reason)
-        if frame.flags_resume:
-            raise RSocketProtocolError(ErrorCode.REJECTED_SETUP, data="rejected_setup: there is no resumption here")
-        if frame.flags_lease:
-            raise RSocketProtocolError(unsupported, data="unsupported_setup: there is no lease here")
-        if bytes(frame.metadata_encoding) != composite:
-            raise InvalidRequest(f"the connection's metadata mimetype must be {composite.decode()}")
 
     async def handle_error(self, frame: ErrorFrame) -> None:
         """The client has ended the connection, or ends it when its streams have ended; other errors aren't for it."""
@@ -389,9 +387,10 @@ class ServerConnection(RSocketServer, RSocketEngine):
 
     def _count_error(self) -> None:
         """Ends the connection of a peer that causes too many."""
-        now = self._loop.time()
-        self._errors.append(now)
-        while self._errors[0] < now - 60:
-            self._errors.popleft()
-        if len(self._errors) > self._limits.max_errors_per_minute:
+        now, errors = self._loop.time(), self._errors or deque[float]()
+        self._errors = errors
+        errors.append(now)
+        while errors[0] < now - 60:
+            errors.popleft()
+        if len(errors) > self._limits.max_errors_per_minute:
             self.transport.fail(ErrorCode.CONNECTION_ERROR, "too_many_errors: slow down, or ask for what there is")

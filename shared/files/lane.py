@@ -115,6 +115,11 @@ class FileLane:
         """Whether a thread has the sending side of the socket."""
         return self._sender.is_active
 
+    @property
+    def is_active(self) -> bool:
+        """Whether a thread has either side of the socket."""
+        return self.is_receiving or self.is_sending
+
     def interrupt(self) -> None:
         """The connection is failing: threads leave the socket as soon as they are between two frames."""
         self._receiver.interrupt()

@@ -117,7 +117,7 @@ class LaneReceiver:
         finally:
             self._turn = self._waiter = None
             for job in list(self.jobs.values()):
-                job.report()
+                job.report_new()
             if self._port is None:
                 self._close_pipe()
             port.on_lane_idle()
@@ -175,7 +175,7 @@ class LaneReceiver:
         """Receives what there is; False if nothing came for some time."""
         buffer = port.reader.get_buffer()
         missing = port.reader.header_bytes_missing
-        if missing and self._crew.connection.moves_files and any(job.splices for job in list(self.jobs.values())):
+        if missing and self._crew.connection.moves_files and any(job.may_splice for job in list(self.jobs.values())):
             buffer = buffer[:missing]  # what is behind the header doesn't come into the process
         try:
             nbytes = self._crew.connection.receive(buffer)

@@ -151,13 +151,13 @@ class _SendTurn:
             outcome = job.send_some(connection, prefix, turn, may_go_on)
             if outcome is Sent.SOME:
                 return False
-            if outcome is Sent.NOTHING or not is_shared or any(each.is_ended for each in self._jobs):
+            if outcome is Sent.NOTHING or not is_shared or job.is_ended:
                 return True
-            if self._sent * self._waiting() >= _TURN_ITEMS:
+            if self._sent * self._waiting() >= _TURN_ITEMS or any(each.is_stopped for each in self._jobs):
                 return True
-            count = len(self._jobs)
-            following = [(self._at + step) % count for step in range(1, count + 1)]
-            ready = [at for at in following if self._jobs[at].is_ready]
-            if not ready:
+            count, after = len(self._jobs), self._at + 1
+            following = (at % count for at in range(after, after + count))
+            ready = next((at for at in following if self._jobs[at].is_ready), None)
+            if ready is None:
                 return True
-            self._at = ready[0]
+            self._at = ready

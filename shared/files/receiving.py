@@ -53,6 +53,7 @@ class ReceiveJob:
         nbytes: Bytes that were written, those of an item whose rest is still to come included.
         failure: Why the job has failed: nothing more is written, there would be a hole. None if it hasn't.
         held_bytes: What waits in memory to be written.
+        may_splice: Whether its items' bytes needn't come into the process, unless something else waits to be written.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ReceiveJob:
         self.items = self.nbytes = 0
         self.failure: Exception | None = None
         self.held_bytes = 0
+        self.may_splice = False
         self._demand = demand
         self._on_progress: Callable[[], None] | None = on_progress
         self._on_held = on_held
@@ -96,8 +98,7 @@ class ReceiveJob:
     @property
     def splices(self) -> bool:
         """Whether the next item's bytes needn't come into the process."""
-        file = self._file
-        return SPLICES and file is not None and file.write_from is not None and self.is_idle and self.failure is None
+        return self.may_splice and self.is_idle and self.failure is None
 
     def open(self, append: Append, file: FileTarget | None, accept: Callable[[int], object]) -> None:
         """Says where the items go; what has arrived is stored first.
@@ -107,6 +108,7 @@ class ReceiveJob:
             file: The file that they go to, if that is so.
             accept: Called with each item's size before the item is written; what it raises fails the job.
         """
+        self.may_splice = SPLICES and file is not None and file.write_from is not None
         with self._lock:
             self._append, self._file, self._accept = append, file, accept
         self._store_waiting()
@@ -125,6 +127,7 @@ class ReceiveJob:
         """Drops what waits, and what leads back to the transfer, in reference cycles; nothing is notified any more."""
         self._stop()
         self._on_progress = self._on_held = self._append = self._file = None
+        self.may_splice = False
         self._accept = _accept_all
 
     async def stop(self) -> None:
@@ -272,6 +275,12 @@ class ReceiveJob:
         self._report_held()
         if self._on_progress is not None:
             self._on_progress()
+
+    def report_new(self) -> None:
+        """The same, if anything happened: most of a connection's many transfers got nothing in a thread's turn."""
+        new = self.items - self._reported_items or self.nbytes - self._reported_bytes
+        if new or self.held_bytes != self._reported_held:
+            self.report()
 
     def _stop(self) -> None:
         self._end(None)

@@ -90,6 +90,7 @@ class SendJob(TurnTaker):
         frame_bytes: Bytes of the frames that were sent, or begun.
         has_last: Whether the last item is on its way, or sent.
         is_torn: Whether half a frame is in the socket.
+        is_stopped: Whether no more of it is to be sent than that frame.
         finished: Done when no thread has anything to do with the file any more: all is sent, or it failed, or stopped.
     """
 
@@ -112,7 +113,7 @@ class SendJob(TurnTaker):
         self.failure: Exception | None = None
         self.frame_bytes = 0
         self.has_last = False
-        self.is_torn = False
+        self.is_torn = self.is_stopped = False
         self.finished: Final[asyncio.Future[None]] = asyncio.get_running_loop().create_future()
         self._item_bytes = item_bytes
         self._credit = credit
@@ -132,7 +133,6 @@ class SendJob(TurnTaker):
         self._is_cut_short = False  # the file ended behind the header of the item that is on its way
         self._is_queued = False
         self._is_running = False
-        self._is_stopped = False
 
     @property
     def executor(self) -> Executor | None:
@@ -156,14 +156,14 @@ class SendJob(TurnTaker):
     @property
     def is_ended(self) -> bool:
         """Whether nothing of it will be sent any more."""
-        return self.failure is not None or self.is_all_sent or (self._is_stopped and not self.is_torn)
+        return self.failure is not None or self.is_all_sent or (self.is_stopped and not self.is_torn)
 
     @property
     def is_ready(self) -> bool:
         """Whether something of it may be sent now."""
         if self._parts or self._unread:
             return True
-        return not self._is_stopped and self.failure is None and self._offset < self.file.end and self._has_credit
+        return not self.is_stopped and self.failure is None and self._offset < self.file.end and self._has_credit
 
     @property
     def is_queued(self) -> bool:
@@ -178,7 +178,7 @@ class SendJob(TurnTaker):
 
     def stop(self) -> None:
         """Sends no more of it than the frame that is half in the socket."""
-        self._is_stopped = True
+        self.is_stopped = True
         if not self._is_running and not self.is_torn:
             self._finish()
 
@@ -202,7 +202,7 @@ class SendJob(TurnTaker):
 
     def abandon(self) -> None:
         """The connection ends with half a frame in the socket: the rest will never be sent."""
-        self._is_stopped, self.is_torn = True, False
+        self.is_stopped, self.is_torn = True, False
 
     # For the file lane's thread
 

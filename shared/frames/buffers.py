@@ -7,6 +7,7 @@ touch one takes some milliseconds on a virtual machine, so a thread does it befo
 
 import ctypes
 import mmap
+import os
 import sys
 import weakref
 from io import BytesIO
@@ -61,11 +62,18 @@ class ReservedBuffer:
         if not is_enough:
             self._buffer = BytesIO(bytes(nbytes))
         self._buffer.seek(nbytes)
-        view = self._buffer.getbuffer()[:nbytes]
-        # Keeps the view's buffer until the view is gone. If the garbage collector found both at once, it would clear
-        # them in any order: Python 3.13 reports an error of the buffer then, and 3.12.1 crashes.
-        weakref.finalize(view, bool, view.obj)
-        return view
+        return _kept(self._buffer.getbuffer()[:nbytes])
+
+    def lend_next(self, nbytes: int) -> memoryview | None:
+        """A view of what `nbytes` would be written to; `skip` is to follow. None if there is no room for them."""
+        begin = self._buffer.tell()
+        with self._buffer.getbuffer() as view:
+            is_enough = len(view) >= begin + nbytes
+        return _kept(self._buffer.getbuffer()[begin : begin + nbytes]) if is_enough else None
+
+    def skip(self, nbytes: int) -> None:
+        """Appends what was put into a view that `lend_next` gave, and that was released."""
+        self._buffer.seek(nbytes, os.SEEK_CUR)
 
     def finish(self) -> bytes:
         """The whole content, without a copy (in CPython); once."""
@@ -75,6 +83,16 @@ class ReservedBuffer:
             with self._buffer.getbuffer() as view:
                 return bytes(view[: self._buffer.tell()])
         return self._buffer.getvalue()
+
+
+def _kept(view: memoryview) -> memoryview:
+    """Keeps the view's buffer until the view is gone.
+
+    If the garbage collector found both at once, it would clear them in any order: Python 3.13 reports an error of the
+    buffer then, and 3.12.1 crashes.
+    """
+    weakref.finalize(view, bool, view.obj)
+    return view
 
 
 def _ask_for_large_pages(buffer: BytesIO) -> int:

@@ -27,6 +27,8 @@ from rsocket.frame import (
 __all__ = [
     "FOLLOWS_OR_IGNORE",
     "HEADER_BYTES",
+    "KEEPALIVE",
+    "KEEPALIVE_ANSWER",
     "MAX_FRAME_BYTES",
     "REQUEST_KINDS",
     "STREAM_KINDS",
@@ -45,6 +47,13 @@ HEADER_BYTES: Final = 6
 """What every frame begins with: its stream, kind and flags."""
 
 _HEADER: Final = struct.Struct(">IH")
+_KEEPALIVE: Final = struct.Struct(">IHQ")
+_RESPOND: Final = 0x80
+KEEPALIVE: Final = _KEEPALIVE.pack(0, FrameType.KEEPALIVE << 10 | _RESPOND, 0)
+"""The usual KEEPALIVE: it asks for an answer, without data and without a position to resume from."""
+KEEPALIVE_ANSWER: Final = _KEEPALIVE.pack(0, FrameType.KEEPALIVE << 10, 0)
+"""The answer to it."""
+
 _U32: Final = struct.Struct(">I")
 _SETUP: Final = struct.Struct(">HHII")
 _IGNORE: Final = 0x200

@@ -7,12 +7,14 @@ from typing import Final, Protocol, cast, final, runtime_checkable
 from rsocket.frame import FragmentableFrame, PayloadFrame, RequestChannelFrame
 
 from .buffers import ReservedBuffer
-from .codec import FrameHeader
+from .codec import HEADER_BYTES, FrameHeader
 
 __all__ = ["FrameSource", "IncomingFrame", "Reservation", "SplitPayload", "Spool"]
 
 # Joining no more than this takes 100 µs at the most.
 _JOINED_BYTES: Final = 1024 * 1024
+# A copy of less costs no more than what it takes to receive it elsewhere.
+_LEAST_LENT_BYTES: Final = 128 * 1024
 
 
 class FrameSource(Protocol):
@@ -102,6 +104,7 @@ class SplitPayload:
     _metadata: list[bytes] = field(default_factory=list[bytes])
     _data: list[bytes] = field(default_factory=list[bytes])
     _buffer: ReservedBuffer | None = None
+    _lent: memoryview | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -124,15 +127,28 @@ class SplitPayload:
         if fragment.data:
             if self._buffer is None:
                 self._data.append(bytes(fragment.data))
+            elif self._lent is not None and fragment.data is self._lent:
+                self._lent.release()
+                self._buffer.skip(nbytes)
             else:
                 self._buffer.write(fragment.data)
-            fragment.data = b""  # it may be borrowed
+            fragment.data, self._lent = b"", None  # it may be borrowed
             self._unreserved_bytes += nbytes
             # The first fragment's cost is also that of the payload itself, which stays.
             self.data_cost += nbytes if fragment is self.first else max(cost - metadata_bytes, 0)
         if not fragment.flags_follows:
             self._end(fragment)
         return nbytes + metadata_bytes
+
+    def lend(self, header: FrameHeader) -> memoryview | None:
+        """Where the data of the next fragment, of which this is the header, is to be received; None if `add` copies it.
+
+        If it was received there, the view is the fragment's data.
+        """
+        if self._buffer is None or not _LEAST_LENT_BYTES <= header.payload_bytes == header.length - HEADER_BYTES:
+            return None
+        self._lent = self._buffer.lend_next(header.payload_bytes)
+        return self._lent
 
     def place(self, placer: Callable[[FragmentableFrame, bytes], Spool | Reservation | None]) -> None:
         """Decides where the data goes, or counts, once its first bytes are here: the metadata is whole by then."""

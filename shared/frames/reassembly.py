@@ -72,6 +72,7 @@ class Reassembler(Holder):
 
     Attributes:
         pending_requests: How many requests are incomplete.
+        rules: The connection's; the default ones once this is closed.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Reassembler(Holder):
     ) -> None:
         super().__init__(budget or ReassemblyBudget())
         self.pending_requests = 0
-        self._rules = rules or PayloadRules()
+        self.rules = rules or PayloadRules()
         self.set_limits(limits or ReassemblyLimits())
         self._is_closed = False
         self._abandoned: OrderedDict[int, None] = OrderedDict()
@@ -97,7 +98,7 @@ class Reassembler(Holder):
     @property
     def failure_code(self) -> ErrorCode:
         """What the peer gets for bytes that are no frame."""
-        return self._rules.failure_code
+        return self.rules.failure_code
 
     def expects_whole(self, stream_id: int, metadata_bytes: int) -> bool:
         """Whether a payload of this stream that isn't split is an item by itself, and wanted. From any thread."""
@@ -144,7 +145,7 @@ class Reassembler(Holder):
         ):
             return True
         limits = self._limits
-        if not self._rules.expects(header):
+        if not self.rules.expects(header):
             return False
         if length > limits.max_frame_bytes:
             raise FrameError(f"a frame of {length} bytes; at most {limits.max_frame_bytes} are taken")
@@ -167,7 +168,7 @@ class Reassembler(Holder):
             return header.length
         partial = self._partials.get(header.stream_id)
         if header.kind == FrameType.REQUEST_RESPONSE:
-            is_spooled = partial is None and self._rules.spools
+            is_spooled = partial is None and self.rules.spools
         else:
             is_spooled = partial is not None and partial.spool is not None
         most = _SMALL_SLICE_BYTES if self._budget.is_short else _SLICE_BYTES
@@ -190,6 +191,11 @@ class Reassembler(Holder):
     def copies(self, header: FrameHeader) -> bool:
         """Whether `feed` will copy the data of the frame that was admitted last, which may be borrowed then."""
         return header.follows or header.stream_id in self._partials
+
+    def lend(self, header: FrameHeader) -> memoryview | None:
+        """See `SplitPayload.lend`; for the frame that was admitted last."""
+        partial = self._partials.get(header.stream_id)
+        return None if partial is None else partial.lend(header)
 
     def feed(self, frame: Frame) -> Frame | SplitPayload | None:
         """Takes the frame that was admitted last.
@@ -265,7 +271,7 @@ class Reassembler(Holder):
             incoming.source.skip()
         self._give_back(self._end_incoming())
         self._is_closed = True
-        self._rules = PayloadRules()  # the connection refers to this: no reference cycle
+        self.rules = PayloadRules()  # the connection refers to this: no reference cycle
 
     # What is held
 
@@ -277,7 +283,7 @@ class Reassembler(Holder):
             if incoming.source is not None:
                 incoming.source.skip()
             if not incoming.header.is_fragmentable:
-                self._rules.on_frame_refused(error)
+                self.rules.on_frame_refused(error)
                 return
             kind = incoming.header.kind
         elif stream_id not in self._partials:
@@ -296,9 +302,9 @@ class Reassembler(Holder):
         error: TransferError | None = None
         if partial is not None:
             if not is_payload:
-                self._rules.on_ignored(stream_id, header.kind)  # a request in the middle of another one
+                self.rules.on_ignored(stream_id, header.kind)  # a request in the middle of another one
                 return False
-            most = math.inf if partial.is_request else self._rules.max_payload_bytes(stream_id)
+            most = math.inf if partial.is_request else self.rules.max_payload_bytes(stream_id)
             if not most:
                 self.abandon(stream_id)  # its stream has ended meanwhile
                 return False
@@ -308,8 +314,8 @@ class Reassembler(Holder):
                 cost += _LARGE_COST_BYTES
             # What a spool stores is bounded by the store.
             maximum = math.inf if partial.spool is not None else min(maximum, most)
-        elif is_payload and (stream_id in self._abandoned or not self._rules.max_payload_bytes(stream_id)):
-            self._rules.on_ignored(stream_id, header.kind)
+        elif is_payload and (stream_id in self._abandoned or not self.rules.max_payload_bytes(stream_id)):
+            self.rules.on_ignored(stream_id, header.kind)
             return False
         elif header.follows:
             if self._is_closed:
@@ -329,7 +335,7 @@ class Reassembler(Holder):
     def _excess(self) -> TransferError | None:
         """Why no more requests may begin that aren't whole; None if they may."""
         maximum = self._limits.max_streams
-        if self.pending_requests + self._rules.count_streams() < maximum:
+        if self.pending_requests + self.rules.count_streams() < maximum:
             return None
         return TooManyStreams(f"a connection may have {maximum} requests under way, whole or not")
 
@@ -354,7 +360,7 @@ class Reassembler(Holder):
             partial = self._partials[stream_id] = SplitPayload(frame)
             self.pending_requests += partial.is_request
         self._grown_bytes += partial.add(frame, cost)
-        partial.place(self._rules.spool)
+        partial.place(self.rules.spool)
         partial.gather()
         if partial.is_whole:
             self._remove(stream_id)
@@ -376,7 +382,7 @@ class Reassembler(Holder):
         """Refuses a payload; `kind` is that of its first frame, if none of its frames were kept."""
         partial = self._partials.get(stream_id)
         self.abandon(stream_id)
-        self._rules.on_refused(stream_id, int(kind if partial is None else partial.first.frame_type), error)
+        self.rules.on_refused(stream_id, int(kind if partial is None else partial.first.frame_type), error)
 
     def _remove(self, stream_id: int) -> SplitPayload | None:
         partial = self._partials.pop(stream_id, None)

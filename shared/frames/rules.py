@@ -27,6 +27,9 @@ class PayloadRules:
     def on_ignored(self, stream_id: int, kind: int) -> None:
         """A frame was ignored that makes no sense, or no sense any more; `kind` is its `FrameType`."""
 
+    def on_active(self) -> None:
+        """Something has come to a transport that was quiet, and is handled next; see `Transport.become_quiet`."""
+
     @property
     def spools(self) -> bool:
         """Whether there are requests whose data goes elsewhere than into memory; see `spool`."""

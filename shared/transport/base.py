@@ -92,6 +92,20 @@ class Transport(ABC):
         """How bytes have moved until now."""
 
     @property
+    def received_at(self) -> float:
+        """`Flow.received_at`, without the rest of it."""
+        return self.flow.received_at
+
+    def become_quiet(self) -> bool:
+        """Answers keepalives by itself until something else comes: without a task, a tenth of the time.
+
+        Returns:
+            Whether it does; if so, `PayloadRules.on_active` will be called. False if something is under way, or if
+            this transport can't.
+        """
+        return False
+
+    @property
     def has_unread(self) -> bool:
         """Whether this side leaves bytes unread, or may do so: then a peer that seems silent isn't known to be."""
         return False

@@ -1,24 +1,22 @@
 """A byte stream in, whole frames out: the receive buffer of one TCP connection, without I/O.
 
-On a byte stream each frame has its length before it, in three bytes. Frames are parsed one at a time, when the
-connection asks for one; until then their bytes stay as they came. A frame that is larger than the buffer gets a buffer
-of its size, once its header was admitted, and its payload is copied once, to `bytes` of its own. (Handing on the buffer
-instead would save 8 µs per 256 KiB, of which zeroing a new buffer takes 6, and consumers couldn't rely on `bytes`.) The
-file lane's thread takes items of its streams out of the same buffer, while the event loop doesn't use it.
+Frames are parsed one at a time, when the connection asks for one; until then their bytes stay as they came, in a buffer
+that is borrowed while something is in it: an idle connection has none. A frame that is larger than the buffer gets a
+buffer of its size, once its header was admitted, and its payload is copied once, to `bytes` of its own. The file lane's
+thread takes items of its streams out of the same buffer, while the event loop doesn't use it.
 
-A whole payload in one frame of more than a MiB is received into the memory that becomes its `bytes`: a copy of 16 MB to
-new memory would block the event loop for 25 ms. If its data goes to a disk, it is taken in by slices.
+A fragment of a large payload is received where the payload is joined, and a whole payload in one frame of more than a
+MiB into the memory that becomes its `bytes`: a copy of 16 MB to new memory would block the event loop for 25 ms. If its
+data goes to a disk, it is taken in by slices.
 """
 
 from collections.abc import Callable, Container
 from functools import partial
 from typing import Final
-from weakref import WeakSet
 
 from rsocket.frame import FragmentableFrame, Frame, FrameType, PayloadFrame
 
 from ..errors import TooLarge
-from ..files.threads import SpareBuffers
 from ..frames.buffers import ReservedBuffer
 from ..frames.codec import (
     FOLLOWS_OR_IGNORE,
@@ -31,33 +29,29 @@ from ..frames.codec import (
 )
 from ..frames.fragments import SplitPayload
 from ..frames.reassembly import Reassembler
+from .framing import LENGTH_BYTES
+from .lending import MAX_SPARE_BYTES, BufferPool, borrow_large, give_back_large
 from .plain import check_plain
 
-__all__ = ["LENGTH_BYTES", "FrameDecoder"]
-
-LENGTH_BYTES: Final = 3
-"""The length that stands before each frame."""
+__all__ = ["FrameDecoder"]
 
 _BUFFER_BYTES: Final = 16 * 1024
-# That of a busy connection: fewer system calls for many small frames. So many connections may have one.
-_BUSY_BUFFER_BYTES: Final = 64 * 1024
-_MAX_BUSY: Final = 128
+_lent: Final = BufferPool(64 * 1024, most=128, small_bytes=_BUFFER_BYTES, most_spares=32)
+_NO_BUFFER: Final = memoryview(b"")
 # What is read beyond the end of a large frame, so that one call brings the next header, too; it is copied.
 _TAIL_BYTES: Final = 4 * 1024
 # The most that one read may bring: the kernel copies it, and blocks the event loop meanwhile.
 _READ_BYTES: Final = 1024 * 1024
 # The same for new memory: touching it takes longer than copying.
 _NEW_READ_BYTES: Final = 256 * 1024
-# From here on a whole payload's data is received into its own memory.
+# From here on the data of a payload that is one frame is received into its own memory.
 _OWN_BYTES: Final = 1024 * 1024
 _SMALL_BYTES: Final = 128 * 1024  # up to here a frame is never taken in by slices
 # The largest frame that is an item of our own kind, with room for its buffer's tail.
-_MAX_SPARE_BYTES: Final = 1024 * 1024
-_MAX_ITEM_BYTES: Final = _MAX_SPARE_BYTES - _BUFFER_BYTES
-_buffers: Final = SpareBuffers(4, _MAX_SPARE_BYTES)
+_MAX_ITEM_BYTES: Final = MAX_SPARE_BYTES - _BUFFER_BYTES
 _METADATA: Final = 0x100
 _NEXT: Final = 0x20
-_busy: Final[WeakSet["FrameDecoder"]] = WeakSet()
+_Finish = Callable[[], bytes | memoryview]
 
 
 class FrameDecoder:
@@ -69,8 +63,8 @@ class FrameDecoder:
 
     def __init__(self, reassembler: Reassembler) -> None:
         self._reassembler = reassembler
-        self._small = memoryview(bytearray(_BUFFER_BYTES))
-        self._view = self._small
+        self._small = self._view = _NO_BUFFER  # the first is borrowed while anything is received
+        self._is_closed = False
         self._start = 0
         self._end = 0
         # How many bytes from the start on are needed for the next step.
@@ -78,8 +72,8 @@ class FrameDecoder:
         self._header: FrameHeader | None = None
         self._to_skip = 0
         self._is_first = True
-        # Of a payload whose data is received into its own memory: that, and the frame's bytes before the data.
-        self._own: ReservedBuffer | None = None
+        # Of a frame whose data is received where it stays: what gives that, and the frame's bytes before the data.
+        self._own: _Finish | None = None
         self._head = b""
         # Of a frame that is taken in by slices, as if it came in fragments: its header, the bytes behind the present
         # slice, and how many more bytes than its header says that slice has on the wire (fewer, but for the first).
@@ -95,7 +89,7 @@ class FrameDecoder:
     @property
     def is_full(self) -> bool:
         """Whether there is no room to receive into; only possible while `is_ready`."""
-        return self._end == self._limit()
+        return self._is_closed or (self._view is not _NO_BUFFER and self._end == self._limit())
 
     def received_of(self, stream_id: int) -> int:
         """Bytes that have arrived of a frame of this stream whose end hasn't."""
@@ -107,17 +101,29 @@ class FrameDecoder:
 
     def get_buffer(self) -> memoryview:
         """The part of the buffer for the next bytes; empty if `is_full`."""
-        most = _READ_BYTES if self._own is None else _NEW_READ_BYTES
+        if self._view is _NO_BUFFER and not self._is_closed:
+            self._small = self._view = _lent.borrow()
+        most = _READ_BYTES if len(self._view) <= _OWN_BYTES else _NEW_READ_BYTES
         return self._view[self._end : min(self._limit(), self._end + most)]
 
     def received(self, nbytes: int) -> None:
         """Notes that `nbytes` were received into `get_buffer()`."""
         self._end += nbytes
-        if self._view is self._small and self._end == len(self._small) == _BUFFER_BYTES and len(_busy) < _MAX_BUSY:
-            _busy.add(self)
-            self._small = memoryview(bytearray(_BUSY_BUFFER_BYTES))
-            self._small[: self._end] = self._view
-            self._view = self._small
+
+    def release(self) -> None:
+        """Gives the buffer back if nothing is in it."""
+        if self._view is self._small is not _NO_BUFFER and self._start == self._end:
+            small, self._small = self._small, _NO_BUFFER
+            self._view, self._start, self._end = _NO_BUFFER, 0, 0
+            _lent.give_back(small)
+
+    def take_only(self, frame: bytes) -> bool:
+        """Takes this frame, with its length before it, if it is all that is here; whether it was."""
+        is_begin = self._header is None and self._whole is None and not self._to_skip
+        if not is_begin or self._end - self._start != len(frame) or bytes(self._view[self._start : self._end]) != frame:
+            return False
+        self._advance(len(frame))
+        return True
 
     def take(self) -> Frame | SplitPayload | None:
         """Does the next step with what was received; only while `is_ready`.
@@ -265,14 +271,10 @@ class FrameDecoder:
         rest = large[end : self._end]
         self._small[: len(rest)] = rest
         self._view, self._start, self._end, self._needed = self._small, 0, len(rest), LENGTH_BYTES
-        return large[begin:end], partial(_give_back, large)
+        return large[begin:end], partial(give_back_large, large)
 
     def take_frame(self, item: FrameHeader) -> PayloadFrame | None:
-        """The whole frame of the item that `next_item` found; None while some of it is still to be received.
-
-        Raises:
-            FrameError: It contradicts itself.
-        """
+        """The whole frame of the item that `next_item` found; None while some is missing. Raises what `take` raises."""
         total = LENGTH_BYTES + item.length
         if self._end - self._start < total:
             self._need(total)
@@ -304,28 +306,29 @@ class FrameDecoder:
     def discard(self) -> None:
         """Drops what was received."""
         self._give_up()
-        self._header, self._head = None, b""
-        self._whole, self._unsliced_bytes = None, 0
+        self._header, self._head, self._whole, self._unsliced_bytes = None, b"", None, 0
         self._start = self._end = self._to_skip = 0
         self._needed = LENGTH_BYTES
 
     def close(self) -> None:
         """Drops what was received, and frees all buffers: nothing may be received any more."""
         self.discard()
-        _busy.discard(self)
-        self._view = self._small = memoryview(b"")
+        self.release()
+        self._is_closed = True
 
     def _limit(self) -> int:
         """Where receiving ends: a large buffer may have more room than its frame needs."""
-        if self._own is not None:
-            return len(self._view)
-        return len(self._small) if self._view is self._small else self._needed + _TAIL_BYTES
+        is_exact = self._own is not None or self._view is self._small
+        return len(self._view) if is_exact else self._needed + _TAIL_BYTES
 
     def _begin_own(self, header: FrameHeader) -> bool:
-        """Receives the rest of the frame's data into its own memory; False if it isn't worth it, or impossible."""
+        """Receives the rest of the frame's data where it stays; False if it isn't worth it, or impossible."""
+        head = self._view[self._start : self._end]
+        if (place := self._reassembler.lend(header)) is not None:
+            self._receive_into(place[:], head, LENGTH_BYTES + HEADER_BYTES, lambda: place)
+            return True
         if header.payload_bytes <= _OWN_BYTES or not header.is_fragmentable or self._reassembler.copies(header):
             return False
-        head = self._view[self._start : self._end]
         data_at = data_offset(header, head[LENGTH_BYTES:]) + LENGTH_BYTES
         if not data_at < min(LENGTH_BYTES + header.length, len(self._small)):
             return False  # it contradicts itself, or has more metadata than fits the buffer
@@ -333,22 +336,26 @@ class FrameDecoder:
             self._need(data_at)
             return True
         own = ReservedBuffer()
-        view, here = own.lend(LENGTH_BYTES + header.length - data_at), head[data_at:]
+        self._receive_into(own.lend(LENGTH_BYTES + header.length - data_at), head, data_at, own.finish)
+        return True
+
+    def _receive_into(self, view: memoryview, head: memoryview, data_at: int, finish: _Finish) -> None:
+        """Receives the rest into `view`, of which `head` has the beginning from `data_at` on."""
+        here = head[data_at:]
         view[: len(here)] = here
         self._head = bytes(head[:data_at])
         self._give_up()
-        self._own, self._view = own, view
+        self._own, self._view = finish, view
         self._start, self._end, self._needed = 0, len(here), len(view)
-        return True
 
-    def _take_own(self, header: FrameHeader, own: ReservedBuffer) -> Frame:
-        """The frame whose data was received into its own memory."""
+    def _take_own(self, header: FrameHeader, finish: _Finish) -> Frame:
+        """The frame whose data was received where it stays."""
         frame = parse_frame(header, memoryview(self._head)[LENGTH_BYTES:])
         assert isinstance(frame, FragmentableFrame), "nothing else is received so"
         self._header, self._head = None, b""
         self._view.release()
         self._advance(self._end)
-        frame.data = own.finish()
+        frame.data = finish()
         return frame
 
     def _skip(self) -> None:
@@ -373,7 +380,7 @@ class FrameDecoder:
         self._needed = nbytes
         if nbytes > len(self._small):
             wanted = -(-(nbytes + _TAIL_BYTES) // _BUFFER_BYTES) * _BUFFER_BYTES
-            self._move(memoryview(_buffers.borrow(wanted)))
+            self._move(borrow_large(wanted))
         elif nbytes > len(self._view) - self._start:
             self._move(self._small)
 
@@ -389,12 +396,5 @@ class FrameDecoder:
         if self._view is not self._small:
             large, self._view = self._view, self._small
             if self._own is None:
-                _give_back(large)
+                give_back_large(large)
             self._own = None
-
-
-def _give_back(view: memoryview) -> None:
-    buffer = view.obj
-    view.release()
-    if isinstance(buffer, bytearray):
-        _buffers.give_back(buffer)

@@ -4,8 +4,8 @@ Frames are pulled: they are parsed one at a time, when the connection asks for t
 receive buffer is full. Sending waits for the socket. Bytes that are no frame are answered with an ERROR and the end of
 the connection.
 
-What is in memory for one connection: a receive buffer of 64 KiB, the large frame that is arriving, the payloads under
-reassembly, and of what is sent one frame or 16 KiB of small ones.
+What is in memory for one connection: a receive buffer while something is in it, the large frame that is arriving, the
+payloads under reassembly, and of what is sent one frame or 16 KiB of small ones.
 """
 
 import asyncio
@@ -22,13 +22,15 @@ from rsocket.frame import ErrorFrame, Frame
 from ..aio import wake
 from ..errors import TlsFailed
 from ..files.lane import MOVES_FILES, FileLane
-from ..files.sockets import Bytes, LaneSocket
-from ..frames.codec import MAX_FRAME_BYTES, FrameError, serialize_head
+from ..files.sockets import LaneSocket
+from ..frames.codec import FrameError
 from ..frames.fragments import SplitPayload
 from ..frames.outbox import SkippedFrame
 from ..frames.reassembly import Reassembler
+from ..frames.rules import PayloadRules
 from .base import Flow, State, Transport
-from .decoder import LENGTH_BYTES, FrameDecoder
+from .decoder import FrameDecoder
+from .framing import LENGTH_BYTES, PREFIXED_KEEPALIVE, PREFIXED_KEEPALIVE_ANSWER, prefix, serialize
 from .pacing import Pacer
 from .plain import TlsError
 from .writer import SocketWriter
@@ -37,16 +39,14 @@ __all__ = ["TcpTransport"]
 
 _log = logging.getLogger(__name__)
 
-# How long a peer has to take what was already sent before the connection is cut.
-_CLOSE_SECONDS: Final = 1.0
+_CLOSE_SECONDS: Final = 1.0  # that a peer has to take what was already sent before the connection is cut
 
 
 class TcpTransport(Transport, asyncio.BufferedProtocol):
     """One connection: asyncio's protocol, and rsocket's transport.
 
     Args:
-        on_connected: Called once, with this transport, when the connection is made; returns what checks and joins the
-            peer's payloads.
+        on_connected: Called once, when the connection is made; returns what checks and joins the peer's payloads.
         on_lost: Called once, with the reason or None, when a connection that was made has ended.
     """
 
@@ -73,6 +73,7 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         self._waiter: asyncio.Future[None] | None = None
         self._is_rest_wanted = True
         self._received_at = self._loop.time()
+        self._quiet_for: PayloadRules | None = None  # is notified when the quiet ends
         self._lane: FileLane | None = None
 
     @property
@@ -94,6 +95,19 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         handed, waiting = writer.handed_bytes + handed, writer.waiting_bytes + in_lane
         blocked_since = writer.blocked_since(handed - waiting, writer.buffered_bytes + in_lane)
         return Flow(self._received_at, handed, waiting, blocked_since)
+
+    @property
+    def received_at(self) -> float:
+        return self._received_at
+
+    def become_quiet(self) -> bool:
+        self._quiet_for = self._reassembler.rules if self._reassembler is not None and self._is_at_rest() else None
+        return self._quiet_for is not None
+
+    def _is_at_rest(self) -> bool:
+        """Whether the peer is waited for, and all that was sent is in the socket."""
+        is_sending = not self._writer.is_idle or (self._lane is not None and self._lane.is_sending)
+        return self._waiter is not None and not self._waiter.done() and not is_sending
 
     @property
     def has_unread(self) -> bool:
@@ -142,10 +156,27 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         """The decoder has got more."""
         self.on_received()
         decoder = self.reader
+        if (rules := self._quiet_for) is not None:
+            if self._takes_keepalive(decoder):
+                return
+            self._quiet_for = None
+            rules.on_active()
         if decoder.is_ready:
             wake(self._waiter)
         if decoder.is_full:
             self.pause_reading()
+
+    def _takes_keepalive(self, decoder: FrameDecoder) -> bool:
+        """Takes a keepalive, or the answer to one, that came alone; whether it was one."""
+        if not self._is_at_rest():
+            return False
+        if decoder.take_only(PREFIXED_KEEPALIVE):
+            with suppress(RSocketTransportError):  # it is lost already
+                self._writer.write_gathered(PREFIXED_KEEPALIVE_ANSWER)
+        elif not decoder.take_only(PREFIXED_KEEPALIVE_ANSWER):
+            return False
+        decoder.release()
+        return True
 
     def eof_received(self) -> bool:
         self._cut_later()
@@ -165,7 +196,7 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         wake(self._waiter)
         self._free_buffer()
         # No reference cycles: what a flood of connections took must not wait for the garbage collector.
-        self._transport = self._reassembler = None
+        self._transport = self._reassembler = self._quiet_for = None
         on_lost = self._on_lost if self._on_connected is None else None
         self._on_lost = self._on_connected = None
         if on_lost is not None:
@@ -237,6 +268,7 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
             self._is_reading_paused = False
             self._transport.resume_reading()
         self._pacer.restart()
+        self.reader.release()
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
@@ -256,9 +288,7 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         assert self._decoder is not None, "there is one since the connection was made"
         return self._decoder
 
-    def prefix(self, nbytes: int) -> bytes:
-        assert nbytes <= MAX_FRAME_BYTES, "payloads above FRAGMENT_SIZE_BYTES are split"
-        return nbytes.to_bytes(LENGTH_BYTES, "big")
+    prefix = staticmethod(prefix)
 
     def pause_reading(self) -> None:
         if self._transport is not None and not self._is_reading_paused:
@@ -288,19 +318,12 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
 
     async def send(self, frame: Frame) -> None:
         self._check_open()
-        parts = self._serialize(frame)
-        if self._writer.add(parts, LENGTH_BYTES + frame.length):
+        if self._writer.add(serialize(frame), LENGTH_BYTES + frame.length):
             await self._writer.flush()
             self._check_open()
 
     async def flush(self) -> None:
         await self._writer.flush()
-
-    def _serialize(self, frame: Frame) -> list[Bytes]:
-        head = serialize_head(frame)
-        parts: list[Bytes] = [self.prefix(frame.length) + head]
-        frame.write_data_metadata(parts.append)
-        return parts
 
     def _check_open(self) -> None:
         is_ending = self._is_shut_down or self._transport is None or self._transport.is_closing()
@@ -315,7 +338,7 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
         _log.info("closing the connection from %s: %s", self.peer, reason)
         farewell = ErrorFrame()
         farewell.error_code, farewell.data = error_code, reason.encode()
-        self._farewell = b"".join(self._serialize(farewell))
+        self._farewell = b"".join(serialize(farewell))
         self.failure = reason
         if not self.is_lost:
             self.state = State.FAILED
@@ -329,10 +352,8 @@ class TcpTransport(Transport, asyncio.BufferedProtocol):
 
     def _say_farewell(self) -> None:
         """Completes `fail`, once no thread uses the socket or the receive buffer."""
-        transport, lane = self._transport, self._lane
-        if transport is None or self._farewell is None:
-            return
-        if lane is not None and (lane.is_sending or lane.is_receiving):
+        transport = self._transport
+        if transport is None or self._farewell is None or (self._lane is not None and self._lane.is_active):
             return
         farewell, self._farewell = self._farewell, None
         if self._decoder is not None:

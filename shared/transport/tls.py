@@ -275,7 +275,7 @@ class TlsTransport(TcpTransport):
         self.on_lane_failed(error)
 
     def _close(self, transport: asyncio.Transport) -> None:
-        if self._lane is not None and (self._lane.is_sending or self._lane.is_receiving):
+        if self._lane is not None and self._lane.is_active:
             transport.close()
         else:
             self._shut_down(transport)  # the peer's session tickets may be unread

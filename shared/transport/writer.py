@@ -88,6 +88,11 @@ class SocketWriter:
         return self._gathered_bytes + self.buffered_bytes + _unacknowledged_bytes(self._socket)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether all that was written is in the socket."""
+        return not self._gathered and not self._rest and self._waiter is None
+
+    @property
     def has_unread(self) -> bool:
         """Whether bytes of the peer's wait in the socket; False where that can't be asked."""
         return _asked(self._socket, termios.FIONREAD) > 0 if sys.platform != "win32" else False
@@ -143,12 +148,13 @@ class SocketWriter:
             await asyncio.shield(waiter)
 
     def write_gathered(self, *more: Bytes) -> None:
-        """Writes what was gathered, and `more` behind it.
+        """Writes what was gathered, and `more` behind it, which doesn't wait for the socket.
 
         Raises:
             RSocketTransportError: The connection has ended.
         """
         parts = [*self._rest, *self._gathered, *more]
+        self.handed_bytes += sum(map(len, more))
         self._rest, self._gathered, self._gathered_bytes = [], [], 0
         transport = self._open_transport()
         parts = self._write_at_once(transport, self._encrypted(transport, parts))

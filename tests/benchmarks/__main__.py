@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from .idle import measure_idle
 from .report import Results, write_report
 from .stages import measure_stages
 from .workers import SMALL_BYTES, Pair, is_available
@@ -41,7 +42,10 @@ OURS_FSYNC: Final = "rxfiles, with fsync"
 OURS_SLOW: Final = "rxfiles, slow disk"
 OURS_TLS: Final = "rxfiles, TLS"
 OURS_MEMORY: Final = "rxfiles, memory"
-TLS: Final = (OURS_TLS, "asyncio streams, TLS", "SSLSockets")
+OURS_EACH: Final = ("rxfiles, a client each", "rxfiles, a client each, TLS")
+STREAMS_TLS: Final = "asyncio streams, TLS"
+TLS: Final = (OURS_TLS, STREAMS_TLS, "SSLSockets")
+AT_ONCE: Final = (1, 4, 16, 64)
 FAST: Final = (
     OURS,
     OURS_NO_DIGEST,
@@ -68,10 +72,11 @@ class Size:
     requests: int
     latency_mib: int
     concurrent_mib: int
+    idle_clients: int
 
 
-FULL: Final = Size(5, 1024, 256, 100_000_000, 2000, 256, 256)
-QUICK: Final = Size(3, 128, 32, 20_000_000, 300, 64, 64)
+FULL: Final = Size(5, 1024, 256, 100_000_000, 2000, 256, 256, 10_000)
+QUICK: Final = Size(3, 128, 32, 20_000_000, 300, 64, 64, 1000)
 
 Measure = Callable[[Pair], Awaitable[None]]
 
@@ -104,7 +109,7 @@ class Bench:
         print("callbacks of the event loop", flush=True)
         await self._callbacks()
         print("several at once", flush=True)
-        systems = (OURS, "asyncio streams", "aiohttp, tuned", "grpc.aio", STOCK[1])
+        systems = (OURS, *OURS_EACH, "asyncio streams", "aiohttp, tuned", "grpc.aio", STOCK[1], OURS_TLS, STREAMS_TLS)
         await self._interleave([(system, self._several) for system in systems])
         print("whole files in memory", flush=True)
         await self._interleave([(system, self._whole) for system in (OURS_MEMORY, OURS, *TUTORIAL)])
@@ -113,6 +118,8 @@ class Bench:
         await self._interleave([(system, self._small) for system in systems])
         print("small requests beside a large transfer", flush=True)
         await self._interleave([(system, self._latency) for system in (OURS, *STOCK, "grpc.aio")])
+        print("idle clients", flush=True)
+        await asyncio.to_thread(self._idle)
         print("memory", flush=True)
         await self._memory()
 
@@ -192,7 +199,7 @@ class Bench:
                         self._add(f"loop callback of the {end} while {direction}, longest ms", system, longest)
 
     async def _several(self, pair: Pair) -> None:
-        for count in (1, 4, 16):
+        for count in AT_ONCE:
             for direction in ("down", "up"):
                 mib = self.size.concurrent_mib // count
                 names = [f"{_large(mib)}-{number}" for number in range(count)]
@@ -221,6 +228,10 @@ class Bench:
             median, late = await pair.latency(direction, _large(mib), is_small_on_disk=pair.system == OURS)
             self._add(f"small request during {direction}, p50 ms", pair.system, median)
             self._add(f"small request during {direction}, p99 ms", pair.system, late)
+
+    def _idle(self) -> None:
+        for what, value in measure_idle(self.size.idle_clients).items():
+            self._add(f"beside idle clients: {what}", OURS, value)
 
     async def _memory(self) -> None:
         large, slow, nbytes = _large(self.size.stream_mib), _large(_SLOW_MIB), self.size.whole_bytes
@@ -257,7 +268,7 @@ class Bench:
             (folder / "files").mkdir()
         for mib in {size.stream_mib, size.stock_mib, size.latency_mib, _SLOW_MIB}:
             _write(self.folder / "files" / _large(mib), block, mib)
-        for count in (1, 4, 16):
+        for count in AT_ONCE:
             mib = size.concurrent_mib // count
             for number in range(count):
                 _write(self.folder / "files" / f"{_large(mib)}-{number}", block, mib)

@@ -6,6 +6,7 @@ what depends on which thread runs when is left out of the count where that is po
 """
 
 import asyncio
+import gc
 import os
 import socket
 import sys
@@ -23,15 +24,17 @@ from typing import Any, Final, TypeVar
 import pytest
 
 from rx_client import FileClient
-from server import ChatData, serve
+from server import ChatData, FileServer, serve
+from server.net.connection import ServerConnection
 from server.stores import catalog
 from server.stores.directory.folder import Folder
 from server.stores.directory.store import DirectoryStore
 from shared.files.receiving import ReceiveJob
+from shared.files.sending import SendJob
 from shared.files.threads import SocketTurn
 from shared.frames import buffers as reserving
 from tests.security import support as security
-from tests.support import raw_peer
+from tests.support import KEEPALIVE, RESPOND, eventually, frame, raw_peer, setup
 
 T = TypeVar("T")
 
@@ -252,6 +255,33 @@ async def test_transfers_at_once_share_their_thread_handoffs(paths: tuple[Path, 
     await check_again(lambda: _measure(several_at_once, paths, calls), check)
 
 
+async def test_many_transfers_at_once_cost_no_more_for_each_item(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the threads looked at every transfer for each item, an item of one of 32 would cost 32 looks."""
+    looks = Counter[str]()
+    is_ready = SendJob.is_ready.fget
+    assert is_ready is not None
+    monkeypatch.setattr(SendJob, "is_ready", property(count_calls(looks, "ready", is_ready)))
+    monkeypatch.setattr(ReceiveJob, "report", count_calls(looks, "report", ReceiveJob.report))
+    monkeypatch.setattr(ReceiveJob, "take_here", count_calls(looks, "item", ReceiveJob.take_here))
+    server, client = paths
+    (client / "part").write_bytes(CONTENT[: 2 * MIB])
+
+    async def measure() -> Counter[str]:
+        looks.clear()
+        async with serve(data=ChatData(DirectoryStore(server))) as running, FileClient.connect(running.uri) as files:
+            await asyncio.gather(*(_await(files.upload_from(f"{n}", client / "part")) for n in range(32)))
+        return looks
+
+    def check(counted: Counter[str]) -> None:
+        assert counted["item"] >= 64
+        assert counted["ready"] / counted["item"] < 24
+        assert counted["report"] / counted["item"] < 4
+
+    await check_again(measure, check)
+
+
 async def test_small_requests_share_system_calls() -> None:
     async with serve(data=ChatData({"small": bytes(4096)})) as running, FileClient.connect(running.uri) as files:
         await files.download("small")
@@ -360,6 +390,114 @@ async def test_a_small_request_takes_a_few_calls(verb: str, most: int, monkeypat
         assert calls_each < most
 
     await check_again(measure, check)
+
+
+IDLE: Final = 200
+ASKING: Final = frame(0, KEEPALIVE, RESPOND, bytes(8))
+ANSWER: Final = frame(0, KEEPALIVE, 0, bytes(8))
+
+
+async def connect_idle(server: FileServer) -> list[socket.socket]:
+    """Clients that have set up their connections, and had an answer to a keepalive."""
+    host, _, port = server.uri.removeprefix("tcp://").rpartition(":")
+    loop, idle = asyncio.get_running_loop(), list[socket.socket]()
+    for _ in range(IDLE):
+        idle.append(socket.socket())
+        idle[-1].setblocking(False)
+        await loop.sock_connect(idle[-1], (host, int(port)))
+        await loop.sock_sendall(idle[-1], setup() + ASKING)
+        assert await loop.sock_recv(idle[-1], 2 * len(ANSWER)) == ANSWER
+    await eventually(lambda: len(server._peers._quiet) == IDLE)
+    return idle
+
+
+async def test_an_idle_connection_takes_little_memory() -> None:
+    """It took 41 KiB with a receive buffer, and the queues of rsocket, for each."""
+    async with serve() as server:
+        for each in await connect_idle(server):  # what is made once
+            each.close()
+        await eventually(lambda: not server.connections)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            idle = await connect_idle(server)
+            gc.collect()
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert taken / IDLE < 20 * 1024
+        for each in idle:
+            each.close()
+
+
+async def test_a_keepalive_takes_one_callback() -> None:
+    """Each is some microseconds; ten thousand clients send thousands a second."""
+    ran, calls_made, run = Counter[str](), 0, asyncio.Handle._run  # pyright: ignore
+
+    def counting_run(handle: Any) -> None:
+        ran[getattr(handle._callback, "__qualname__", "")] += 1
+        run(handle)
+
+    def on_event(_: object, event: str, __: object) -> None:
+        nonlocal calls_made
+        calls_made += event in ("call", "c_call")
+
+    async with serve() as server:
+        idle = await connect_idle(server)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(asyncio.Handle, "_run", counting_run)
+            for each in idle:
+                each.send(ASKING)
+            sys.setprofile(on_event)
+            try:
+                while ran["_SelectorTransport._read_ready"] + ran["_SelectorSocketTransport._read_ready"] < IDLE:
+                    await asyncio.sleep(0)
+            finally:
+                sys.setprofile(None)
+        assert [each.recv(2 * len(ANSWER)) for each in idle] == [ANSWER] * IDLE
+        assert ran.total() / IDLE < 1.5, ran
+        assert calls_made / IDLE < 60
+        for each in idle:
+            each.close()
+
+
+async def test_the_server_looks_seldom_after_idle_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = Counter[str]()
+    for name in ("check", "check_quiet"):
+        monkeypatch.setattr(ServerConnection, name, count_calls(checked, name, getattr(ServerConnection, name)))
+    async with serve() as server:
+        idle = await connect_idle(server)
+        checked.clear()
+        server._peers.check()
+        assert checked["check"] == 0
+        assert 0 < checked["check_quiet"] <= IDLE / 7 + 1
+        for each in idle:
+            each.close()
+
+
+def count_calls(counted: Counter[str], name: str, inner: Callable[..., T]) -> Callable[..., T]:
+    def counting(*args: Any) -> T:
+        counted[name] += 1
+        return inner(*args)
+
+    return counting
+
+
+async def test_fragments_of_a_whole_file_are_received_where_they_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the first two, and for what comes with a fragment's header."""
+    written, write = 0, reserving.ReservedBuffer.write
+
+    def counting_write(buffer: reserving.ReservedBuffer, data: bytes) -> None:
+        nonlocal written
+        written += len(data)
+        write(buffer, data)
+
+    monkeypatch.setattr(reserving.ReservedBuffer, "write", counting_write)
+    async with serve() as running, FileClient.connect(running.uri) as files:
+        await files.upload("copy", CONTENT)
+        assert running.data.files["copy"] == CONTENT
+        assert await files.download("copy") == CONTENT
+    assert written / len(CONTENT) < 2 * 0.25  # both ways
 
 
 async def test_a_whole_file_in_one_frame_is_received_where_it_stays() -> None:

@@ -250,6 +250,9 @@ def test_a_standstill_begins_when_the_value_is_first_seen() -> None:
     assert standstill.look(7.0, "a") == 2
     assert standstill.look(8.0, "b") == 0
     assert standstill.look(9.0, "b") == 1
+    assert standstill.look(10.0, "c", age=0.25) == 0.25
+    assert standstill.look(12.0, "c", age=0.25) == 2.25
+    assert standstill.look(13.0, "d", age=60.0) == 1, "the look before found another one"
 
 
 async def test_a_timeout_by_the_time_during_which_the_loop_ran() -> None:

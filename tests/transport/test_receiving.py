@@ -310,6 +310,45 @@ def test_a_large_payload_is_received_into_its_own_memory(kind: int, cut: int) ->
         own[0] = 1
 
 
+def in_fragments(stream_id: int, content: bytes, nbytes: int) -> list[bytes]:
+    """A request's frames, with so many bytes in each."""
+    parts = [content[start : start + nbytes] for start in range(0, len(content), nbytes)]
+    first = request(stream_id, REQUEST_RESPONSE, b"some metadata", parts[0], flags=FOLLOWS)
+    middle = [frame(stream_id, PAYLOAD, NEXT | FOLLOWS, part) for part in parts[1:-1]]
+    return [first, *middle, frame(stream_id, PAYLOAD, NEXT, parts[-1])]
+
+
+@pytest.mark.parametrize("cut", [9, 10, 70_000, 299_999, 2_000_000])
+def test_fragments_of_large_payloads_are_received_where_they_are_joined(cut: int) -> None:
+    contents = {1: bytes(range(256)) * 9_000, 3: bytes(reversed(range(256))) * 9_000}
+    both = zip(*(in_fragments(stream_id, content, 300_000) for stream_id, content in contents.items()), strict=True)
+    wire = b"".join(part for pair in both for part in pair)
+    receiving = Receiving()
+    for start in range(0, len(wire), cut):
+        receiving.feed(wire[start : start + cut])
+    assert {got.stream_id: got.data for got in receiving.frames} == contents
+    assert all(got.metadata == b"some metadata" for got in receiving.frames)
+    assert receiving.reassembler.held_bytes == 0
+
+
+@pytest.mark.parametrize("arrived", [9, 100_000, 299_000])
+@pytest.mark.parametrize("way", ["skipped", "abandoned", "evicted"])
+def test_a_fragment_that_is_given_up_half_way_is_dropped(way: str, arrived: int) -> None:
+    content = bytes(2_000_000)
+    *begin, last = in_fragments(1, content, 300_000)
+    receiving = Receiving().feed(b"".join(begin)).feed(last[:arrived])
+    match way:
+        case "skipped":
+            receiving.reassembler._refuse_held(1, ServerFull("x"))
+        case "abandoned":
+            receiving.reassembler.on_sent(cancel(1))
+        case _:
+            receiving.reassembler.evict()
+    receiving.feed(last[arrived:] + b"".join(in_fragments(3, content, 300_000)))
+    assert [(got.stream_id, got.data) for got in receiving.frames] == [(3, content)]
+    assert receiving.reassembler.held_bytes == 0
+
+
 def test_a_kept_view_does_not_change_a_payload() -> None:
     content = bytes(3_000_000)
     wire = frame(1, PAYLOAD, NEXT, content)

@@ -74,6 +74,8 @@ SYSTEMS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "rxfiles, with fsync": ("rxfiles:RxFiles", {"fsync": True}),
     "rxfiles, slow disk": ("rxfiles:RxFiles", {"disk_rate": 25e6}),
     "rxfiles, TLS": ("rxfiles:RxFiles", {"tls": True}),
+    "rxfiles, a client each": ("rxfiles:RxFiles", {"has_many": True}),
+    "rxfiles, a client each, TLS": ("rxfiles:RxFiles", {"has_many": True, "tls": True}),
     "rxfiles, memory": ("rxfiles:RxFiles", {"in_memory": True}),
     "asyncio streams": ("streams:Streams", {}),
     "asyncio streams, TLS": ("streams:Streams", {"tls": True}),

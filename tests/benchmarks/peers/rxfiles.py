@@ -2,10 +2,11 @@
 
 import os
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import cycle
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from rx_client import FileClient
 from server import ChatData, serve
@@ -15,6 +16,8 @@ from shared.protocol.digest import DEFAULT_ALGORITHM
 
 from ...transport.pairs import tls_contexts
 from . import Client, Pace
+
+_CLIENTS: Final = 64
 
 
 class RxFiles:
@@ -26,6 +29,7 @@ class RxFiles:
         disk_rate: Limits the server's disk, in bytes written a second; None for no limit.
         in_memory: Whether the files are in memory, as the small ones of all peers are, instead of in the folder.
         tls: Whether the connection is encrypted.
+        has_many: Whether each of several transfers has a client of its own.
     """
 
     def __init__(
@@ -36,7 +40,9 @@ class RxFiles:
         disk_rate: float | None = None,
         in_memory: bool = False,
         tls: bool = False,
+        has_many: bool = False,
     ) -> None:
+        self._has_many = has_many
         self._digest = digest
         self._disk_rate = disk_rate
         self._in_memory = in_memory
@@ -57,14 +63,21 @@ class RxFiles:
         uri, tls = f"tcp://127.0.0.1:{port}", None
         if self._tls:
             uri, tls = f"tcps://localhost:{port}", tls_contexts()[1]
-        async with FileClient.connect(uri, tls=tls) as files:
-            yield _Client(files, self._digest)
+        async with AsyncExitStack() as stack:
+            count = _CLIENTS if self._has_many else 1
+            clients = [await stack.enter_async_context(FileClient.connect(uri, tls=tls)) for _ in range(count)]
+            yield _Client(clients, self._digest)
 
 
 class _Client(Client):
-    def __init__(self, files: FileClient, digest: str | None) -> None:
-        self._files = files
+    def __init__(self, clients: Sequence[FileClient], digest: str | None) -> None:
+        self._clients = cycle(clients)
         self._digest = digest
+
+    @property
+    def _files(self) -> FileClient:
+        """The next client."""
+        return next(self._clients)
 
     async def download(self, name: str, target: Path, rate: float | None) -> None:
         if rate is None:

@@ -40,6 +40,9 @@ class RSocketBase(RSocket):
     _stream_control: StreamControl  # this side's open streams
     _receiver_task: Task[None] | None  # until it has ended
     _max_lifetime_period: timedelta  # how long a peer may be silent
+    _send_queue: object  # in place of which there is the outbox
+    _request_queue: object  # of what waits for a lease
+    _frame_fragment_cache: object  # in place of which there is the reassembler
     _is_closing: bool  # once set, the sender has stopped
     def __init__(
         self,
