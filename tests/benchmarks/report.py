@@ -38,6 +38,12 @@ _GOALS: Final = [
     *(_Goal(f"stream {way}, MB/s", _NO_DIGEST, "sendfile + splice", 0.8) for way in ("down", "up")),
     *(_Goal(f"stream {way}, MB/s", _TLS, "asyncio streams, TLS", 1.3) for way in ("down", "up")),
     *(_Goal(f"stream {way}, MB/s", _TLS, "SSLSockets", 1.0) for way in ("down", "up")),
+    *(
+        _Goal(f"line of {milliseconds} ms {way}, MB/s", ours, peer, bound)
+        for milliseconds, bound in ((20, 0.8), (100, 0.6))
+        for ours, peer in ((_OURS, "asyncio streams"), (_TLS, "asyncio streams, TLS"))
+        for way in ("down", "up")
+    ),
     *(_Goal(f"whole file {way}, MB/s", _MEMORY, _TUTORIAL, 4.0) for way in ("down", "up")),
     *(
         _Goal(f"{verb} of 4 KiB, 32 in flight, 1/s", _MEMORY, peer, bound)
@@ -150,6 +156,7 @@ def _panels(medians: Mapping[str, Mapping[str, float]]) -> list[_Panel]:
     panels = [
         _Panel("One file, disk to disk, MB/s", both_ways("stream {}, MB/s")),
         _Panel("16 files at once, disk to disk, MB/s", both_ways("16 at once {}, MB/s")),
+        _Panel("One file of 128 MiB, round trip of 100 ms, MB/s", both_ways("line of 100 ms {}, MB/s")),
         _Panel("One whole file, memory to memory, MB/s", both_ways("whole file {}, MB/s")),
         _Panel("Files of 4 KiB, 32 requests in flight, requests/s", requests),
         _Panel("Small request beside a large transfer, p99 in ms (less is better)", both_ways(_SMALL_P99)),
