@@ -1,9 +1,10 @@
 """The pages of the documentation, and their snippets, run in one process as a reader would run them.
 
 The blocks of a page share their names, in order, in a folder of their own. A block with a bare `await` runs, as in
-`python -m asyncio` or a notebook, in a loop that has `files`, a client of the server `server`. What a block prints has
-to be the `output` block below it, in which `...` stands for anything. A comment `<!-- python` has code for the tests
-alone: what a reader has anyway. Other projects' code is marked `py`, and is only compiled.
+`python -m asyncio` or a notebook, in a loop that has `files`, a client of the server `server`; this is also the server
+that pages call `tcp://localhost:6565`. What a block prints has to be the `output` block below it, in which `...` stands
+for anything. A comment `<!-- python` has code for the tests alone, in place of what a reader has. The code of other
+projects is marked `py`, and is only compiled.
 """
 
 import ast
@@ -12,21 +13,24 @@ import inspect
 import io
 import re
 from collections.abc import Awaitable, Iterator
-from contextlib import AsyncExitStack, redirect_stderr, redirect_stdout
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from doctest import ELLIPSIS, OutputChecker
 from pathlib import Path
+from threading import Thread
 from types import CodeType
 from typing import Any, Final, cast
 
 from rx_client import FileClient
-from server import serve
+from server import FileServer, serve
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "rx_client" / "docs"
 README: Final = ROOT / "README.md"
 PAGES: Final = [README, *sorted(DOCS.rglob("*.md"))]
 
+_SERVER: Final = "tcp://localhost:6565"
 _BLOCK: Final = re.compile(
     r"^(?P<indent> *)(?:```(?P<language>\w+)|<!-- (?P<hidden>python))\n(?P<text>.*?)^(?P=indent)(?:```|-->)$"
     r"(?:\s*^(?P=indent)```output\n(?P<output>.*?)^(?P=indent)```$)?",
@@ -72,21 +76,49 @@ def _all_blocks(content: str) -> Iterator[Block]:
 def run_page(page: Path) -> None:
     """Runs a page's snippets; raises AssertionError where the output differs, and what a snippet raises."""
     names: dict[str, Any] = {"__name__": "__main__"}
-    with asyncio.Runner() as runner:
-        stack = AsyncExitStack()
-        try:
-            for block in blocks(page, "python"):
-                code = _compile(block, page)
-                if code.co_flags & inspect.CO_COROUTINE and "files" not in names:
-                    names["server"] = runner.run(stack.enter_async_context(serve()))
-                    names["files"] = runner.run(stack.enter_async_context(FileClient.connect(names["server"].uri)))
-                _run(block, code, names, runner, f"{page.relative_to(ROOT)}, line {block.line}")
-        finally:
-            runner.run(stack.aclose())
+    with ExitStack() as stack:
+        runner = stack.enter_context(asyncio.Runner())
+        for block in blocks(page, "python"):
+            text = block.text
+            if _SERVER in text or "await " in text:
+                if "server" not in names:
+                    names["server"] = stack.enter_context(_server())
+                text = text.replace(_SERVER, names["server"].uri)
+            code = _compile(text, block.line, page)
+            if code.co_flags & inspect.CO_COROUTINE and "files" not in names:
+                names["files"] = files = runner.run(FileClient.open(names["server"].uri))
+                stack.callback(_close, runner, files)
+            _run(block, code, names, runner, f"{page.relative_to(ROOT)}, line {block.line}")
 
 
-def _compile(block: Block, page: Path) -> CodeType:
-    source = "\n" * (block.line - 1) + block.text  # so that a traceback has the page's lines
+def _close(runner: asyncio.Runner, files: FileClient) -> None:
+    runner.run(files.close())
+
+
+@contextmanager
+def _server() -> Iterator[FileServer]:
+    """A server in a thread, as a program's server is in another process."""
+    started: Future[FileServer] = Future()
+    stop = asyncio.Event()
+
+    async def run() -> None:
+        async with serve() as server:
+            loops.append(asyncio.get_running_loop())
+            started.set_result(server)
+            await stop.wait()
+
+    loops: list[asyncio.AbstractEventLoop] = []
+    thread = Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        yield started.result(timeout=30)
+    finally:
+        loops[0].call_soon_threadsafe(stop.set)
+        thread.join()
+
+
+def _compile(text: str, line: int, page: Path) -> CodeType:
+    source = "\n" * (line - 1) + text  # so that a traceback has the page's lines
     return compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
 
 

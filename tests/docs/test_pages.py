@@ -10,7 +10,10 @@ from tests.docs.pages import PAGES, ROOT, blocks, run_page
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
-async def test_snippets_run_and_print_their_output_blocks(page: Path, tmp_path: Path) -> None:
+async def test_snippets_run_and_print_their_output_blocks(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RXFILES_STATE", str(tmp_path / "state"))
     with chdir(tmp_path):
         await asyncio.to_thread(run_page, page)
 
