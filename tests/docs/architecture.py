@@ -39,19 +39,20 @@ COLUMNS: Final = {
 }
 """Where each stands: the sub-packages, and the modules that are a layer of their own."""
 
+_OTHERS: Final = {"rx_client": 1, "shared": 3, "server": 5}
+"""Where other sub-packages stand."""
+
 _COLOURS: Final = {"rx_client": "#dbeafe", "shared": "#f3f4f6", "server": "#dcfce7"}
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 190, 62, 24, 34, 24
 
 
 def architecture_picture() -> dict[Path, str]:
     """The picture's file and its content."""
-    known = {name for name in COLUMNS if name in MODULES}
-    packages = {name for name, path in MODULES.items() if name.count(".") == 1 and path.stem == "__init__"}
-    assert packages <= known, f"give {packages - known} a place in COLUMNS"
+    known = {name for name in MODULES if _place(name) == name}
     imports = {name: _reduced(name) for name in known}
     rows = sorted({_rank(name) for name in known}, reverse=True)
-    places = {name: (_x(COLUMNS[name]), _MARGIN + rows.index(_rank(name)) * (_HEIGHT + _GAP_Y)) for name in known}
-    width = _x(max(COLUMNS.values())) + _WIDTH + _MARGIN
+    places = {name: (_x(_column(name)), _MARGIN + rows.index(_rank(name)) * (_HEIGHT + _GAP_Y)) for name in known}
+    width = _x(max(map(_column, known))) + _WIDTH + _MARGIN
     height = _MARGIN + len(rows) * (_HEIGHT + _GAP_Y)
     arrows = [_arrow(places[name], places[other]) for name in sorted(known) for other in sorted(imports[name])]
     boxes = [part for name in sorted(known) for part in _box(name, *places[name])]
@@ -67,7 +68,12 @@ def _x(column: int) -> float:
 def _place(module: str) -> str | None:
     """Which box a module belongs to."""
     name = ".".join(module.split(".")[:2])
-    return name if name in COLUMNS else None
+    is_package = name.count(".") == 1 and MODULES[name].stem == "__init__"
+    return name if is_package or name in COLUMNS else None
+
+
+def _column(box: str) -> int:
+    return COLUMNS.get(box, _OTHERS[box.partition(".")[0]])
 
 
 @cache
