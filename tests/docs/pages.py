@@ -2,16 +2,19 @@
 
 The blocks of a page share their names, in order, in a folder of their own. A block with a bare `await` runs, as in
 `python -m asyncio` or a notebook, in a loop that has `files`, a client of the server `server`; this is also the server
-that pages call `tcp://localhost:6565`. What a block prints has to be the `output` block below it, in which `...` stands
-for anything. A comment `<!-- python` has code for the tests alone, in place of what a reader has. The code of other
-projects is marked `py`, and is only compiled.
+that pages call `tcp://localhost:6565`, and that of the command `rxfiles` in `console` blocks. What a block prints has
+to be the `output` block below it, in which `...` stands for anything; `console` blocks without one aren't run. A
+comment `<!-- python` has code for the tests alone, in place of what a reader has. The code of other projects is marked
+`py`, and is only compiled.
 """
 
 import ast
 import asyncio
 import inspect
 import io
+import os
 import re
+import shlex
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -23,6 +26,7 @@ from types import CodeType
 from typing import Any, Final, cast
 
 from rx_client import FileClient
+from rx_client.command.app import main
 from server import FileServer, serve
 
 ROOT: Final = Path(__file__).parents[2]
@@ -73,22 +77,30 @@ def _all_blocks(content: str) -> Iterator[Block]:
         )
 
 
+def runnable(page: Path) -> list[Block]:
+    """The blocks that are run."""
+    return [block for block in blocks(page, "python", "console") if block.language == "python" or block.output]
+
+
 def run_page(page: Path) -> None:
     """Runs a page's snippets; raises AssertionError where the output differs, and what a snippet raises."""
     names: dict[str, Any] = {"__name__": "__main__"}
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner())
-        for block in blocks(page, "python"):
-            text = block.text
-            if _SERVER in text or "await " in text:
+        for block in runnable(page):
+            text, where = block.text, f"{page.relative_to(ROOT)}, line {block.line}"
+            if block.language == "console" or _SERVER in text or "await " in text:
                 if "server" not in names:
                     names["server"] = stack.enter_context(_server())
                 text = text.replace(_SERVER, names["server"].uri)
+            if block.language == "console":
+                _run_commands(block, text, names["server"].uri, where)
+                continue
             code = _compile(text, block.line, page)
             if code.co_flags & inspect.CO_COROUTINE and "files" not in names:
                 names["files"] = files = runner.run(FileClient.open(names["server"].uri))
                 stack.callback(_close, runner, files)
-            _run(block, code, names, runner, f"{page.relative_to(ROOT)}, line {block.line}")
+            _run(block, code, names, runner, where)
 
 
 def _close(runner: asyncio.Runner, files: FileClient) -> None:
@@ -129,7 +141,25 @@ def _run(block: Block, code: CodeType, names: dict[str, Any], runner: asyncio.Ru
         if inspect.isawaitable(result):
             runner.run(_wait_for(cast(Awaitable[object], result)))
     assert stderr.getvalue() == "", f"{where} printed to stderr: {stderr.getvalue()}"
-    wanted, printed = block.output or "", stdout.getvalue()
+    _compare(block, stdout.getvalue(), where)
+
+
+def _run_commands(block: Block, text: str, uri: str, where: str) -> None:
+    printed = io.StringIO()
+    os.environ["RXFILES_SERVER"] = uri
+    try:
+        with redirect_stdout(printed), redirect_stderr(printed):
+            for line in text.splitlines():
+                name, *arguments = shlex.split(line, comments=True)
+                assert name == "rxfiles", f"{where}: {line}"
+                main(arguments)
+    finally:
+        del os.environ["RXFILES_SERVER"]
+    _compare(block, printed.getvalue(), where)
+
+
+def _compare(block: Block, printed: str, where: str) -> None:
+    wanted = block.output or ""
     if not wanted:
         printed = printed.strip()  # without a terminal, what is shown for a moment leaves an empty line
     assert OutputChecker().check_output(wanted, printed, ELLIPSIS), f"{where} printed:\n{printed}"
