@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-all fuzz bench lint format typecheck check clean
+.PHONY: help demo test test-all fuzz bench docs pictures lint format typecheck check clean
 
 help:
 	@echo 'make demo      the example pipelines on real files, against an embedded server'
@@ -17,6 +17,8 @@ help:
 	@echo 'make test-all  the test suite on every Python (3.11, 3.12, 3.13) that this machine has'
 	@echo 'make fuzz      a coverage-guided fuzzer on the code that parses a peer'"'"'s bytes, three minutes'
 	@echo 'make bench     speed, latency and memory beside other systems, some twelve minutes (BENCH=--quick: two)'
+	@echo 'make docs      the documentation as a site, build/docs/index.html'
+	@echo 'make pictures  draws the pictures of the documentation anew'
 	@echo 'make check     ruff (lint and format) and pyright strict'
 
 $(READY): pyproject.toml
@@ -42,6 +44,13 @@ fuzz: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/zensical build --clean --strict
+
+pictures: $(READY)
+	$(BIN)/python -m tests.docs
 
 lint: $(READY)
 	$(BIN)/ruff check .
