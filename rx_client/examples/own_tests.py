@@ -2,7 +2,7 @@
 
 Run them with `python -m pytest -o asyncio_mode=auto rx_client/examples/own_tests.py`. The application takes `Files`,
 which a `FileClient` is as well as a `FakeFileClient`. The fake has the real client's code, and a dictionary in place of
-a server. Where a test is about time, a TestScheduler counts it: `script` says when which event comes, and nothing waits.
+a server. Where a test is about time, a TestScheduler counts it: `script` says when which event comes; nothing waits.
 """
 
 import asyncio
