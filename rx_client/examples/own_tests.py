@@ -1,12 +1,12 @@
 """An application's own tests, without a server: faults at a byte, cancellation, and half a minute in no time.
 
-Run them with `python -m pytest rx_client/examples/own_tests.py`. The application takes `Files`, which a `FileClient` is
-as well as a `FakeFileClient`. The fake has the real client's code, and a dictionary in place of a server. Where a test
-is about time, a TestScheduler counts it: `script` says when which event comes, and nothing waits.
+Run them with `python -m pytest -o asyncio_mode=auto rx_client/examples/own_tests.py`. The application takes `Files`,
+which a `FileClient` is as well as a `FakeFileClient`. The fake has the real client's code, and a dictionary in place of
+a server. Where a test is about time, a TestScheduler counts it: `script` says when which event comes; nothing waits.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -50,36 +50,39 @@ DIARY: Final = b"a line a day\n" * 100
 
 
 @pytest.fixture
+async def files() -> AsyncGenerator[FakeFileClient]:
+    fake = FakeFileClient()
+    yield fake
+    await fake.close()  # waits until what was given up has closed its file
+
+
+@pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "diary"
     path.write_bytes(DIARY)
     return path
 
 
-async def test_a_backup_has_every_byte(path: Path) -> None:
-    files = FakeFileClient()
+async def test_a_backup_has_every_byte(files: FakeFileClient, path: Path) -> None:
     assert await back_up(files, path) == "diary is safe"
     assert files.files == {"diary": DIARY}
 
 
-async def test_a_backup_goes_on_after_a_lost_connection(path: Path) -> None:
-    files = FakeFileClient()
+async def test_a_backup_goes_on_after_a_lost_connection(files: FakeFileClient, path: Path) -> None:
     files.lose_after(1000)
     said = await back_up(files, path).pipe(ops.to_list())
     assert "goes on at byte 1000" in said
     assert files.files == {"diary": DIARY}
 
 
-async def test_a_full_server_is_not_asked_again(path: Path) -> None:
-    files = FakeFileClient()
+async def test_a_full_server_is_not_asked_again(files: FakeFileClient, path: Path) -> None:
     files.refuse(StorageFull("the disk is full"), after=500)
     with pytest.raises(StorageFull):
         await back_up(files, path)
     assert len(files.served) == 1
 
 
-async def test_a_user_who_gives_up_leaves_nothing_running(path: Path) -> None:
-    files = FakeFileClient()
+async def test_a_user_who_gives_up_leaves_nothing_running(files: FakeFileClient, path: Path) -> None:
     files.stall(500)
     backup = back_up(files, path).subscribe()
     await files.stalled()

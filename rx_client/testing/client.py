@@ -24,7 +24,7 @@ __all__ = ["FakeFileClient"]
 
 
 class FakeFileClient(FileClient):
-    """A `FileClient` whose server is a dictionary: no socket, no process, and nothing to close.
+    """A `FileClient` whose server is a dictionary: no socket, no process, and no need to close it.
 
     All methods are the real client's, and so are the checks of their arguments, what they emit, their errors, demand,
     retries that resume, cancellation, and the digests. Only the server, and the connection, are played. Make one in a
@@ -39,6 +39,8 @@ class FakeFileClient(FileClient):
     To code that connects by itself, give it with pytest's monkeypatch and contextlib's nullcontext::
 
         monkeypatch.setattr(FileClient, "connect", lambda *_, **__: nullcontext(files))
+
+    `close`, at the end of a fixture say, also waits until a transfer that was given up has closed its file.
 
     Faults happen once each, in the order in which they were asked for, and are counted in bytes of content, of uploads
     and downloads of all kinds: those of a `name`, or all. A fault after 0 bytes happens when the next request begins.
