@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from .._siblings import check_sibling
 from .exits import Exit
 from .interrupts import Interrupts
 
@@ -79,6 +80,7 @@ def _app(arguments: Sequence[str], interrupts: Interrupts) -> typer.Typer:
     app.callback()(_top)
     for name, summary in VERBS.items():
         if name == "users" and name in arguments:
+            check_sibling("server")
             app.add_typer(_module(name).app, name=name)
         elif name in arguments and name != "serve":
             app.command(name)(_with_session(name, getattr(_module(name), name), interrupts))
@@ -109,6 +111,7 @@ def _top(version: Version = False) -> None:
 
 
 def _serve(arguments: list[str]) -> int:
+    check_sibling("server")
     from server.__main__ import main as serve  # noqa: PLC0415 - for this verb only
 
     return serve(arguments, "rxfiles serve")

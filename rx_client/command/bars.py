@@ -10,7 +10,7 @@ from rich.table import Column
 
 from .. import Completed, Failed, Retrying, Skipped, Started, TotalProgress
 from .. import Progress as Moved
-from .display import Lines
+from .display import Lines, harmless
 from .happenings import Happening
 from .outcome import Outcome
 from .words import show_bytes, show_percent, show_rate, show_seconds
@@ -77,7 +77,7 @@ class Bars(Lines):
 
     def note(self, text: str) -> None:
         if self._bars.live.is_started:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(harmless(text), markup=False, highlight=False, soft_wrap=True)
         else:
             super().note(text)
 

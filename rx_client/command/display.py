@@ -4,6 +4,7 @@ Whatever the display, what was asked for goes to standard output, and what only 
 """
 
 import json
+import re
 import sys
 import time
 from dataclasses import asdict
@@ -18,8 +19,9 @@ from .happenings import Change, Happening, Listed, Note
 from .outcome import Outcome
 from .words import show_bytes, show_date, show_percent, show_rate, show_seconds
 
-__all__ = ["Display", "JsonLines", "Lines", "show_amount"]
+__all__ = ["Display", "JsonLines", "Lines", "harmless"]
 
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _DONE: Final = {"put": "put", "get": "got", "move": "moved", "delete": "deleted"}
 
 
@@ -79,9 +81,9 @@ class Display:
         sys.stdout.write(f"{text}\n")
 
     def note(self, text: str) -> None:
-        """Writes to standard error."""
+        """Writes to standard error, which may be a terminal: what a name could do to that is escaped."""
         sys.stdout.flush()  # where both are one terminal, lines stay in order
-        print(text, file=sys.stderr, flush=True)
+        print(harmless(text), file=sys.stderr, flush=True)
 
     def complain(self, sentence: str) -> None:
         """Says what is wrong."""
@@ -126,9 +128,9 @@ class Lines(Display):
         if (seconds := self.outcome.still_seconds) is not None:
             self.note(f"no progress for {seconds:.0f} s")
         elif self._all is not None and self._all.active + self._all.completed > 1:
-            self.note(f"{self._all.completed} done, {self._all.active} under way: {show_amount(self._all)}")
+            self.note(f"{self._all.completed} done, {self._all.active} under way: {_show_amount(self._all)}")
         elif self._file is not None:
-            self.note(f"{self._file.name}: {show_amount(self._file)}")
+            self.note(f"{self._file.name}: {_show_amount(self._file)}")
 
     def on_end(self, code: Exit) -> None:
         if (summary := _summary(self.outcome)) is not None:
@@ -187,7 +189,7 @@ class JsonLines(Display):
         sys.stdout.flush()
 
 
-def show_amount(progress: Progress) -> str:
+def _show_amount(progress: Progress) -> str:
     """How far a transfer is, such as `43% of 2.8 GB, 35.2 MB/s, 45 s left`."""
     share = show_percent(progress.transferred, progress.total)
     parts = [share if progress.total is None else f"{share} of {show_bytes(progress.total)}"]
@@ -216,6 +218,11 @@ def _summary(outcome: Outcome) -> str | None:
         rate = show_rate(outcome.moved / outcome.seconds)
         text += f": {show_bytes(outcome.moved)} in {show_seconds(outcome.seconds)}, {rate}"
     return text
+
+
+def harmless(text: str) -> str:
+    """`text` with its control characters escaped: names of local files may have them."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _details(info: FileInfo) -> str:

@@ -11,6 +11,9 @@ import typer
 from reactivex import Observable
 from reactivex import operators as ops
 
+from shared import InvalidName
+from shared.protocol.wire import check_name
+
 from .. import TreeEvent, rate_limit
 from ..operators import transfer_all
 from .expected import bytes_here
@@ -120,6 +123,10 @@ def _check(paths: list[str], to: str, recursive: bool) -> bool:
     is_into = len(paths) > 1 or not to or to.endswith("/")
     if _STDIN in paths and is_into:
         raise UsageError("standard input has no name: put it alone, and give it one with --to NAME")
+    try:
+        check_name(to or "x")
+    except InvalidName as error:
+        raise UsageError(f"--to: {error.message}") from None
     names = [_own_name(path) for path in paths]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -85,7 +85,7 @@ STORY: list[Happening] = [
     TotalProgress(940, 3000, name="other", active=2),
     Progress(950, 1000, name="big [b]", bytes_per_second=10.0, seconds_left=5.0),
     Retrying(1, 0.5, ConnectionLost("the connection was lost"), name="big [b]"),
-    Skipped("link", "it is a symbolic link"),
+    Skipped("link\x1b[2J", "it is a symbolic link"),
     Failed("gone", NotFound.for_name("gone")),
 ]
 
@@ -102,7 +102,7 @@ def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert capsys.readouterr().err.splitlines() == [
         "big [b]: resuming at 94%",
         "big [b]: the connection was lost; retry 1 in 0.5 s",
-        "link is skipped: it is a symbolic link",
+        "link\\x1b[2J is skipped: it is a symbolic link",
         "rxfiles put: no file named 'gone'; `rxfiles ls` lists the names",
         "0 done, 2 under way: 31% of 3.0 kB",
         "no progress for 0 s",
@@ -134,7 +134,7 @@ def test_bars(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         assert expected in text
     feed(display, *STORY[5:])
     text = shown()
-    for expected in ("retry 1", "link is skipped: it is a symbolic link", "no file named 'gone'"):
+    for expected in ("retry 1", "link\\x1b[2J is skipped: it is a symbolic link", "no file named 'gone'"):
         assert expected in text
     monkeypatch.setattr(Outcome, "_STILL_SECONDS", 0)
     display.on_second()

@@ -32,6 +32,7 @@ WRONG = [
     (["get", "a", "--server", "tcp://localhost", "--digest", "md5"], "sha-256"),
     (["get", "a", "b/a", "--server", "tcp://localhost"], "get them one by one, with --to"),
     (["put", ".", "--server", "tcp://localhost"], ". is a folder: give -r"),
+    (["put", "f", "--to", "a\x1bb", "--server", "tcp://localhost"], "control characters"),
     (["put", "f", "f", "--server", "tcp://localhost"], "put them one by one, with --to"),
 ]
 
