@@ -35,7 +35,7 @@ from shared.protocol.messages import (
 )
 from shared.protocol.metadata import build_metadata, parse_authentication, parse_metadata, parse_routing
 from shared.protocol.wire import decode_name, parse_name
-from shared.transport.decoder import LENGTH_BYTES
+from shared.transport.framing import LENGTH_BYTES
 from shared.transport.tcp import TcpTransport
 from tests.support import (
     CANCEL,

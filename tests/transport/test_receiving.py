@@ -334,7 +334,7 @@ def test_fragments_of_large_payloads_are_received_where_they_are_joined(cut: int
 @pytest.mark.parametrize("arrived", [9, 100_000, 299_000])
 @pytest.mark.parametrize("way", ["skipped", "abandoned", "evicted"])
 def test_a_fragment_that_is_given_up_half_way_is_dropped(way: str, arrived: int) -> None:
-    content = bytes(2_000_000)
+    content = bytes(2_100_000)
     *begin, last = in_fragments(1, content, 300_000)
     receiving = Receiving().feed(b"".join(begin)).feed(last[:arrived])
     match way:
