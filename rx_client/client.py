@@ -252,7 +252,8 @@ class Client:
             size: The content's length in bytes, where the source doesn't know it; the server checks it.
             chunk_size: Bytes in one item, 1 to 960,000. Where this and `window` are the defaults, a file is sent in
                 items of 524,288 (not on Windows). What a source has given for a second is sent as a shorter item.
-            window: Items that may be under way and not yet durable, 1 or more. None is 16.
+            window: Items that may be under way and not yet durable, 1 or more. If None, it adapts to the line: 16 at
+                first, then what the server asks for, 128 and 64 MiB at the most. No more than 16 wait for the socket.
             overwrite: Whether a file of that name may be replaced.
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; made up if None.
             remember: For a path, in place of an `upload_id`: the one that is made up is kept in a file of the user's
@@ -353,7 +354,8 @@ class Client:
             offset: For a writer that has the file's first bytes: how many. They are not verified.
             keep_part: For a path: whether what has arrived stays beside it after a failure or dispose, to be resumed.
                 If not, nothing is left there, and `retry` starts over.
-            window: Items that the server may be ahead of the sink, 1 or more. None is 16.
+            window: Items that the server may be ahead of the sink, 1 or more. If None, it adapts to the line: 16 at
+                first; at the most 128 (64 MiB) if the sink is a path, else 12 MiB.
             limit: As for `upload_from`.
 
         Returns:
@@ -391,14 +393,14 @@ class Client:
         name: str,
         offset: int = 0,
         length: int | None = None,
-        window: int = DEFAULT_WINDOW,
+        window: int | None = None,
         *,
         if_match: str | None = None,
         digest: str | None = DEFAULT_ALGORITHM,
         limit: RateLimit | None = None,
         deadline: float | None = None,
     ) -> Observable[Chunk]:
-        """Emits a range of a file as it arrives; the server is never more than `window` chunks ahead of the consumer.
+        """Emits a range of a file as it arrives; the server is never more than a window ahead of the consumer.
 
         A chunk's credit goes back when `on_next` returns, or, if it was retained, when it is released; the operators
         `map_async`, `for_each_async` and `to_async_iter` of `rx_client.operators` do that for asynchronous consumers.
@@ -406,7 +408,8 @@ class Client:
         Args:
             offset: Where the range starts, in bytes.
             length: How many bytes; None for all to the end. A range beyond the end is cut there.
-            window: Chunks, 1 or more.
+            window: Chunks, 1 or more. If None, it adapts to the line: 16 at first, 48 at the most, and 16 again if that
+                many wait for the consumer.
             if_match: The etag that the file must have; None if any will do.
             limit: As for `upload_from`.
 
@@ -423,7 +426,7 @@ class Client:
         _check_type(name)
         _check_range("offset", offset, 0)
         _check_range("length", length, 0, or_none=True)
-        _check_range("window", window, 1, MAX_REQUEST_N)
+        _check_range("window", window, 1, MAX_REQUEST_N, or_none=True)
         _check_word(check_algorithm, digest)
         request = DownloadRequest(offset, length, if_match, digest)
 

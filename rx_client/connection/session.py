@@ -27,6 +27,7 @@ from shared.frames.budget import ReassemblyLimits
 from shared.frames.codec import REQUEST_KINDS, FrameHeader
 from shared.frames.outbox import Outbox
 from shared.presence import RunClock, Standstill
+from shared.protocol.adaptive import WindowBudget
 from shared.protocol.wire import FRAGMENT_SIZE_BYTES, MAX_METADATA_BYTES
 from shared.transport.base import Transport
 
@@ -37,6 +38,13 @@ __all__ = ["ClientHandler", "ClientSession"]
 _LOOKS_PER_TIMEOUT: Final = 16
 # With this much waiting to be sent, the link is slow, or the peer has stopped reading.
 _BACKLOG_BYTES: Final = 16 * 1024
+
+# What of one transfer, and of all together, may wait to be written to files; beyond it the connection isn't read from.
+# The first window of a transfer is less.
+_MAX_HELD_BYTES: Final = 12 * 1024 * 1024
+_MAX_ALL_HELD_BYTES: Final = 48 * 1024 * 1024
+# By how much the windows of all transfers to an application's own consumers may be wider than they are at first.
+_MAX_WINDOW_BYTES: Final = 48 * 1024 * 1024
 
 # How much the server may make this side answer without reading the answers.
 _MAX_CONTROL_BYTES: Final = 1024 * 1024
@@ -121,6 +129,7 @@ class ClientSession(ClientEngine):
 
     Attributes:
         is_silent: Whether the connection was given up since the server was silent.
+        windows: What the windows of downloads may have together.
     """
 
     def __init__(
@@ -130,6 +139,10 @@ class ClientSession(ClientEngine):
         self._timeout = options.keepalive_timeout
         self.transport = transport
         self.is_silent = False
+        self.windows = WindowBudget(_MAX_WINDOW_BYTES)
+        self._held_bytes = 0
+        self._holding_much = 0  # transfers
+        self._has_room = asyncio.Event()
         self._init_engine(_LIMITS, None, Outbox(_ANSWERS))
         super().__init__(
             single_transport_provider(self.make_feed()),
@@ -168,6 +181,22 @@ class ClientSession(ClientEngine):
         if header.kind != FrameType.REQUEST_FNF:
             self.send_error(header.stream_id, _NOTHING_HERE)
         return False
+
+    def on_held(self, nbytes: int, held_bytes: int) -> None:
+        """A transfer to a file holds so many bytes more, or fewer, that aren't written; `held_bytes` in all."""
+        self._held_bytes += nbytes
+        self._holding_much += (held_bytes > _MAX_HELD_BYTES) - (held_bytes - nbytes > _MAX_HELD_BYTES)
+        if nbytes < 0:
+            self._has_room.set()
+
+    def must_wait(self) -> bool:
+        """Whether so much waits for a disk that nothing more is read."""
+        is_too_much = self._holding_much > 0 or self._held_bytes > _MAX_ALL_HELD_BYTES
+        return is_too_much and not self.transport.is_lost
+
+    async def may_take(self) -> None:
+        self._has_room.clear()
+        await self._has_room.wait()
 
     async def watch_peer(self) -> None:
         """In place of rsocket's, which only counts keepalives: on a slow link they wait behind megabytes."""

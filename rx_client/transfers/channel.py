@@ -14,7 +14,7 @@ from shared.engine import RSocketEngine
 from shared.errors import ProtocolError
 from shared.files.sending import FileRange, SendJob
 from shared.protocol.digest import Digest
-from shared.protocol.flow import DEFAULT_WINDOW, UploadSender
+from shared.protocol.flow import DEFAULT_WINDOW, MAX_WINDOW_BYTES, WIDEST_WINDOW, UploadSender
 from shared.protocol.messages import (
     CHUNK_BYTES,
     FILE_CHUNK_BYTES,
@@ -44,7 +44,7 @@ class UploadChannel(Request):
         name: The file.
         request: What the server needs to know of the upload.
         chunk_bytes: What one item carries; None for whatever is best.
-        window: Items that may be sent and not yet durable; None for whatever is best.
+        window: Items that may be sent and not yet durable; None for what the server asks for.
         is_file: Whether the source is a file, for the file lane to send.
         share: Of a rate limit, which then has a say in what an item carries.
         emit: Gets Started, and Progress as bytes become durable.
@@ -73,7 +73,8 @@ class UploadChannel(Request):
             share.on_granted = self._on_paid
         self._share = share
         self.info: FileInfo | None = None  # once the server has verified and published the file
-        self._sender = UploadSender((window or DEFAULT_WINDOW) * self.chunk_bytes)
+        most = min(WIDEST_WINDOW * self.chunk_bytes, MAX_WINDOW_BYTES)
+        self._sender = UploadSender(most if window is None else window * self.chunk_bytes)
         self._name = name
         self._upload = request
         self._emit = emit
@@ -118,7 +119,7 @@ class UploadChannel(Request):
 
     async def send_chunk(self, data: bytes, end: Callable[[], UploadEnd] | None = None) -> None:
         """Sends one item when the server has asked for it; `end` makes the metadata of the last one."""
-        await self._until(lambda: self._sender.may_send or None)
+        await self._until(lambda: self._may_queue or None)
         metadata = None if end is None else transfer_metadata(end())
         assert 0 < len(data) + len(metadata or b"") <= MAX_ITEM_BYTES, "an item must fit one frame, and not be empty"
         if not self._is_done:
@@ -127,7 +128,14 @@ class UploadChannel(Request):
             if self._share is not None:
                 self._share.settle(credit.taken, credit.sent_bytes)
             self._sender.is_ended = end is not None
-            self._send_item(Payload(data, metadata), is_last=end is not None)
+            self._send_item(Payload(data, metadata), is_last=end is not None, on_sent=self._wake.set)
+
+    @property
+    def _may_queue(self) -> bool:
+        """Whether an item may be sent, and few wait for the socket: the window is that of the line, not of memory."""
+        if self._sender.may_send:
+            self._forget_sent_items()
+        return self._sender.may_send and len(self._items) < DEFAULT_WINDOW
 
     async def send_file(
         self, file: FileRange, *, last: Callable[[], bytes], digest: Digest | None, on_item: Callable[[], None]

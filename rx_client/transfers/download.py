@@ -15,6 +15,7 @@ from rsocket.rsocket_base import RSocketBase
 from shared.engine import RSocketEngine
 from shared.errors import Changed, IntegrityError, ProtocolError
 from shared.files.receiving import TAKEN, ReceiveJob
+from shared.protocol.adaptive import AdaptiveDemand
 from shared.protocol.digest import Digest
 from shared.protocol.flow import DEFAULT_WINDOW, Demand, RangeReceiver
 from shared.protocol.messages import (
@@ -29,6 +30,7 @@ from shared.protocol.wire import FileInfo, Route
 
 from ..chunks import Chunk
 from ..connection.connector import Connector
+from ..connection.session import ClientSession
 from ..events import Completed, Progress, Started, TransferEvent
 from ..requests.base import Request
 from ..requests.cold import ColdReactiveXClient
@@ -37,6 +39,9 @@ from .writers import Sink
 
 # A file that changes faster than it can be downloaded, a log say, isn't started over for ever.
 _MAX_RESTARTS: Final = 3
+# What may wait for an application's own consumer where the window adapts. The connection is read from whatever that
+# does, since it may wait for another answer; so the window bounds what it holds, and counts in a budget.
+_MAX_WAITING_BYTES: Final = 12 * 1024 * 1024
 
 __all__ = ["ChunkRequest", "answered_info", "download_into"]
 
@@ -44,7 +49,8 @@ __all__ = ["ChunkRequest", "answered_info", "download_into"]
 class RangeRequest(Request):
     """One request-stream of a file's chunks, of which the server may be `window` ahead of the consumer.
 
-    Where the rate is limited, the first chunk is paid for beforehand, and each further one before it is requested.
+    If that is None, the window adapts to the line. Where the rate is limited, the first chunk is paid for beforehand,
+    and each further one before it is requested.
     """
 
     def __init__(
@@ -52,9 +58,11 @@ class RangeRequest(Request):
         socket: RSocketBase,
         name: str,
         request: DownloadRequest,
-        window: int,
+        window: int | None,
         share: Share | None,
         on_error: Callable[[Exception], None],
+        *,
+        is_file: bool = False,
     ) -> None:
         if share is not None:
             request = replace(request, item_bytes=share.item_bytes)
@@ -62,7 +70,14 @@ class RangeRequest(Request):
         super().__init__(socket, payload, on_error)
         self.receiver = RangeReceiver(name, request)
         self._share = share
-        self._demand = Demand(window, None if share is None else 1)
+        self._demand: Demand
+        if share is not None or window is not None or not isinstance(socket, ClientSession):
+            self._demand = Demand(DEFAULT_WINDOW if window is None else window, None if share is None else 1)
+        elif is_file:
+            self._demand = AdaptiveDemand()
+        else:
+            most = _MAX_WAITING_BYTES // request.item_bytes
+            self._demand = AdaptiveDemand(most, request.item_bytes, socket.windows)
 
     def send(self, connector: Connector) -> None:
         super().send(connector)
@@ -94,6 +109,10 @@ class RangeRequest(Request):
     def awaits_server(self) -> bool:
         return self._demand.outstanding > 0
 
+    def _end(self) -> None:
+        super()._end()
+        self._demand.end()
+
     def _on_consumed(self, items: int = 1) -> None:
         if self._share is not None:
             self._demand.consumed += items
@@ -118,7 +137,7 @@ class ChunkRequest(RangeRequest):
         socket: RSocketBase,
         name: str,
         request: DownloadRequest,
-        window: int,
+        window: int | None,
         share: Share | None,
         observer: abc.ObserverBase[Chunk],
     ) -> None:
@@ -153,13 +172,20 @@ class SinkRequest(RangeRequest):
     """A range for a sink: the chunks wait in a job until the sink is open, and are then written there."""
 
     def __init__(
-        self, socket: RSocketBase, name: str, request: DownloadRequest, window: int, share: Share | None
+        self,
+        socket: RSocketBase,
+        name: str,
+        request: DownloadRequest,
+        window: int | None,
+        share: Share | None,
+        *,
+        is_file: bool,
     ) -> None:
-        super().__init__(socket, name, request, window, share, self._on_failed)
-        self._job = ReceiveJob(self._demand, self._on_written)
+        super().__init__(socket, name, request, window, share, self._on_failed, is_file=is_file)
+        self._job = ReceiveJob(self._demand, self._on_written, self._on_held if is_file else None)
         self._failure: Exception | None = None
         self._is_complete = False
-        self._consumed = self._written_bytes = 0
+        self._consumed = self._written_bytes = self._held_bytes = 0
         self._wake = asyncio.Event()
 
     async def head(self) -> ChunkHead:
@@ -206,6 +232,12 @@ class SinkRequest(RangeRequest):
         if self.receiver.head is None:
             raise ProtocolError("the first item of a download must say which file and range it is")
         self._wake.set()
+
+    def _on_held(self, nbytes: int) -> None:
+        """So many bytes more, or fewer, wait to be written to the file."""
+        if isinstance(self._base, ClientSession):
+            self._held_bytes += nbytes
+            self._base.on_held(nbytes, self._held_bytes)
 
     def _on_written(self) -> None:
         """The job has written more, or failed."""
@@ -296,9 +328,10 @@ async def _receive(
 
     def make(rsocket: RSocketBase) -> SinkRequest:
         has_lane = isinstance(rsocket, RSocketEngine) and rsocket.transport.lane is not None
-        is_large = has_lane and sink.as_file() is not None and window is None
+        is_file = sink.as_file() is not None
+        is_large = has_lane and is_file and window is None
         asked = replace(request, item_bytes=FILE_CHUNK_BYTES) if is_large else request
-        return SinkRequest(rsocket, name, asked, DEFAULT_WINDOW if window is None else window, share)
+        return SinkRequest(rsocket, name, asked, window, share, is_file=is_file)
 
     try:
         if share is not None:

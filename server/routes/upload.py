@@ -12,7 +12,8 @@ from rsocket.payload import Payload
 from shared.errors import IntegrityError, InvalidRequest, ProtocolError, Superseded, TransferError, to_protocol_error
 from shared.files.lane import FileLane
 from shared.files.receiving import TAKEN, ReceiveJob
-from shared.protocol.flow import DEFAULT_WINDOW, Credit, Demand, UploadReceiver
+from shared.protocol.adaptive import AdaptiveDemand
+from shared.protocol.flow import Credit, UploadReceiver
 from shared.protocol.messages import Receipt, UploadEnd, UploadRequest, find_transfer, transfer_metadata
 from shared.protocol.wire import FileInfo
 
@@ -50,7 +51,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         self._stream_id: int | None = None
         self._task: asyncio.Task[None] | None = None
         self._receiver: UploadReceiver | None = None
-        self._demand = Demand(DEFAULT_WINDOW)
+        self._demand = AdaptiveDemand()
         self._wake = asyncio.Event()
         self._job = ReceiveJob(self._demand, self._wake.set, connection.on_held)
         first = bytes(request.payload.data or b"")
@@ -181,6 +182,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
             self._lane = self._engine.transport.lane
             if self._lane is not None:
                 self._lane.receive(self._stream_id, job)
+        demand.start()
         inbound.request(demand.outstanding)  # the first bytes came unrequested
         items = nbytes = 0
         while True:

@@ -22,9 +22,7 @@ from .threads import SocketTurn, yield_cpu
 
 __all__ = ["TAKEN", "Append", "ReceiveJob"]
 
-# How often the loop is notified while a window of items is written: when half of its credit may be replenished.
-_REPORTS_PER_WINDOW: Final = 2
-# How long it waits for that at the most, where the disk is slow.
+# How long the loop waits to be notified that credit may be replenished, at the most, where the disk is slow.
 _REPORT_SECONDS: Final = 0.02
 
 
@@ -228,7 +226,7 @@ class ReceiveJob:
     def _is_due(self) -> bool:
         unreported = self.items - self._reported_items
         is_late = time.monotonic() - self._reported_at > _REPORT_SECONDS
-        return unreported * _REPORTS_PER_WINDOW >= self._demand.window or is_late
+        return unreported >= self._demand.batch or is_late
 
     # For both
 
@@ -287,7 +285,8 @@ class ReceiveJob:
         self._report_held()
 
     def _report_held(self) -> None:
-        change, self._reported_held = self.held_bytes - self._reported_held, self.held_bytes
+        held = self.held_bytes  # once: a thread may change it meanwhile
+        change, self._reported_held = held - self._reported_held, held
         if change and self._on_held is not None:
             self._on_held(change)
 

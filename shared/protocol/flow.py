@@ -16,6 +16,7 @@ from .wire import FileInfo
 __all__ = [
     "DEFAULT_WINDOW",
     "MAX_WINDOW_BYTES",
+    "WIDEST_WINDOW",
     "Credit",
     "Demand",
     "RangeReceiver",
@@ -26,10 +27,17 @@ __all__ = [
 DEFAULT_WINDOW: Final = 16
 """Items that a sender may be ahead of its consumer: 4 MiB of 256 KiB chunks, which hides a round trip of some ms.
 
-All of them may wait in the receiver's memory while its disk is slow, so this also bounds that memory."""
+All of them may wait in the receiver's memory while its disk is slow, so this also bounds that memory. Where the caller
+gives no window, it is this at first, and adapts to the line."""
+
+WIDEST_WINDOW: Final = 128
+"""The most items that a sender may be ahead if the window adapts: 64 MiB of a file, which 640 MB/s need at 100 ms.
+
+They are on the line and in sockets. What of them waits in memory is bounded by other means: the connection isn't read
+from while that is too much, or the window has less than this."""
 
 MAX_WINDOW_BYTES: Final = 64 * 1024 * 1024
-"""The widest window that a server may announce to an uploading client."""
+"""The widest window of an uploading client, if the server leads it there; more if the caller has said so."""
 
 MAX_REQUEST_N: Final = 0x7FFFFFFF
 """The most items that one REQUEST_N frame can ask for."""
@@ -77,6 +85,7 @@ class Demand:
     """The receiver's ledger: at most `window` items are requested that the consumer isn't done with.
 
     Credit is replenished when half of the window was consumed, so that the sender doesn't run dry for a round trip.
+    The window stays as it is; `shared.protocol.adaptive` has one that adapts to the line.
 
     Args:
         window: Items, 1 or more.
@@ -86,6 +95,7 @@ class Demand:
         requested: Items that were requested; written by the event loop.
         arrived: Items that arrived; written by the thread that receives.
         consumed: Items that the consumer is done with; written by the event loop.
+        window: See above; written by the event loop.
     """
 
     __slots__ = ("arrived", "consumed", "requested", "window")
@@ -93,9 +103,10 @@ class Demand:
     def __init__(self, window: int, requested: int | None = None) -> None:
         if not 1 <= window <= MAX_REQUEST_N:
             raise ValueError(f"a window has 1 to {MAX_REQUEST_N} items, not {window}")
-        self.window: Final = window
+        self.window = window
         self.requested = window if requested is None else requested
-        self.arrived = self.consumed = 0
+        self.arrived: int = 0
+        self.consumed: int = 0
 
     @property
     def outstanding(self) -> int:
@@ -107,17 +118,28 @@ class Demand:
         """Items that may be requested now."""
         return self.window - (self.requested - self.consumed)
 
+    @property
+    def batch(self) -> int:
+        """Items that are requested together, or more."""
+        return (self.window + 1) // 2
+
     def on_arrived(self, items: int = 1) -> None:
         """Counts items that arrived; raises ProtocolError if they weren't requested."""
         if items > self.outstanding:
-            raise ProtocolError(f"the peer sent more than the {self.window} items that were requested")
+            raise ProtocolError("the peer sent more items than were requested")
         self.arrived += items
 
     def on_consumed(self, items: int = 1) -> int:
         """Counts items that the consumer is done with; returns how many to request now, often 0."""
         self.consumed += items
+        return self._request_more()
+
+    def end(self) -> None:
+        """Nothing more arrives; what has arrived is still consumed."""
+
+    def _request_more(self) -> int:
         missing = self.missing
-        if 2 * missing < self.window:
+        if missing < self.batch:
             return 0
         self.requested += missing
         return missing

@@ -1,5 +1,6 @@
 """A server of either store, and a client of it, that are at rest again after each test."""
 
+import math
 import resource
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
@@ -9,6 +10,7 @@ import pytest
 
 from rx_client import FileClient
 from server import FileServer
+from shared.protocol import adaptive
 from tests.transfers.helpers import WatchedStore, connected, make_store, serving
 
 
@@ -27,6 +29,12 @@ async def server(store: WatchedStore) -> AsyncGenerator[FileServer, None]:
 async def files(server: FileServer) -> AsyncGenerator[FileClient, None]:
     async with connected(server.uri) as files:
         yield files
+
+
+@pytest.fixture
+def steady_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adaptive windows stay as they begin: on a busy machine, what comes late may look like a long line."""
+    monkeypatch.setattr(adaptive, "_LEAST_WAIT_SECONDS", math.inf)
 
 
 @pytest.fixture

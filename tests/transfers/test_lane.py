@@ -1241,6 +1241,7 @@ _items = st.lists(
 )
 
 
+@pytest.mark.usefixtures("steady_windows")
 @settings(deadline=None, max_examples=40)
 @given(_items, st.sampled_from(ALGORITHMS[:2]), st.lists(st.integers(1, 150_000), max_size=8), st.booleans())
 def test_items_of_all_kinds_in_any_order(

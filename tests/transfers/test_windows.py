@@ -1,4 +1,4 @@
-"""The window of a transfer in chunks, seen by a raw peer: 16 items, whichever way they go."""
+"""The window of a transfer in chunks, seen by a raw peer: 16 items, whichever way they go, unless the line is long."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ import shared.files.threads
 from rx_client import Progress, Started
 from server import ChatData, DirectoryStore, MemoryStore, Store, serve
 from shared.errors import ConnectionLost
-from shared.protocol.flow import DEFAULT_WINDOW, MAX_WINDOW_BYTES
+from shared.protocol.flow import DEFAULT_WINDOW, MAX_WINDOW_BYTES, WIDEST_WINDOW
 from shared.protocol.messages import CHUNK_BYTES, FILE_CHUNK_BYTES, MAX_CHUNK_BYTES
 from tests.faults import fault_proxy
 from tests.security.test_phases import asked, receipt
@@ -85,6 +85,7 @@ async def crediting(store: Store, algorithm: str | None) -> AsyncIterator[Credit
         yield Crediting(await Sending.begin(peer, "n", digest=algorithm))
 
 
+@pytest.mark.usefixtures("steady_windows")
 @pytest.mark.parametrize("algorithm", ALGORITHMS[:2])
 async def test_a_server_asks_for_no_more_than_16_of_any_kinds(tmp_path: Path, algorithm: str | None) -> None:
     async with crediting(DirectoryStore(tmp_path / "store"), algorithm) as upload:
@@ -102,6 +103,7 @@ async def test_a_server_asks_for_no_more_than_16_of_any_kinds(tmp_path: Path, al
     assert (tmp_path / "store" / "n").read_bytes() == upload.sent
 
 
+@pytest.mark.usefixtures("steady_windows")
 async def test_a_memory_server_asks_for_no_more_than_16() -> None:
     async with crediting(MemoryStore({}), None) as upload:
         for _ in range(100):
@@ -169,6 +171,7 @@ class Serving:
         return got is not None
 
 
+@pytest.mark.usefixtures("steady_windows")
 @pytest.mark.parametrize("algorithm", ALGORITHMS[:2])
 @pytest.mark.parametrize(("window", "most"), [(None, DEFAULT_WINDOW), (4, 4), (40, 40)])
 async def test_a_client_asks_for_no_more_than_its_window(
@@ -183,6 +186,7 @@ async def test_a_client_asks_for_no_more_than_its_window(
     assert serving.first == serving.most == most
 
 
+@pytest.mark.usefixtures("steady_windows")
 async def test_a_client_asks_for_no_more_than_16_for_a_writer() -> None:
     serving, writer = Serving(["head"] + ["plain"] * 99), Writer()
     async with raw_server(serving) as uri, connected(uri) as files:
@@ -275,7 +279,7 @@ def file_of(path: Path, nbytes: int) -> Path:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS[:2])
-@pytest.mark.parametrize(("window", "most"), [(None, DEFAULT_WINDOW), (4, 4), (40, 40)])
+@pytest.mark.parametrize(("window", "most"), [(None, WIDEST_WINDOW), (4, 4), (40, 40)])
 async def test_a_client_sends_no_more_items_of_a_path_than_its_window(
     tmp_path: Path, algorithm: str | None, window: int | None, most: int
 ) -> None:
@@ -288,12 +292,12 @@ async def test_a_client_sends_no_more_items_of_a_path_than_its_window(
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS[:2])
 @pytest.mark.parametrize(
-    ("window", "most", "item_bytes"), [(None, DEFAULT_WINDOW, FILE_CHUNK_BYTES), (4, 4, CHUNK_BYTES)]
+    ("window", "most", "item_bytes"), [(None, WIDEST_WINDOW, FILE_CHUNK_BYTES), (4, 4, CHUNK_BYTES)]
 )
 async def test_a_client_sends_a_path_in_larger_items_unless_its_window_is_given(
     tmp_path: Path, algorithm: str | None, window: int | None, most: int, item_bytes: int
 ) -> None:
-    source = file_of(tmp_path / "source", 30 * FILE_CHUNK_BYTES)
+    source = file_of(tmp_path / "source", 2 * WIDEST_WINDOW * FILE_CHUNK_BYTES)
     async with taking(source, item_bytes, window=window, digest=algorithm) as upload:
         await upload.takes(most)
         await upload.confirms(1)
@@ -301,11 +305,11 @@ async def test_a_client_sends_a_path_in_larger_items_unless_its_window_is_given(
 
 
 @pytest.mark.parametrize("kind", ["bytes", "iterable"])
-async def test_a_client_sends_16_chunks_that_are_in_its_memory(kind: str) -> None:
+async def test_a_client_sends_chunks_that_are_in_its_memory_as_the_server_asks_for_them(kind: str) -> None:
     data = bytes(200 * SMALL)
     source = data if kind == "bytes" else [data[at : at + SMALL] for at in range(0, len(data), SMALL)]
     async with taking(source, SMALL, chunk_size=SMALL) as upload:
-        await upload.takes(DEFAULT_WINDOW)
+        await upload.takes(WIDEST_WINDOW)
         await upload.confirms(3)
         await upload.takes(3)
 
@@ -314,7 +318,7 @@ async def test_a_client_sends_16_chunks_that_are_in_its_memory(kind: str) -> Non
 async def test_a_file_that_grows_while_it_is_uploaded_is_sent_as_it_was(tmp_path: Path, algorithm: str | None) -> None:
     source, data = tmp_path / "source", content(60 * SMALL)
     source.write_bytes(data)
-    async with taking(source, SMALL, chunk_size=SMALL, digest=algorithm) as upload:
+    async with taking(source, SMALL, chunk_size=SMALL, digest=algorithm, window=DEFAULT_WINDOW) as upload:
         await upload.takes(DEFAULT_WINDOW)
         source.write_bytes(data + b"more" * SMALL)
         for _ in range(43):
@@ -335,7 +339,7 @@ async def test_a_client_sends_as_much_as_the_server_announces(
     tmp_path: Path, kind: str, announced: int, most: int
 ) -> None:
     source = make_source(kind, tmp_path, bytes(200 * SMALL), SMALL)
-    async with taking(source, SMALL, announced=announced, chunk_size=SMALL) as upload:
+    async with taking(source, SMALL, announced=announced, chunk_size=SMALL, window=DEFAULT_WINDOW) as upload:
         await upload.takes(most)
         await upload.confirms(3)
         await upload.takes(3)
@@ -355,7 +359,7 @@ async def test_a_client_sends_no_more_than_the_bound_whatever_the_server_announc
 
 @pytest.mark.parametrize("kind", ["bytes", "iterable"])
 async def test_what_a_server_announces_and_does_not_take_is_bounded_in_memory(tmp_path: Path, kind: str) -> None:
-    """It asks for everything, and reads nothing."""
+    """It asks for everything, and reads nothing: no more than 16 items wait for the socket."""
     data = bytes(100 * MAX_CHUNK_BYTES)
     begun, is_over = asyncio.Event(), asyncio.Event()
 
@@ -370,9 +374,9 @@ async def test_what_a_server_announces_and_does_not_take_is_bounded_in_memory(tm
         subscription = files.upload_from("n", source, chunk_size=MAX_CHUNK_BYTES).subscribe(Recorder())
         await begun.wait()
         outbox: Any = files._connector.current().outbox  # pyright: ignore[reportOptionalMemberAccess]
-        await eventually(lambda: len(outbox._entries) > 40)
+        await eventually(lambda: len(outbox._entries) > DEFAULT_WINDOW // 2)
         await asyncio.sleep(0.2)
-        assert len(outbox._entries) <= MAX_WINDOW_BYTES // MAX_CHUNK_BYTES + 1
+        assert len(outbox._entries) <= DEFAULT_WINDOW
         subscription.dispose()
         is_over.set()
 
