@@ -32,6 +32,8 @@ from .workers import SMALL_BYTES, Pair, is_available
 _RESULTS: Final = Path(__file__).parent / "results"
 _MIB: Final = 1024 * 1024
 _SLOW_MIB: Final = 64
+_LINE_MIB: Final = 128
+_ROUND_TRIPS_MS: Final = (20, 100)
 _SLOW_RATE: Final = 25e6
 _SLOW: Final = "slow receiver (25 MB/s) {}"
 _FROZEN: Final = "frozen receiver (1 s) {}"
@@ -104,6 +106,11 @@ class Bench:
         await self._interleave([(system, self._streams(system)) for system in (*FAST, *STOCK)])
         await self._interleave([(OURS_FSYNC, self._synced)], self.disk)
         await self._interleave([(system, self._streams(system)) for system in TLS])
+        print("long lines", flush=True)
+        for milliseconds in _ROUND_TRIPS_MS:
+            systems = (OURS, "asyncio streams", *TLS[:2])
+            measure = self._long_line(milliseconds)
+            await self._interleave([(system, measure) for system in systems], round_trip=milliseconds / 1000)
         print("stages, each by itself", flush=True)
         self._stages()
         print("callbacks of the event loop", flush=True)
@@ -125,13 +132,15 @@ class Bench:
 
     # Running measurements
 
-    async def _interleave(self, measurements: list[tuple[str, Measure]], folder: Path | None = None) -> None:
+    async def _interleave(
+        self, measurements: list[tuple[str, Measure]], folder: Path | None = None, round_trip: float = 0
+    ) -> None:
         async with AsyncExitStack() as stack:
             pairs: list[tuple[Pair, Measure]] = []
             for system, measure in measurements:
                 if _can_run(system):
-                    pair = await stack.enter_async_context(Pair(system, folder or self.folder, self.options))
-                    pairs.append((pair, measure))
+                    pair = Pair(system, folder or self.folder, self.options, round_trip)
+                    pairs.append((await stack.enter_async_context(pair), measure))
             for repetition in range(self.size.repetitions + 1):
                 kept = self.results
                 if not repetition:  # the first warms up
@@ -162,6 +171,16 @@ class Bench:
                 seconds = await pair.transfer(direction, [_large(mib)])
                 self._add(f"stream {direction}, MB/s", system, mib * _MIB / 1e6 / seconds)
                 self._add(f"stream {direction}, cpu s/GiB", system, (pair.cpu_seconds() - cpu) * 1024 / mib)
+
+        return measure
+
+    def _long_line(self, milliseconds: int) -> Measure:
+        async def measure(pair: Pair) -> None:
+            for direction in ("down", "up"):
+                self._warm(_LINE_MIB)
+                seconds = await pair.transfer(direction, [_large(_LINE_MIB)])
+                what = f"line of {milliseconds} ms {direction}, MB/s"
+                self._add(what, pair.system, _LINE_MIB * _MIB / 1e6 / seconds)
 
         return measure
 
@@ -266,7 +285,7 @@ class Bench:
         block = os.urandom(_MIB)
         for folder in (self.folder, self.disk):
             (folder / "files").mkdir()
-        for mib in {size.stream_mib, size.stock_mib, size.latency_mib, _SLOW_MIB}:
+        for mib in {size.stream_mib, size.stock_mib, size.latency_mib, _SLOW_MIB, _LINE_MIB}:
             _write(self.folder / "files" / _large(mib), block, mib)
         for count in AT_ONCE:
             mib = size.concurrent_mib // count

@@ -45,6 +45,12 @@ _GOALS: Final = [
         for tls, bound in (("", 1.1), (", TLS", 1.3))
         for ours in (f"{_OURS}{tls}", f"{_OURS}, a client each{tls}")
     ),
+    *(
+        _Goal(f"line of {milliseconds} ms {way}, MB/s", ours, peer, bound)
+        for milliseconds, bound in ((20, 0.8), (100, 0.6))
+        for ours, peer in ((_OURS, "asyncio streams"), (_TLS, "asyncio streams, TLS"))
+        for way in ("down", "up")
+    ),
     *(_Goal(f"whole file {way}, MB/s", _MEMORY, _TUTORIAL, 4.0) for way in ("down", "up")),
     *(
         _Goal(f"{verb} of 4 KiB, 32 in flight, 1/s", _MEMORY, peer, bound)
@@ -165,6 +171,7 @@ def _panels(medians: Mapping[str, Mapping[str, float]]) -> list[_Panel]:
         _Panel("One file, disk to disk, MB/s", both_ways("stream {}, MB/s")),
         _Panel("16 files at once, disk to disk, MB/s", both_ways("16 at once {}, MB/s")),
         _Panel("64 files at once, disk to disk, MB/s", both_ways("64 at once {}, MB/s")),
+        _Panel("One file of 128 MiB, round trip of 100 ms, MB/s", both_ways("line of 100 ms {}, MB/s")),
         _Panel("One whole file, memory to memory, MB/s", both_ways("whole file {}, MB/s")),
         _Panel("Files of 4 KiB, 32 requests in flight, requests/s", requests),
         _Panel("Small request beside a large transfer, p99 in ms (less is better)", both_ways(_SMALL_P99)),

@@ -36,14 +36,17 @@ class Pair:
         system: A key of `peers.SYSTEMS`.
         folder: Holds `files`; each side gets links to them in a folder of its own, as our server locks its folder.
         options: For both workers.
+        round_trip: Seconds, of a long line between them; 0 for none.
     """
 
-    def __init__(self, system: str, folder: Path, options: list[str]) -> None:
+    def __init__(self, system: str, folder: Path, options: list[str], round_trip: float = 0) -> None:
         self.system = system
+        self._round_trip = round_trip
         self._files = folder / "files"
         self._folder = Path(tempfile.mkdtemp(dir=folder))
         self._options = options
         self._processes: list[asyncio.subprocess.Process] = []
+        self._line: asyncio.subprocess.Process | None = None
         self._idle: list[float] = []
 
     async def __aenter__(self) -> Self:
@@ -53,29 +56,36 @@ class Pair:
                 (self._folder / side / file.name).hardlink_to(file)
         server = await self._spawn("serve", str(self._folder / "server"))
         port = await _answer(server)
+        if self._round_trip:
+            self._line = await self._run("line", str(port), str(self._round_trip / 2))
+            port = await _answer(self._line)
         await _answer(await self._spawn("drive", str(self._folder / "client"), "--port", str(port)))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for process in self._processes:
+        processes = [*self._processes, *([] if self._line is None else [self._line])]
+        for process in processes:
             if process.returncode is None:
                 process.send_signal(signal.SIGCONT)
                 process.terminate()
-        for process in self._processes:
+        for process in processes:
             await process.wait()
         shutil.rmtree(self._folder)
 
     async def _spawn(self, *arguments: str) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(
+        process = await self._run("workers", self.system, *arguments, *self._options)
+        self._processes.append(process)
+        return process
+
+    async def _run(self, module: str, *arguments: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", __name__, self.system, *arguments, *self._options),
+            *("-m", f"{__package__}.{module}", *arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             cwd=_ROOT,
             limit=1 << 20,
         )
-        self._processes.append(process)
-        return process
 
     @property
     def _server(self) -> asyncio.subprocess.Process:
