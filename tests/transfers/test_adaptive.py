@@ -29,13 +29,14 @@ class Line:
 
     Args:
         round_trip: Seconds.
-        rate: Items a second that the line carries.
+        rate: See below.
         budget: Of the window.
         most: The widest window.
 
     Attributes:
         demand: The receiver's ledger.
         now: Seconds.
+        rate: Items a second that the line carries.
         consuming: The consumer's rate, in items a second.
         is_stuck: Whether the consumer takes nothing.
         held: The most items that have waited for it.
@@ -49,8 +50,8 @@ class Line:
         self.consuming = 1e6
         self.is_stuck = False
         self.held = 0
+        self.rate = rate
         self._half = round_trip / 2
-        self._rate = rate
         self._credit = Credit()
         self._sent_until = self._consumed_until = 0.0
         self._waiting = 0
@@ -80,7 +81,7 @@ class Line:
     def _send(self) -> None:
         while self._credit.available:
             self._credit.take(1)
-            self._sent_until = max(self._sent_until, self.now) + 1 / self._rate
+            self._sent_until = max(self._sent_until, self.now) + 1 / self.rate
             self._at(self._sent_until + self._half, self._arrive)
 
     def _arrive(self) -> None:
@@ -136,6 +137,20 @@ def test_a_consumer_that_becomes_slow_gets_a_smaller_window(round_trip: float, r
     line.run(300)
     needed = line.consuming * round_trip
     assert line.held <= max(DEFAULT_WINDOW, min(2 * needed + DEFAULT_WINDOW, widest))
+
+
+@given(round_trip=st.floats(0.02, 0.4), rate=st.floats(500.0, 4000.0), share=st.floats(0.01, 0.5))
+@settings(max_examples=25, deadline=None)
+def test_a_line_that_becomes_slow_gets_a_smaller_window(round_trip: float, rate: float, share: float) -> None:
+    """Or what waits in sockets would delay the connection's other answers."""
+    line = Line(round_trip, rate)
+    line.run(1000)
+    line.rate = share * min(rate, line.demand.window / round_trip)
+    line.run(600)
+    assert line.demand.window <= max(2 * DEFAULT_WINDOW, 3 * line.rate * round_trip)
+    line.rate = rate
+    line.run(1500)
+    assert 500 / line.run(500) >= 0.7 * min(rate, WIDEST_WINDOW / round_trip)
 
 
 @given(round_trip=round_trips, rate=rates, before=st.integers(0, 800))
@@ -271,7 +286,7 @@ async def test_a_client_asks_for_more_where_the_line_is_long(
         else:
             chunks = files.download_chunks("n", window=window)
             await chunks.pipe(ops.do_action(lambda chunk: got.extend(chunk.data)))
-        session: Any = files._connector.current()
+        session: Any = files._connector.current()  # pyright: ignore[reportPrivateUsage]
         assert not session.windows.used_bytes
     assert bytes(got) == line.data
     assert least <= line.most <= (most if kind == "path" else min(most, 48))
@@ -287,7 +302,7 @@ async def test_a_connection_is_not_read_while_a_wide_window_waits_for_a_disk(
         heard = Recorder()
         subscription = files.download_to("n", tmp_path / "got").subscribe(heard)
         await line.is_enough.wait()
-        session: Any = files._connector.current()
+        session: Any = files._connector.current()  # pyright: ignore[reportPrivateUsage]
         ((stream,), most) = streams_of(files), 12 * 1024 * 1024
         blocked_disk.clear()
         line.goes_on.set()
