@@ -182,7 +182,9 @@ class SinkRequest(RangeRequest):
         is_file: bool,
     ) -> None:
         super().__init__(socket, name, request, window, share, self._on_failed, is_file=is_file)
-        self._job = ReceiveJob(self._demand, self._on_written, self._on_held if is_file else None)
+        # What a caller's own window bounds doesn't hold up the connection.
+        may_hold_up = is_file and isinstance(self._demand, AdaptiveDemand)
+        self._job = ReceiveJob(self._demand, self._on_written, self._on_held if may_hold_up else None)
         self._failure: Exception | None = None
         self._is_complete = False
         self._consumed = self._written_bytes = self._held_bytes = 0
