@@ -182,10 +182,11 @@ class AdaptiveDemand(Demand):
             self._missed, self._missed_since = 0.0, self.consumed
 
     def end(self) -> None:
-        """Nothing more arrives."""
-        self.window = self._most = DEFAULT_WINDOW
-        self.requested = self.arrived
-        self._count()
+        """Nothing more arrives, as far as the budget is concerned; a thread may still be taking what does."""
+        if self._budget is not None:
+            self.window = self._most = DEFAULT_WINDOW
+            self.requested = self.arrived
+            self._count()
 
     def _grow(self, items: int) -> None:
         window = min(self.window + items, self._most)
