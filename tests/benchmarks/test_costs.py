@@ -312,6 +312,28 @@ async def test_a_small_file_in_a_folder_takes_one_handoff(verb: str, tmp_path: P
         assert counted["handoff"] <= 32 + 256  # where the disk is quick, several share one
 
 
+async def test_a_small_file_in_a_folder_waits_for_few_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time a thread waits for another one it makes a system call, to give up the CPU: for the interpreter's lock,
+    above all. A put was 810 of them when eight threads and the event loop competed for that lock."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # to wait for a disk isn't counted
+
+    async def measure() -> float:
+        path = tmp_path / str(time.monotonic_ns())
+        async with serve(data=ChatData(DirectoryStore(path))) as running, FileClient.connect(running.uri) as files:
+            await files.upload("small", bytes(4096))
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+            for _ in range(8):
+                await asyncio.gather(*(_await(SMALL["put"](files, number)) for number in range(32)))
+            return (resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before) / 256
+
+    def check(waits: float) -> None:
+        print(waits)
+        assert waits < 3
+
+    await check_again(measure, check)
+
+
 # A put was some seventy calls when it was an upload, and eighteen when each had a record, and synced its folder.
 @pytest.mark.parametrize(("verb", "files", "most"), [("put", 1, 15), ("put", 16, 13), ("get", 1, 6), ("stat", 1, 1)])
 def test_a_small_file_in_a_folder_takes_a_few_system_calls(verb: str, files: int, most: int, tmp_path: Path) -> None:
