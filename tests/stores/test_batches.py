@@ -75,8 +75,14 @@ async def test_a_cancelled_caller_waits_for_its_call(executor: ThreadPoolExecuto
 
 async def test_calls_after_the_threads_have_ended_fail() -> None:
     executor = ThreadPoolExecutor(1)
-    calls, gate = quick_calls(executor), threading.Event()
-    first = asyncio.create_task(calls.run(lambda: gate.wait(30)))
+    calls, gate, begun = quick_calls(executor), threading.Event(), threading.Event()
+
+    def wait() -> bool:
+        begun.set()
+        return gate.wait(30)
+
+    first = asyncio.create_task(calls.run(wait))
+    await eventually(begun.is_set)
     others = [asyncio.create_task(calls.run(lambda: None)) for _ in range(5000)]
     await asyncio.sleep(0)
     executor.shutdown(wait=False)
