@@ -2,8 +2,8 @@
 
 Every repetition runs each measurement once, one system after the other, so that other work of the machine affects all
 alike; the first repetition only warms up, and medians of the others are reported. Files are in memory (`/dev/shm`)
-unless `--folder` names another place, because a disk would hide all differences. A measurement of its own syncs our
-files to a real disk, and reports the time of the syncs beside it.
+unless `--folder` names another place, because a disk would hide all differences. Measurements of their own sync large
+and small files to a real disk; for large ones, the time of the syncs is reported beside it.
 
 Needs Linux, for the memory figures and the shared folder, and `pip install -e '.[bench]'`. Peers that aren't installed
 are left out.
@@ -121,8 +121,9 @@ class Bench:
         print("whole files in memory", flush=True)
         await self._interleave([(system, self._whole) for system in (OURS_MEMORY, OURS, *TUTORIAL)])
         print("small files", flush=True)
-        systems = (OURS_MEMORY, OURS, *TUTORIAL, *STOCK, *HTTP, "grpc.aio")
+        systems = (OURS_MEMORY, OURS_FSYNC, *TUTORIAL, *STOCK, *HTTP, "grpc.aio")
         await self._interleave([(system, self._small) for system in systems])
+        await self._interleave([(system, self._small_on_disk) for system in (OURS_FSYNC, HTTP[-1])], self.disk)
         print("small requests beside a large transfer", flush=True)
         await self._interleave([(system, self._latency) for system in (OURS, *STOCK, "grpc.aio")])
         print("idle clients", flush=True)
@@ -236,10 +237,16 @@ class Bench:
         for verb in ("get", "put", "stat"):
             if verb == "stat" and pair.system in (*TUTORIAL, *STOCK):
                 continue  # not supported
-            for in_flight in (1, 32):
-                count = self.size.requests // (3 if in_flight == 1 else 1)
-                seconds = await pair.do("requests", verb=verb, count=count, in_flight=in_flight)
-                self._add(f"{verb} of 4 KiB, {in_flight} in flight, 1/s", pair.system, count / seconds)
+            await self._requests(pair, verb, "4 KiB", self.size.requests)
+
+    async def _small_on_disk(self, pair: Pair) -> None:
+        await self._requests(pair, "put", "4 KiB on a disk", self.size.requests // 3)
+
+    async def _requests(self, pair: Pair, verb: str, what: str, requests: int) -> None:
+        for in_flight in (1, 32):
+            count = requests // (3 if in_flight == 1 else 1)
+            seconds = await pair.do("requests", verb=verb, count=count, in_flight=in_flight)
+            self._add(f"{verb} of {what}, {in_flight} in flight, 1/s", pair.system, count / seconds)
 
     async def _latency(self, pair: Pair) -> None:
         mib = self.size.latency_mib

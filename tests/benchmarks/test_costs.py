@@ -10,6 +10,7 @@ import gc
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -310,6 +311,27 @@ async def test_a_small_file_in_a_folder_takes_one_handoff(verb: str, tmp_path: P
             assert counted["handoff"] == 32
             await asyncio.gather(*(_await(small(files, number)) for number in range(256)))
         assert counted["handoff"] <= 32 + 256  # where the disk is quick, several share one
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="to wait for a disk would be counted")
+async def test_a_small_file_in_a_folder_makes_threads_wait_seldom() -> None:
+    """Each time a thread waits for another one it makes a system call, to give up the CPU: for the interpreter's lock,
+    above all. A put was hundreds of them when eight threads and the event loop competed for that lock."""
+    resource = pytest.importorskip("resource")
+
+    async def measure() -> float:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
+            async with serve(data=ChatData(DirectoryStore(path))) as running, FileClient.connect(running.uri) as files:
+                await files.upload("small", bytes(4096))
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+                for _ in range(8):
+                    await asyncio.gather(*(_await(SMALL["put"](files, number)) for number in range(32)))
+                return (resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before) / 256
+
+    def check(waits: float) -> None:
+        assert waits < 2
+
+    await check_again(measure, check)
 
 
 # A put was some seventy calls when it was an upload, and eighteen when each had a record, and synced its folder.

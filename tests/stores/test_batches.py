@@ -75,8 +75,14 @@ async def test_a_cancelled_caller_waits_for_its_call(executor: ThreadPoolExecuto
 
 async def test_calls_after_the_threads_have_ended_fail() -> None:
     executor = ThreadPoolExecutor(1)
-    calls, gate = quick_calls(executor), threading.Event()
-    first = asyncio.create_task(calls.run(lambda: gate.wait(30)))
+    calls, gate, begun = quick_calls(executor), threading.Event(), threading.Event()
+
+    def wait() -> bool:
+        begun.set()
+        return gate.wait(30)
+
+    first = asyncio.create_task(calls.run(wait))
+    await eventually(begun.is_set)
     others = [asyncio.create_task(calls.run(lambda: None)) for _ in range(5000)]
     await asyncio.sleep(0)
     executor.shutdown(wait=False)
@@ -96,17 +102,16 @@ async def test_items_that_wait_for_the_disk_together_gather_meanwhile(executor: 
         return [(2 * item, None) for item in items]
 
     joint = Batches(executor, work, most_items=32, most_batches=2, is_joint=True)
-    tasks = [asyncio.create_task(joint.run(number)) for number in range(50)]
+    tasks = [asyncio.create_task(joint.run(number)) for number in range(60)]
     try:
         await eventually(lambda: len(batches) == 2)
-        tasks += [asyncio.create_task(joint.run(number)) for number in range(50, 60)]
         await asyncio.sleep(0.01)
-        assert len(batches) == 2  # however long the disk takes
+        assert batches == [[0], [1]]  # however long the disk takes
     finally:
         gate.set()
     assert await asyncio.gather(*tasks) == [2 * number for number in range(60)]
-    assert [len(items) for items in batches] == [1, 32, 27]
     assert [item for items in batches for item in items] == list(range(60))
+    assert len(batches[2]) == 30  # half of what is under way, which both threads share
 
 
 async def test_what_the_work_raises_is_the_outcome_of_all_items(executor: ThreadPoolExecutor) -> None:

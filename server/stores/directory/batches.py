@@ -71,7 +71,8 @@ class Batches(Generic[Item, Result]):
     def _queue(self, item: Item) -> "asyncio.Future[Result]":
         future: asyncio.Future[Result] = self._loop.create_future()
         self._waiting.append((item, future))
-        self._start()
+        if len(self._waiting) == 1:
+            self._loop.call_soon(self._start)  # with the others of this event-loop iteration
         return future
 
     def _start(self) -> None:

@@ -25,7 +25,7 @@ class RxFiles:
 
     Args:
         digest: The algorithm for verification; None for none.
-        fsync: Whether files are synced, as they always are outside of benchmarks; peers never sync.
+        fsync: Whether files are synced, as they always are outside of benchmarks; peers never sync large ones.
         disk_rate: Limits the server's disk, in bytes written a second; None for no limit.
         in_memory: Whether the files are in memory, as the small ones of all peers are, instead of in the folder.
         tls: Whether the connection is encrypted.
