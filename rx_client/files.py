@@ -6,7 +6,6 @@ from typing import Literal, Protocol, overload
 from reactivex import Observable, abc
 
 from shared.protocol.digest import DEFAULT_ALGORITHM
-from shared.protocol.flow import DEFAULT_WINDOW
 from shared.protocol.messages import CHUNK_BYTES
 from shared.protocol.wire import FileInfo
 
@@ -99,7 +98,7 @@ class Files(Protocol):
         name: str,
         offset: int = 0,
         length: int | None = None,
-        window: int = DEFAULT_WINDOW,
+        window: int | None = None,
         *,
         if_match: str | None = None,
         digest: str | None = DEFAULT_ALGORITHM,

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from tests.support import eventually
 
@@ -196,6 +196,8 @@ class FaultProxy:
             self._connections.discard(task)
             for each in writers:
                 each.transport.abort()
+                with suppress(OSError):  # retrieved here: else its report comes where the garbage collector finds it
+                    await each.wait_closed()
 
 
 @asynccontextmanager
