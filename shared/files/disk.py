@@ -27,6 +27,7 @@ __all__ = [
     "free_bytes",
     "full_disk_is_typed",
     "is_full",
+    "keep",
     "lock",
     "max_descriptors",
     "open_to_extend",
@@ -178,6 +179,17 @@ def send_to_disk(fd: int) -> None:
     """
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # which begins with that; what isn't written yet is kept
+
+
+def keep(path: str, dir_fd: int | None = None) -> int | None:
+    """A descriptor that keeps a file that is about to be replaced, where there are such; it can't be read.
+
+    To free a file may take long, and a renaming that does it holds up all others of its file system; to close doesn't.
+    """
+    if hasattr(os, "O_PATH"):
+        with suppress(OSError):  # there is none any more
+            return os.open(path, os.O_PATH | os.O_NOFOLLOW, dir_fd=dir_fd)
+    return None
 
 
 def create_from(source: str, target: str, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:

@@ -334,8 +334,8 @@ async def test_a_small_file_in_a_folder_makes_threads_wait_seldom() -> None:
     await check_again(measure, check)
 
 
-# A put was some seventy calls when it was an upload, and eighteen when each had a record, and synced its folder.
-@pytest.mark.parametrize(("verb", "files", "most"), [("put", 1, 15), ("put", 16, 13), ("get", 1, 6), ("stat", 1, 1)])
+# A put was some seventy calls when it was an upload. Each that is put by itself also checks and syncs its folder.
+@pytest.mark.parametrize(("verb", "files", "most"), [("put", 1, 17), ("put", 16, 15), ("get", 1, 6), ("stat", 1, 1)])
 def test_a_small_file_in_a_folder_takes_a_few_system_calls(verb: str, files: int, most: int, tmp_path: Path) -> None:
     folder, asked = Folder(str(tmp_path)), Counter[str]()
     content = bytes(4096)
@@ -367,7 +367,8 @@ def test_a_small_file_in_a_folder_takes_a_few_system_calls(verb: str, files: int
     finally:
         folder.close()
     asked -= Counter({"fspath": asked["fspath"]})  # which asks nothing of the system
-    assert 0 < asked.total() / files <= most, asked
+    records = 3 if verb == "put" and not asked["setxattr"] else 0  # where the file system has no extended attributes
+    assert 0 < asked.total() / files <= most + records, asked
 
 
 async def _await(observable: Awaitable[T]) -> T:

@@ -21,8 +21,8 @@ _FEW: Final = 1
 # A thread that takes longer, and longer than this for each item, waits for the disk, and doesn't count among them.
 _QUICK_SECONDS: Final = 0.001
 _QUICK_ITEM_SECONDS: Final = 0.00025
-# Where each item takes longer, the disk is slow; on a busy machine, what waits for no disk may take half as long.
-_SLOW_ITEM_SECONDS: Final = 0.001
+# Where each item takes longer, the disk is slow. To wait for the CPU of a busy machine takes less.
+_SLOW_ITEM_SECONDS: Final = 0.002
 
 Outcome = tuple[T | None, BaseException | None]
 """A result, or an exception."""

@@ -108,6 +108,8 @@ class _Put:
         assert known is not None, "`write` has set it"
         if not self._is_attached:
             self._record(known, target.status)
+        if target.status is not None:
+            self._fd = disk.keep(target.path, target.dir_fd)
         source = Place(shared.scratch, self._entry, known.status)
         self._target, status = shared.places.put(source, name, self._group, overwrite=True, target=target)
         self._is_published = True
@@ -131,7 +133,7 @@ class _Put:
                 self._shared.places.prune(self.name)
 
     def close(self) -> None:
-        """Closes the content; closing twice is fine."""
+        """Closes the content, or the one that it has replaced; closing twice is fine."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
