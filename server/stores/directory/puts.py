@@ -111,6 +111,8 @@ class _Put:
         if target.status is not None:
             self._fd = disk.keep(target.path, target.dir_fd)
         source = Place(shared.scratch, self._entry, known.status)
+        # Where a file system folds names, another of these files may have taken the place since.
+        target = target if shared.places.tree.is_exact else None
         self._target, status = shared.places.put(source, name, self._group, overwrite=True, target=target)
         self._is_published = True
         if status is not None:
