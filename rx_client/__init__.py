@@ -146,6 +146,7 @@ _HOMES: Final = {
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_sibling("shared")  # again: what was in the way may have come after this package
     home = next((module for module, names in _HOMES.items() if name in names), "errors")
     value: object = getattr(import_module(f".{home}", __name__), name)
     globals()[name] = value
