@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .events import (
         Completed,
         Failed,
+        FileInfo,
         Progress,
         Retrying,
         Skipped,
@@ -86,6 +87,7 @@ __all__ = [
     "Disconnected",
     "Failed",
     "FileClient",
+    "FileInfo",
     "Files",
     "Forbidden",
     "IntegrityError",
@@ -131,7 +133,7 @@ _HOMES: Final = {
     "connection.options": ("ConnectOptions", "parse_uri"),
     "connection.states": ("Connected", "Connecting", "ConnectionState", "Disconnected"),
     "events": (
-        *("Completed", "Failed", "Progress", "Retrying", "Skipped", "Started"),
+        *("Completed", "Failed", "FileInfo", "Progress", "Retrying", "Skipped", "Started"),
         *("TotalProgress", "TransferEvent", "TreeEvent"),
     ),
     "file_client": ("FileClient",),
