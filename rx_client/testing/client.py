@@ -40,7 +40,8 @@ class FakeFileClient(FileClient):
 
         monkeypatch.setattr(FileClient, "connect", lambda *_, **__: nullcontext(files))
 
-    `close`, at the end of a fixture say, also waits until a transfer that was given up has closed its file.
+    Requests need an event loop, as asynchronous tests have; scripts, below, don't. `close`, at the end of a fixture
+    say, also waits until a transfer that was given up has closed its file.
 
     Faults happen once each, in the order in which they were asked for, and are counted in bytes of content, of uploads
     and downloads of all kinds: those of a `name`, or all. A fault after 0 bytes happens when the next request begins.
