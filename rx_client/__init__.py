@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .events import (
         Completed,
         Failed,
+        FileInfo,
         Progress,
         Retrying,
         Skipped,
@@ -86,6 +87,7 @@ __all__ = [
     "Disconnected",
     "Failed",
     "FileClient",
+    "FileInfo",
     "Files",
     "Forbidden",
     "IntegrityError",
@@ -131,7 +133,7 @@ _HOMES: Final = {
     "connection.options": ("ConnectOptions", "parse_uri"),
     "connection.states": ("Connected", "Connecting", "ConnectionState", "Disconnected"),
     "events": (
-        *("Completed", "Failed", "Progress", "Retrying", "Skipped", "Started"),
+        *("Completed", "Failed", "FileInfo", "Progress", "Retrying", "Skipped", "Started"),
         *("TotalProgress", "TransferEvent", "TreeEvent"),
     ),
     "file_client": ("FileClient",),
@@ -146,6 +148,7 @@ _HOMES: Final = {
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_sibling("shared")  # again: what was in the way may have come after this package
     home = next((module for module, names in _HOMES.items() if name in names), "errors")
     value: object = getattr(import_module(f".{home}", __name__), name)
     globals()[name] = value

@@ -106,11 +106,12 @@ class BlockingFileClient(Client):
             DeadlineExceeded: It takes longer than `timeout`; it is disposed of.
             WrongLoop: It is called in the client's own thread, in an operator of a pipe say, and would wait for itself.
             ClientClosed: The client is closed.
+            TypeError: `observable` is none: a coroutine, say.
             ValueError: `timeout` isn't more than 0.
         """
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
-        self._check_open()
+        self._check(observable)
         return run(self._thread.loop, observable, timeout)
 
     def iterate(self, observable: Observable[T]) -> Generator[T, None, None]:
@@ -126,8 +127,9 @@ class BlockingFileClient(Client):
             BackpressureOverflow: More items wait; after them.
             WrongLoop: As for `run`.
             ClientClosed: The client is closed.
+            TypeError: As for `run`.
         """
-        self._check_open()
+        self._check(observable)
         yield from iterate(self._thread.loop, observable)
 
     def subscribe(
@@ -159,8 +161,9 @@ class BlockingFileClient(Client):
 
         Raises:
             ClientClosed: The client is closed.
+            TypeError: As for `run`.
         """
-        self._check_open()
+        self._check(observable)
         return deliver_on(
             scheduler,
             self._thread.loop,
@@ -170,7 +173,10 @@ class BlockingFileClient(Client):
             on_completed or _ignore_end,
         )
 
-    def _check_open(self) -> None:
+    def _check(self, observable: Observable[T]) -> None:
+        # Anything that has a `subscribe`, as this client does, would be waited for without end.
+        if not isinstance(observable, Observable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"this takes an observable, such as `files.list_files()`, not {type(observable).__name__}")
         if self._is_closed:
             raise ClientClosed("the client is closed")
 

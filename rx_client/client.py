@@ -85,7 +85,8 @@ class Client:
 
     In all methods `name` is 1 to 1,024 bytes of UTF-8 without control characters, `deadline` is how many seconds a
     subscription may take, None for no limit, and `digest` is `xxh3-128`, `sha-256`, or None to do without verification.
-    A name that is no str is a TypeError at the call, a number or word out of its range a ValueError.
+    A name that is no str, or a `limit` that `rate_limit` didn't make, is a TypeError at the call, a number or word out
+    of its range a ValueError.
 
     Every observable may fail, through `on_error`, with InvalidName; with the server's refusal, such as
     PermissionDenied; with ConnectionFailed or ConnectionLost, Stalled if nothing moves, DeadlineExceeded, or
@@ -288,6 +289,7 @@ class Client:
         _check_range("window", window, 1, MAX_REQUEST_N, or_none=True)
         _check_range("size", size, 0, or_none=True)
         _check_word(check_algorithm, digest)
+        _check_limit(limit)
         _check_word(check_upload_id, upload_id)
         _check_time(modified)
         record = self._record(name, source, digest, upload_id) if remember else None
@@ -379,6 +381,7 @@ class Client:
         _check_range("offset", offset, 0)
         _check_range("window", window, 1, MAX_REQUEST_N, or_none=True)
         _check_word(check_algorithm, digest)
+        _check_limit(limit)
         into = to_sink(sink, name, offset=offset, algorithm=digest, keep_part=keep_part)
         return self._transfer(
             name,
@@ -428,6 +431,7 @@ class Client:
         _check_range("length", length, 0, or_none=True)
         _check_range("window", window, 1, MAX_REQUEST_N, or_none=True)
         _check_word(check_algorithm, digest)
+        _check_limit(limit)
         request = DownloadRequest(offset, length, if_match, digest)
 
         def ask(share: Share | None) -> Observable[Chunk]:
@@ -492,6 +496,7 @@ class Client:
         _check_type(prefix)
         _check_range("max_concurrent", max_concurrent, 1)
         _check_word(check_algorithm, digest)
+        _check_limit(limit)
         if remember:
             self._check_remembers()
         options = TreeOptions(include, exclude, max_concurrent, each, keep_going)
@@ -554,6 +559,7 @@ class Client:
         _check_type(prefix)
         _check_range("max_concurrent", max_concurrent, 1)
         _check_word(check_algorithm, digest)
+        _check_limit(limit)
         below = as_prefix(prefix)
         options = TreeOptions(include, exclude, max_concurrent, each, keep_going)
         tree = download_tree(
@@ -698,8 +704,15 @@ def _check_word(check: Callable[[str], object], word: str | None) -> None:
     try:
         if word is not None:
             check(word)
+    except TypeError:
+        raise TypeError(f"an upload_id or a digest is named by a str, not {type(word).__name__}") from None
     except InvalidRequest as error:
         raise ValueError(error.message) from None
+
+
+def _check_limit(limit: RateLimit | None) -> None:
+    if limit is not None and not isinstance(limit, RateLimit):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"limit must be what rate_limit makes, as limit=rate_limit({limit!r})")
 
 
 def _check_time(seconds: float | None) -> None:

@@ -13,6 +13,7 @@ __all__ = [
     "EXISTS",
     "Completed",
     "Failed",
+    "FileInfo",
     "Progress",
     "Retrying",
     "Skipped",

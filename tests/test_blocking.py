@@ -109,6 +109,24 @@ class Seen:
         self.ends.append(error)
 
 
+async def test_what_is_no_observable_is_a_type_error_at_the_call(server: FileServer) -> None:
+    async def coroutine() -> None: ...
+
+    def use(files: BlockingFileClient) -> None:
+        not_called, never_awaited = files.list_files, coroutine()
+        # A client has a `subscribe`, too: without a check the wait would have no end.
+        for what in (files, "a", not_called, never_awaited, None):
+            with pytest.raises(TypeError, match="an observable"):
+                files.run(what, timeout=5)  # type: ignore[arg-type]  # pyright: ignore
+            with pytest.raises(TypeError, match="an observable"):
+                next(files.iterate(what))  # type: ignore[arg-type]  # pyright: ignore
+            with pytest.raises(TypeError, match="an observable"):
+                files.subscribe(what, scheduler=Desk())  # type: ignore[arg-type]  # pyright: ignore
+        never_awaited.close()
+
+    await using(server, use)
+
+
 async def test_a_script(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(LARGE)
 

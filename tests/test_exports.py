@@ -11,7 +11,7 @@ EXPORTED = {
     "rx_client": {
         *("AsyncWriter", "BlockingFileClient", "Chunk", "ColdReactiveXClient", "FileClient", "Files", "parse_uri"),
         *("ConnectOptions", "Connected", "Connecting", "ConnectionState", "Disconnected"),
-        *("Completed", "Progress", "Retrying", "Started", "TransferEvent"),
+        *("Completed", "FileInfo", "Progress", "Retrying", "Started", "TransferEvent"),
         *("Failed", "Skipped", "TotalProgress", "TreeEvent"),
         *("RateLimit", "rate_limit", "is_transient", "is_retryable"),
         *(name for name in errors.__all__ if name[0].isupper()),

@@ -24,13 +24,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from reactivex import Observable
 from starlette.requests import ClientDisconnect
 
-from shared import FileInfo
-
 from .. import (
     AlreadyExists,
     Chunk,
     Completed,
     FileClient,
+    FileInfo,
     Files,
     InvalidName,
     NotFound,

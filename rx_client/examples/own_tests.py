@@ -15,9 +15,7 @@ from reactivex import Observable
 from reactivex import operators as ops
 from reactivex.testing import TestScheduler
 
-from shared import FileInfo
-
-from .. import Completed, Files, Progress, Retrying, Started, StorageFull, TransferEvent
+from .. import Completed, FileInfo, Files, Progress, Retrying, Started, StorageFull, TransferEvent
 from ..operators import progress_every, retry_backoff, stall_timeout
 from ..testing import FakeFileClient
 

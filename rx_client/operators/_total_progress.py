@@ -17,8 +17,9 @@ def total_progress(total: int | None = None) -> Callable[[Observable[T]], Observ
     """Emits a `TotalProgress` in place of each `Started` and `Progress` of merged transfers, and after each end of one.
 
     All other items are emitted as they are. Transfers are told apart by their events' `name`, so no two of them may
-    have the same at a time; what is kept grows with those under way, not with those that have ended. `progress_every`
-    and `with_rate` work on the result.
+    have the same at a time; what is kept grows with those under way, not with those that have ended. One that ends
+    without an event, as one that a user cancels, counts as under way: emit `Skipped(name, reason)` for it.
+    `progress_every` and `with_rate` work on the result.
 
     ::
 

@@ -40,7 +40,8 @@ class FakeFileClient(FileClient):
 
         monkeypatch.setattr(FileClient, "connect", lambda *_, **__: nullcontext(files))
 
-    `close`, at the end of a fixture say, also waits until a transfer that was given up has closed its file.
+    Requests need an event loop, as asynchronous tests have; scripts, below, don't. `close`, at the end of a fixture
+    say, also waits until a transfer that was given up has closed its file.
 
     Faults happen once each, in the order in which they were asked for, and are counted in bytes of content, of uploads
     and downloads of all kinds: those of a `name`, or all. A fault after 0 bytes happens when the next request begins.
@@ -70,7 +71,7 @@ class FakeFileClient(FileClient):
         *,
         progress_timeout: float = ConnectOptions().progress_timeout,
     ) -> None:
-        self._server = FakeServer({check_name(name): bytes(content) for name, content in (files or {}).items()})
+        self._server = FakeServer({check_name(name): _content(name, data) for name, data in (files or {}).items()})
         self._fake = FakeConnector(self._server, progress_timeout)
         super().__init__(self._fake)
         self.files: Final = self._server.store.files
@@ -113,7 +114,7 @@ class FakeFileClient(FileClient):
     def stall(self, after: int = 0, *, name: str | None = None) -> None:
         """After so many bytes nothing arrives any more at either end, until `release`; `stalled` waits for that.
 
-        The connection stays. With a `name`, the requests about other files go on.
+        The connection stays, and a retry stalls, too. With a `name`, the requests about other files go on.
 
         Raises:
             ValueError: `after` is less than 0.
@@ -151,7 +152,7 @@ class FakeFileClient(FileClient):
             ValueError: It is one that only the client raises, `after` is less than 0, or `times` less than 1.
         """
         if not isinstance(error, TransferError):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"a server refuses with a TransferError, not with {type(error).__name__}")
+            raise TypeError(f"a server refuses with an instance of TransferError, not with {error!r}")
         if times < 1:
             raise ValueError(f"it is for 1 or more requests, not {times}")
         if isinstance(error, ConnectionFailed):
@@ -177,6 +178,8 @@ class FakeFileClient(FileClient):
 
         Raises:
             InvalidName: No file can have this name.
+            TypeError: An entry is no pair of a number and an event or error.
+            ValueError: A time is less than 0, or no finite number.
         """
         self._scripts.setdefault(check_name(name), deque()).append(play(name, events, scheduler))
 
@@ -194,3 +197,9 @@ class FakeFileClient(FileClient):
             return transfer.subscribe(observer, scheduler=scheduler)
 
         return TransferObservable(subscribe, self._fake.loop, name=name).pipe(within(deadline, name))
+
+
+def _content(name: str, data: bytes | bytearray | memoryview) -> bytes:
+    if not isinstance(data, bytes | bytearray | memoryview):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"the content of {name!r} must be bytes, not {type(data).__name__}")
+    return bytes(data)

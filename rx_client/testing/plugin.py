@@ -6,6 +6,8 @@ another plugin::
     async def test_a_report_is_published(file_client: FileClient) -> None:
         await publish_report(file_client)  # the application's code
         assert await file_client.download("report.csv") == b"..."
+
+Nothing of this project but `rx_client` itself is imported before a fixture needs it: see the package.
 """
 
 import asyncio
@@ -13,11 +15,14 @@ import importlib
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future
 from threading import Thread
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pytest
 
-from ..file_client import FileClient
+from .._siblings import check_sibling
+
+if TYPE_CHECKING:
+    from .. import FileClient
 
 __all__ = ["file_client", "file_server"]
 
@@ -56,8 +61,10 @@ def file_server() -> Generator[RunningServer, None, None]:
 
 
 @_async_fixture()
-async def file_client(file_server: RunningServer) -> AsyncGenerator[FileClient, None]:
+async def file_client(file_server: RunningServer) -> "AsyncGenerator[FileClient, None]":
     """A `FileClient` that is connected to `file_server`, in the test's event loop."""
+    from .. import FileClient  # noqa: PLC0415 - see the module's docstring
+
     async with FileClient.connect(file_server.uri) as files:
         yield files
 
@@ -65,6 +72,7 @@ async def file_client(file_server: RunningServer) -> AsyncGenerator[FileClient, 
 async def _serve(started: "Future[tuple[RunningServer, Callable[[], object]]]") -> None:
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     try:
+        check_sibling("server")
         async with importlib.import_module("server").serve() as server:
             started.set_result((server, lambda: loop.call_soon_threadsafe(stopped.set)))
             await stopped.wait()

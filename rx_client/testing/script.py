@@ -1,5 +1,6 @@
 """A transfer's events at given times."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -20,7 +21,13 @@ def play(name: str, script: Sequence[Timed], scheduler: abc.SchedulerBase | None
     """Emits what the script of the file `name` says, timed by `scheduler`, else by the subscription's, else the loop.
 
     An error ends it, and Completed completes it; without either it stays open.
+
+    Raises:
+        TypeError: An entry is no pair of a number and an event or error.
+        ValueError: A time is less than 0, or no finite number.
     """
+    for entry in script:
+        _check(entry)
 
     def subscribe(
         observer: abc.ObserverBase[TransferEvent], scheduler_: abc.SchedulerBase | None = None
@@ -43,6 +50,15 @@ def play(name: str, script: Sequence[Timed], scheduler: abc.SchedulerBase | None
         )
 
     return subscribe
+
+
+def _check(entry: object) -> None:
+    match entry:
+        case (int() | float() as after, Started() | Progress() | Retrying() | Completed() | Exception()):
+            if not 0 <= after < math.inf:
+                raise ValueError(f"a script's times are seconds after the subscription, 0 or more, not {after!r}")
+        case _:
+            raise TypeError(f"a script has pairs such as (1.5, Progress(500, 1000)), unlike {entry!r}")
 
 
 def _named(said: TransferEvent | Exception, name: str) -> TransferEvent | Exception:

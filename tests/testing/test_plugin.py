@@ -58,10 +58,8 @@ def test_it_has_ended() -> None:
 """
 
 
-@pytest.mark.parametrize("mode", ["strict", "auto"])
-def test_an_applications_tests_have_a_server_and_a_client(tmp_path: Path, mode: str) -> None:
-    mark = "@pytest.mark.asyncio" if mode == "strict" else ""
-    (tmp_path / "test_app.py").write_text(TESTS.format(mark=mark))
+def run(folder: Path, mode: str) -> subprocess.CompletedProcess[str]:
+    """Runs the tests of a folder, which isn't on the module search path before they are collected."""
     plugins = ["-p", "pytest_asyncio.plugin", "-p", "pytest_timeout", "-p", "rx_client.testing.plugin"]
     options = [
         "-o",
@@ -75,17 +73,42 @@ def test_an_applications_tests_have_a_server_and_a_client(tmp_path: Path, mode: 
         "-p",
         "no:cacheprovider",
     ]
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", *plugins, *options, tmp_path],
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "pytest", *plugins, *options, folder],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=50,
         check=False,
     )
+
+
+@pytest.mark.parametrize("mode", ["strict", "auto"])
+def test_an_applications_tests_have_a_server_and_a_client(tmp_path: Path, mode: str) -> None:
+    mark = "@pytest.mark.asyncio" if mode == "strict" else ""
+    (tmp_path / "test_app.py").write_text(TESTS.format(mark=mark))
+    ran = run(tmp_path, mode)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "5 passed" in ran.stdout
+
+
+def test_the_plugin_takes_no_name_from_an_application(tmp_path: Path) -> None:
+    """Pytest loads it in every environment where this project is installed, also for tests that don't use it."""
+    for name in ("shared", "server"):
+        (tmp_path / f"{name}.py").write_text("mine = True\n")
+    (tmp_path / "test_app.py").write_text(
+        "import pytest, server, shared\n\n"
+        "def test_the_modules_are_the_applications():\n    assert server.mine and shared.mine\n\n"
+        "@pytest.mark.parametrize('module', ['rx_client', 'rx_client.testing'])\n"
+        "def test_what_is_in_the_way_is_named(module):\n"
+        "    with pytest.raises(ImportError, match='shared.py would be .* another name'):\n"
+        "        exec(f'from {module} import *')\n\n"
+        "def test_a_fixture(file_server):\n    pass\n"
+    )
+    ran = run(tmp_path, "auto")
+    assert "3 passed, 1 error" in ran.stdout, ran.stdout + ran.stderr
+    assert f"ImportError: {tmp_path / 'server.py'} would be imported in place of" in ran.stdout
 
 
 def test_the_plugin_is_an_entry_point() -> None:

@@ -14,6 +14,7 @@ from reactivex.testing import TestScheduler
 
 from rx_client import Chunk, ConnectOptions, FileClient, Progress, RateLimit, rate_limit
 from rx_client.operators import for_each_async, map_async
+from rx_client.testing import FakeFileClient
 from rx_client.transfers.limit import Share, after_payment
 from server import ChatData, DirectoryStore, serve
 from shared.errors import DeadlineExceeded
@@ -346,3 +347,16 @@ async def test_a_limit_that_is_lifted_lets_waiting_transfers_go(files: FileClien
     for each in heard:
         await each.ended()
         assert each.is_completed
+
+
+def test_a_number_as_a_limit_is_a_type_error_at_the_call() -> None:
+    files: Any = FakeFileClient()
+    for call in (
+        lambda: files.upload_from("a", b"", limit=1000),
+        lambda: files.download_to("a", "a", limit=1000),
+        lambda: files.download_chunks("a", limit=1000),
+        lambda: files.upload_tree(".", limit=1000),
+        lambda: files.download_tree("", ".", limit=1000),
+    ):
+        with pytest.raises(TypeError, match=r"rate_limit\(1000\)"):
+            call()

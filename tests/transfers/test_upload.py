@@ -355,6 +355,12 @@ async def test_options_out_of_range_are_value_errors_at_the_call(files: FileClie
         files.upload_from("n", b"", **options)
 
 
+async def test_an_upload_id_that_is_no_str_is_a_type_error_at_the_call(files: FileClient) -> None:
+    for call in (lambda: files.upload_from("n", b"", upload_id=7), lambda: files.discard(7)):  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="a str, not int"):
+            call()
+
+
 async def test_nothing_is_read_before_a_subscription(server: FileServer, files: FileClient) -> None:
     source = Closeable([b"x"])
     upload = files.upload_from("n", source)
