@@ -10,7 +10,7 @@ from shared import errors
 
 from .exits import Exit
 
-__all__ = ["Failure", "RefusedError", "UsageError", "describe"]
+__all__ = ["Failure", "RefusedError", "UnfitError", "UsageError", "describe"]
 
 
 class UsageError(Exception):
@@ -19,6 +19,10 @@ class UsageError(Exception):
 
 class RefusedError(Exception):
     """What was asked for isn't done, since it would do too much harm if it isn't meant; nothing was done."""
+
+
+class UnfitError(Exception):
+    """A file can't be where it has to: with its name, or beside what is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ _AGAIN: Final = _and("run the same command again: it goes on where it stopped")
 _TABLE: Final[list[tuple[type[Exception], Exit, Callable[[Any], str]]]] = [
     (UsageError, Exit.USAGE, _text),
     (RefusedError, Exit.FAILED, _and("nothing was changed")),
+    (UnfitError, Exit.FAILED, _text),
     (errors.NotFound, Exit.NOT_FOUND, _and("`rxfiles ls` lists the names")),
     (errors.Unauthenticated, Exit.REFUSED, _unauthenticated),
     (errors.PermissionDenied, Exit.REFUSED, _text),

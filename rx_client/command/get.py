@@ -19,7 +19,7 @@ from .failures import UsageError
 from .folders import as_folder, is_folder, last_part, or_folder_error
 from .happenings import Happening
 from .options import BwLimit, DigestName, Exclude, IgnoreExisting, Include, NoOverwrite, Recursive, Retries, Transfers
-from .pipelines import existing, failure_alone, steady, with_total
+from .pipelines import existing, failure_alone, fit_or_failed, steady, with_total
 from .run import Run
 from .stdout import standard_output
 from .words import parse_digest, parse_rate
@@ -105,6 +105,7 @@ def get(
         ops.map(get_either),
         transfer_all(1 if recursive else transfers),  # a folder has so many transfers itself
         existing(is_failure=not ignore_existing),
+        ops.map(fit_or_failed("get it alone, with --to PATH")),
         with_total(run.period, expected),
     )
 
