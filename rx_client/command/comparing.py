@@ -20,6 +20,7 @@ from ..events import Failed, Skipped
 from ..operators import from_async_iter
 from ..transfers.folders import LocalFile, walk
 from .failures import RefusedError
+from .pipelines import fit_or_failed
 
 __all__ = ["Entry", "Plan", "Tree", "compare", "local_tree", "remote_tree"]
 
@@ -96,6 +97,7 @@ class Plan:
 
 def local_tree(folder: str, is_selected: Callable[[str], bool]) -> Observable[Tree]:
     """Reads a local folder; an observable of one tree. Fails with OSError if the folder itself can't be read."""
+    fit = fit_or_failed("put it alone, with --to NAME")
 
     async def read() -> AsyncIterator[Tree]:
         tree = Tree()
@@ -108,7 +110,7 @@ def local_tree(folder: str, is_selected: Callable[[str], bool]) -> Observable[Tr
                 case LocalFile():
                     pass
                 case Failed() | Skipped():
-                    tree.left_out.append(found)
+                    tree.left_out.append(fit(found) if is_selected(found.name) else found)
         yield tree
 
     return from_async_iter(read)

@@ -135,6 +135,8 @@ class Lines(Display):
     def on_end(self, code: Exit) -> None:
         if (summary := _summary(self.outcome)) is not None:
             self.note(summary)
+        elif self._verb in ("put", "get") and code is Exit.OK and not self.outcome.skipped:
+            self.note("there are no files to transfer")
 
 
 class JsonLines(Display):

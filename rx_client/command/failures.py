@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,7 +11,7 @@ from shared import errors
 
 from .exits import Exit
 
-__all__ = ["Failure", "RefusedError", "UsageError", "describe"]
+__all__ = ["Failure", "RefusedError", "UnfitError", "UsageError", "describe"]
 
 
 class UsageError(Exception):
@@ -19,6 +20,10 @@ class UsageError(Exception):
 
 class RefusedError(Exception):
     """What was asked for isn't done, since it would do too much harm if it isn't meant; nothing was done."""
+
+
+class UnfitError(Exception):
+    """A file can't be where it has to: with its name, or beside what is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +64,16 @@ def _connection(error: Exception) -> str:
 
 
 def _no_connection(error: Exception) -> str:
+    if isinstance(error.__cause__, socket.gaierror):
+        return f"{_connection(error)}; check the host's name"
     return f"{_connection(error)}; `rxfiles serve` starts a server" if "refused" in _text(error) else _connection(error)
 
 
 def _unauthenticated(error: Exception) -> str:
     if "requires" in _text(error):
         return "the server wants a user: set RXFILES_USER and RXFILES_PASSWORD, or run this in a terminal to be asked"
-    return (
-        f"{_text(error)}: check RXFILES_USER and RXFILES_PASSWORD" if "RXFILES_PASSWORD" in os.environ else _text(error)
-    )
+    is_set = "RXFILES_PASSWORD" in os.environ
+    return f"{_text(error)}: {'check RXFILES_USER and RXFILES_PASSWORD' if is_set else 'run the command again'}"
 
 
 def _os_error(error: Any) -> str:
@@ -76,14 +82,25 @@ def _os_error(error: Any) -> str:
     return f"{os.fsdecode(error.filename)}: {reason}" if error.filename is not None else reason
 
 
+def _os_error_and(advice: str) -> Callable[[Any], str]:
+    return lambda error: f"{_os_error(error)}; {advice}"
+
+
+def _no_room(error: Exception) -> str:
+    text = _STDOUT.sub("what standard output goes to", _text(error))
+    return f"{text}; make room, and run the same command again"
+
+
+_STDOUT: Final = re.compile(r"/proc/\d+/fd/1\b|/dev/(?:stdout|fd/1)\b")
 _AGAIN: Final = _and("run the same command again: it goes on where it stopped")
 
 _TABLE: Final[list[tuple[type[Exception], Exit, Callable[[Any], str]]]] = [
     (UsageError, Exit.USAGE, _text),
     (RefusedError, Exit.FAILED, _and("nothing was changed")),
+    (UnfitError, Exit.FAILED, _text),
     (errors.NotFound, Exit.NOT_FOUND, _and("`rxfiles ls` lists the names")),
     (errors.Unauthenticated, Exit.REFUSED, _unauthenticated),
-    (errors.PermissionDenied, Exit.REFUSED, _text),
+    (errors.PermissionDenied, Exit.REFUSED, _and("`rxfiles users permissions` at the server can allow it")),
     (errors.Forbidden, Exit.REFUSED, _text),
     (errors.AlreadyExists, Exit.FAILED, _and("leave out --no-overwrite to replace it")),
     (errors.UnknownRoute, Exit.FAILED, _and("this server is older, or not of rxfiles")),
@@ -92,15 +109,14 @@ _TABLE: Final[list[tuple[type[Exception], Exit, Callable[[Any], str]]]] = [
     (errors.ConnectionFailed, Exit.NO_SERVER, _no_connection),
     (errors.Stalled, Exit.FAILED, _AGAIN),
     (errors.SourceChanged, Exit.FAILED, _and("run the command again when nothing writes to it")),
-    (errors.StorageFull, Exit.FAILED, _and("make room, and run the same command again")),
+    (errors.StorageFull, Exit.FAILED, _no_room),
     (errors.Superseded, Exit.FAILED, _and("another rxfiles uploads the same file")),
+    (errors.InvalidName, Exit.USAGE, _and("give another name")),
     (errors.TransferError, Exit.FAILED, _text),
-    (FileNotFoundError, Exit.NOT_FOUND, _os_error),
-    (
-        IsADirectoryError,
-        Exit.USAGE,
-        lambda error: f"{_os_error(error)}; give another path, or -r for files of a folder",
-    ),
-    (NotADirectoryError, Exit.USAGE, _os_error),
+    (FileNotFoundError, Exit.NOT_FOUND, _os_error_and("check the path")),
+    (FileExistsError, Exit.FAILED, _os_error_and("give another path")),
+    (IsADirectoryError, Exit.USAGE, _os_error_and("give another path, or -r for files of a folder")),
+    (NotADirectoryError, Exit.USAGE, _os_error_and("give a folder")),
+    (PermissionError, Exit.FAILED, _os_error_and("change its permissions, or run this as another user")),
     (OSError, Exit.FAILED, _os_error),
 ]

@@ -43,13 +43,13 @@ def names_below(files: FileClient, name: str) -> Observable[str]:
     )
 
 
-def or_folder_error(files: FileClient, name: str) -> Operator[T, T]:
-    """Says of a file that isn't there, but is a folder, that `-r` is what is meant."""
+def or_folder_error(files: FileClient, name: str, advice: str = "give -r for all files below it") -> Operator[T, T]:
+    """Says of a file that isn't there, but is a folder, what is meant instead."""
 
     def explained(error: Exception, _: Observable[T]) -> Observable[T]:
         if not isinstance(error, NotFound):
             return reactivex.throw(error)
-        meant = UsageError(f"{name} is a folder on the server: give -r for all files below it")
+        meant = UsageError(f"{name} is a folder on the server: {advice}")
         return is_folder(files, name).pipe(ops.flat_map(lambda yes: reactivex.throw(meant if yes else error)))
 
     return ops.catch(explained)

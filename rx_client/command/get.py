@@ -19,7 +19,7 @@ from .failures import UsageError
 from .folders import as_folder, is_folder, last_part, or_folder_error
 from .happenings import Happening
 from .options import BwLimit, DigestName, Exclude, IgnoreExisting, Include, NoOverwrite, Recursive, Retries, Transfers
-from .pipelines import existing, failure_alone, steady, with_total
+from .pipelines import existing, failure_alone, fit_or_failed, steady, with_total
 from .run import Run
 from .stdout import standard_output
 from .words import parse_digest, parse_rate
@@ -66,6 +66,8 @@ def get(
         transfers = 1
     else:
         run.again = "run the same command again: it goes on where it stopped"
+    if "" in names:
+        raise UsageError("a name is empty: `rxfiles ls` lists the names")
     place = _places(names, to)
 
     def get_file(name: str) -> Observable[TreeEvent]:
@@ -93,7 +95,8 @@ def get(
         if recursive:
             found = is_folder(files, name).pipe(ops.flat_map(lambda yes: get_folder(name) if yes else get_file(name)))
         else:
-            found = reactivex.defer(lambda _: get_file(name)).pipe(or_folder_error(files, name))
+            advice = "`rxfiles get -r` gets all files below it" if to == "-" else "give -r for all files below it"
+            found = reactivex.defer(lambda _: get_file(name)).pipe(or_folder_error(files, name, advice))
         return found.pipe(failure_alone(name))
 
     if len(names) == 1 and not recursive:
@@ -105,6 +108,7 @@ def get(
         ops.map(get_either),
         transfer_all(1 if recursive else transfers),  # a folder has so many transfers itself
         existing(is_failure=not ignore_existing),
+        ops.map(fit_or_failed("get it alone, with --to PATH")),
         with_total(run.period, expected),
     )
 
@@ -113,9 +117,11 @@ def _places(names: list[str], to: str) -> Callable[[str, bool], str]:
     """Where each file, or folder, goes.
 
     Raises:
-        UsageError: Two of them go to the same place.
+        UsageError: Two of them go to the same place, or several to a file.
     """
     is_into = len(names) > 1 or not to or to.endswith(("/", os.sep)) or os.path.basename(to) in (".", "..")
+    if len(names) > 1 and to != "-" and os.path.lexists(to) and not os.path.isdir(to):
+        raise UsageError(f"{to} is a file: give a folder for several files")
     lasts = [last_part(name) for name in names]
     if to != "-" and is_into and len(set(lasts)) < len(names):
         twice = next(last for last in lasts if lasts.count(last) > 1)

@@ -12,8 +12,10 @@ from shared import AlreadyExists, ClientClosed, ConnectionFailed, ConnectionLost
 
 from ..events import EXISTS, Failed, Skipped, TotalProgress, TransferEvent, TreeEvent
 from ..operators import progress_every, retry_backoff, total_progress, with_rate
+from ..transfers.folders import LEFT_OUT
+from .failures import UnfitError
 
-__all__ = ["Operator", "existing", "failure_alone", "steady", "with_total"]
+__all__ = ["Operator", "existing", "failure_alone", "fit_or_failed", "steady", "with_total"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -52,6 +54,17 @@ def existing(*, is_failure: bool) -> Operator[TreeEvent, TreeEvent]:
                 return event
 
     return ops.map(decided)
+
+
+def fit_or_failed(advice: str) -> Callable[[T], T | Failed]:
+    """For `ops.map`: makes a failure of a file that is skipped since it can't be where it has to, as by its name."""
+
+    def decided(event: T) -> T | Failed:
+        if isinstance(event, Skipped) and event.reason not in LEFT_OUT:
+            return Failed(event.name, UnfitError(f"{event.reason}; {advice}"))
+        return event
+
+    return decided
 
 
 def with_total(

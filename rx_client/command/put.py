@@ -21,7 +21,7 @@ from .failures import UsageError
 from .folders import as_folder, is_folder
 from .happenings import Happening
 from .options import BwLimit, DigestName, Exclude, IgnoreExisting, Include, NoOverwrite, Recursive, Retries, Transfers
-from .pipelines import existing, failure_alone, steady, with_total
+from .pipelines import existing, failure_alone, fit_or_failed, steady, with_total
 from .run import Run
 from .words import parse_digest, parse_rate
 
@@ -104,6 +104,7 @@ def put(
         ops.map(put_either),
         transfer_all(1 if recursive else transfers),  # a folder has so many transfers itself
         existing(is_failure=not ignore_existing),
+        ops.map(fit_or_failed("put it alone, with --to NAME")),
         with_total(run.period, expected),
     )
 

@@ -7,7 +7,7 @@ import typer
 from reactivex import Observable
 from reactivex import operators as ops
 
-from .. import Completed, Failed, rate_limit
+from .. import Completed, Failed, Skipped, rate_limit
 from ..operators import transfer_all
 from ..transfers.trees import TreeOptions
 from .comparing import Plan, Tree, compare
@@ -16,7 +16,7 @@ from .failures import RefusedError, UsageError
 from .folders import as_folder
 from .happenings import Change, Happening, Note
 from .options import BwLimit, DryRun, Exclude, Include, Retries, Transfers
-from .pipelines import failure_alone, steady, with_total
+from .pipelines import failure_alone, fit_or_failed, steady, with_total
 from .run import Run
 from .words import parse_rate
 
@@ -66,8 +66,14 @@ def sync(
             plan.check(before, after, max_delete)
         except RefusedError as error:
             steps = [*(steps if dry_run else []), reactivex.throw(error)]
-        same = Note(f"{plan.same} {'file is' if plan.same == 1 else 'files are'} the same")
-        return reactivex.concat(*steps, reactivex.from_iterable([same] if plan.same else []))
+        notes: list[Happening] = []
+        if plan.same:
+            notes.append(Note(f"{plan.same} {'file is' if plan.same == 1 else 'files are'} the same"))
+        elif not before.entries:
+            notes.append(Note("the source has no files"))
+        if delete and not before.is_complete:
+            notes.append(Note("nothing is deleted, since files of the source have failed"))
+        return reactivex.concat(*steps, reactivex.from_iterable(notes))
 
     def compared(trees: tuple[Tree, Tree]) -> Observable[Happening]:
         plan = compare(*trees, delete=delete, checksum=checksum)
@@ -113,7 +119,8 @@ def done(run: Run, way: Direction, plan: Plan, before: Tree) -> Observable[Happe
     # What can't be read is found again on the way.
     known = {way.at_server(each.name) for each in before.left_out}
     transferred = way.transfer(plan.transfers.__contains__).pipe(
-        ops.filter(lambda event: not (isinstance(event, Failed) and event.name in known)),
+        ops.filter(lambda event: not (isinstance(event, Failed | Skipped) and event.name in known)),
+        ops.map(fit_or_failed("`rxfiles get` it alone, with --to PATH")),
         with_total(run.period, reactivex.just(plan.nbytes)),
         ops.concat_map(with_change),
     )

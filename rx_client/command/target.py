@@ -5,12 +5,15 @@ import os
 import ssl
 import sys
 from dataclasses import dataclass, field
+from typing import Final
 
 from rx_client import parse_uri
 
 from .failures import UsageError
 
 __all__ = ["Target", "can_ask"]
+
+_SET_BOTH: Final = "type it, or set RXFILES_USER and RXFILES_PASSWORD"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,9 @@ class Target:
         """The same as the user of whom this terminal is asked for the name and the password."""
         print("This server wants a user. User name: ", end="", file=sys.stderr, flush=True)
         user = sys.stdin.readline().rstrip("\r\n")
-        return Target(self.uris, (user, getpass.getpass(f"Password of {user}: ")), self.tls)
+        if not user:
+            raise UsageError(f"no user name was typed: {_SET_BOTH}")
+        return Target(self.uris, (user, _ask_password(user)), self.tls)
 
 
 def can_ask() -> bool:
@@ -81,8 +86,16 @@ def _credentials() -> tuple[str, str] | None:
     if password is None:
         if not can_ask():
             raise UsageError("RXFILES_USER is set, and RXFILES_PASSWORD isn't: set both, or run this in a terminal")
-        password = getpass.getpass(f"Password of {user}: ")
+        password = _ask_password(user)
     return user, password
+
+
+def _ask_password(user: str) -> str:
+    try:
+        return getpass.getpass(f"Password of {user}: ")
+    except EOFError:
+        print(file=sys.stderr)
+        raise UsageError(f"no password was typed: {_SET_BOTH}") from None
 
 
 def _tls(ca: str | None, cert: str | None) -> ssl.SSLContext:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -99,4 +100,6 @@ def _text(error: Exception | None) -> str:
     """The error's text, which isn't empty."""
     if isinstance(error, ConnectionError) and not isinstance(error, ssl.SSLError) and error.errno:
         return os.strerror(error.errno)
+    if isinstance(error, socket.gaierror) and error.strerror:
+        return error.strerror
     return str(error or "") or "the server ended the connection"

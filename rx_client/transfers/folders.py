@@ -19,7 +19,7 @@ from shared.protocol.wire import check_name
 
 from ..events import EXISTS, Failed, Skipped
 
-__all__ = ["LocalFile", "TargetFolder", "is_case_insensitive", "unsafe_reason", "walk"]
+__all__ = ["LEFT_OUT", "LocalFile", "TargetFolder", "is_case_insensitive", "unsafe_reason", "walk"]
 
 # Entries that one thread handoff reads.
 _BATCH: Final = 256
@@ -37,6 +37,13 @@ _DEVICES: Final = frozenset(
 )
 _Identities = tuple[tuple[int, int], ...]
 _PART_SUFFIXES: Final = (".rxpart", ".rxpart.note")
+_LINK: Final = "it is a symbolic link"
+_LOOP: Final = "it is a symbolic link to a folder that it is in"
+_SPECIAL: Final = "it is neither a file nor a folder"
+_PART: Final = "it is what an unfinished download has left"
+
+LEFT_OUT: Final = frozenset({EXISTS, _LINK, _LOOP, _SPECIAL, _PART})
+"""The reasons of `Skipped` for files that aren't meant to be transferred. With others, a file would be missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +107,18 @@ def _look_at(
         return Skipped(name.encode("utf-8", "backslashreplace").decode(), str(error))
     try:
         if not follow_symlinks and _is_link(entry):
-            return Skipped(name, "it is a symbolic link")
+            return Skipped(name, _LINK)
         if entry.is_dir():
             identity = _identity(entry.path) if follow_symlinks else (0, 0)
             if follow_symlinks and identity in ancestors:
-                return Skipped(name, "it is a symbolic link to a folder that it is in")
+                return Skipped(name, _LOOP)
             return (*ancestors, identity)
         if not entry.is_file():
-            return Skipped(name, "it is neither a file nor a folder")
+            return Skipped(name, _SPECIAL)
     except OSError as error:
         return Failed(name, error)
     if _is_part(entry.name):
-        return Skipped(name, "it is what an unfinished download has left")
+        return Skipped(name, _PART)
     return LocalFile(name, Path(entry.path))
 
 

@@ -65,7 +65,7 @@ class UserLine:
             parse_permissions(permissions)
         password = ask_password()
         if not password:
-            raise ValueError("the password is empty")
+            raise ValueError("the password is empty: type one, or give it as the first line of standard input")
         try:
             return cls(name, PasswordHasher().hash(password), permissions)
         except UnicodeError:

@@ -13,7 +13,7 @@ def ask_password() -> str:
     """What is typed at a terminal, twice; else the first line of standard input.
 
     Raises:
-        ValueError: Both weren't the same, or it isn't text.
+        ValueError: Both weren't the same, or it isn't text, or nothing was typed.
     """
     try:
         if not sys.stdin.isatty():
@@ -21,6 +21,8 @@ def ask_password() -> str:
         password = getpass.getpass()
         if password and getpass.getpass("The same again: ") != password:
             raise ValueError("the passwords aren't the same")
+    except EOFError:
+        raise ValueError("no password was typed") from None
     except UnicodeError:
         raise ValueError("the password isn't text") from None
     return password

@@ -34,6 +34,9 @@ WRONG = [
     (["put", ".", "--server", "tcp://localhost"], ". is a folder: give -r"),
     (["put", "f", "--to", "a\x1bb", "--server", "tcp://localhost"], "control characters"),
     (["put", "f", "f", "--server", "tcp://localhost"], "put them one by one, with --to"),
+    (["get", "", "--server", "tcp://localhost"], "a name is empty: `rxfiles ls` lists the names"),
+    (["cat", "a", "", "--server", "tcp://localhost"], "a name is empty: `rxfiles ls` lists the names"),
+    (["get", "a", "b", "--to", "f", "--server", "tcp://localhost"], "f is a file: give a folder for several files"),
 ]
 
 
@@ -101,6 +104,43 @@ async def test_a_person_at_a_terminal_is_asked(
             result = await unconnected("ls")
             assert result.code == code
             assert "User name" not in result.err
+
+
+async def test_a_prompt_that_ends_without_an_answer_is_wrong_usage(
+    unconnected: Command, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(_: str) -> str:
+        raise EOFError
+
+    for module in ("run", "target"):
+        monkeypatch.setattr(f"rx_client.command.{module}.can_ask", lambda: True)
+    monkeypatch.setattr("getpass.getpass", ended)
+    async with serve(users=users(user_line("alice", "right"))) as server:
+        monkeypatch.setenv("RXFILES_SERVER", server.uri)
+        for typed in ("", "alice\n"):
+            monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+            result = await unconnected("ls")
+            assert (result.code, result.err.count("Password")) == (2, 0)
+            assert "set RXFILES_USER and RXFILES_PASSWORD" in result.err
+
+
+async def test_each_failure_says_what_to_do(rxfiles: Command, server: FileServer, home: Path) -> None:
+    server.data.files["docs/a"] = b"a"
+    (home / "f").touch()
+    for arguments, code, advice in (
+        (["cat", "docs"], 2, "docs is a folder on the server: `rxfiles get -r` gets all files below it"),
+        (["get", "docs", "--to", "-"], 2, "`rxfiles get -r` gets all files below it"),
+        (["get", "docs"], 2, "give -r for all files below it"),
+        (["stat", ""], 2, "must not be empty; give another name"),
+        (["put", "missing"], 4, "missing: No such file or directory; check the path"),
+        (["sync", "f", "remote:x"], 2, "f: Not a directory; give a folder"),
+        (["get", "-r", "docs", "--to", "f"], 1, "f: File exists; give another path"),
+        (["ls", "--server", "tcp://no-such-host.invalid"], 6, "check the host's name"),
+    ):
+        result = await rxfiles(*arguments)
+        assert (result.code, result.err.count("\n")) == (code, 1)
+        assert advice in result.err
+        assert "[Errno" not in result.err
 
 
 async def test_no_server_is_6(unconnected: Command, ca: trustme.CA, tmp_path: Path) -> None:

@@ -120,6 +120,25 @@ async def test_nothing_is_deleted_after_a_failure_nor_behind_what_was_skipped(
         assert set(data.files) == {"x/link/b", "x/a"}
 
 
+async def test_files_that_cannot_be_at_the_target_are_failures(
+    rxfiles: Command, server: FileServer, home: Path
+) -> None:
+    write(home / "t", {"a": "one", "new\nline": "two"})
+    server.data.files["x/old"] = b"old"
+    up = await rxfiles("sync", "t", "remote:x", "--delete")
+    assert (up.code, up.out) == (3, "put x/a (new)\n")
+    assert "control characters" in up.err
+    assert "nothing is deleted, since files of the source have failed" in up.err
+    assert set(server.data.files) == {"x/a", "x/old"}
+    assert (await rxfiles("sync", "t", "remote:x", "--exclude", "new*")).code == 0
+    server.data.files["x/b:c"] = b"a colon"
+    down = await rxfiles("sync", "remote:x", "u", "-q")
+    assert (down.code, down.err.count("\n")) == (3, 1)
+    assert down.err.endswith("drives and streams of Windows have; `rxfiles get` it alone, with --to PATH\n")
+    empty = await rxfiles("sync", "remote:nothing", "v")
+    assert (empty.code, empty.err) == (0, "the source has no files\n")
+
+
 @pytest.mark.parametrize(
     "arguments", [["a", "b"], ["remote:a", "remote:b"], ["a", "remote:", "--max-delete", "1"], ["f", "remote:"]]
 )

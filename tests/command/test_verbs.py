@@ -156,3 +156,29 @@ async def test_a_folder_without_r_is_explained(rxfiles: Command, server: FileSer
     result = await rxfiles(*(verb if "docs" in verb else [*verb, "docs"]))
     assert result.code == 2
     assert "docs is a folder on the server: give -r" in result.err
+
+
+async def test_a_file_that_cannot_be_where_it_has_to_is_a_failure(
+    rxfiles: Command, server: FileServer, home: Path
+) -> None:
+    make(home, "t/a", "t/new\nline")
+    (home / "t/link").symlink_to("a")
+    put = await rxfiles("put", "-r", "t", "-q")
+    assert put.code == 3
+    assert put.err.count("\n") == 1
+    assert "control characters" in put.err
+    assert put.err.endswith("; put it alone, with --to NAME\n")
+    assert (await rxfiles("put", "-r", "t", "--exclude", "new*")).code == 0
+    assert content(server) == {"t/a": "this is t/a"}
+    server.data.files["t/b\\c"] = b"a backslash"
+    get = await rxfiles("get", "-r", "t", "--to", "u", "-q")
+    assert (get.code, get.err) == (3, "rxfiles get: t/b\\c: its name has a backslash; get it alone, with --to PATH\n")
+    assert (await rxfiles("get", "t/b\\c", "--to", "bc")).code == 0
+    assert (home / "bc").read_text() == "a backslash"
+
+
+async def test_nothing_to_transfer_is_said(rxfiles: Command, home: Path) -> None:
+    (home / "empty").mkdir()
+    result = await rxfiles("put", "-r", "empty")
+    assert (result.code, result.err) == (0, "there are no files to transfer\n")
+    assert (await rxfiles("put", "-r", "empty", "-q")).err == ""
