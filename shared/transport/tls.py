@@ -25,8 +25,9 @@ __all__ = ["Tls", "TlsTransport"]
 
 # What is received in one call, and the most ciphertext of a connection that waits in memory to be decrypted.
 _RECEIVE_BYTES: Final = 128 * 1024
-# What is encrypted before it is sent. More would leave the processor's cache.
+# What is encrypted before it is sent: more would leave the processor's cache. A frame's last bytes go with the rest.
 _ENCRYPT_BYTES: Final = 128 * 1024
+_REST_BYTES: Final = 4 * 1024
 
 
 class Tls:
@@ -156,11 +157,11 @@ class _TlsSocket(LaneSocket):
     def write(self, parts: Sequence[Bytes]) -> int:
         taken = 0
         if not self._unsent:
-            room, chunks = _ENCRYPT_BYTES, list[Bytes]()
+            total, chunks = sum(map(len, parts)), list[Bytes]()
+            taken = room = total if total <= _ENCRYPT_BYTES + _REST_BYTES else _ENCRYPT_BYTES
             for part in parts:
                 chunks.append(memoryview(part)[:room])
                 room -= len(chunks[-1])
-            taken = _ENCRYPT_BYTES - room
             self._unsent = memoryview(self._tls.encrypt(chunks))
         try:
             self._unsent = self._unsent[self.send(self._unsent) :]

@@ -34,8 +34,10 @@ from shared.files.receiving import ReceiveJob
 from shared.files.sending import SendJob
 from shared.files.threads import SocketTurn
 from shared.frames import buffers as reserving
+from shared.transport.tls import Tls
 from tests.security import support as security
 from tests.support import KEEPALIVE, RESPOND, eventually, frame, raw_peer, setup
+from tests.transport.pairs import tls_contexts
 
 T = TypeVar("T")
 
@@ -240,6 +242,30 @@ async def test_the_system_is_asked_a_few_times_for_each_mib(
         assert counted["handoff"] / mib < 3
 
     await check_again(lambda: _measure(transfer, paths, calls), check)
+
+
+@pytest.mark.parametrize("transfer", [download_to, upload_from])
+async def test_tls_encrypts_in_large_parts(
+    transfer: Transfer, paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An item is encrypted in four parts, not in four and a rest of some bytes."""
+    encrypted = Counter[str]()
+    monkeypatch.setattr(Tls, "encrypt", count_calls(encrypted, "parts", Tls.encrypt))
+    ours, theirs = tls_contexts()
+    server, client = paths
+
+    async def measure() -> int:
+        encrypted.clear()
+        async with serve("localhost", data=ChatData(DirectoryStore(server)), tls=ours) as running:
+            uri = running.uri.replace("127.0.0.1", "localhost")
+            async with FileClient.connect(uri, tls=theirs) as files:
+                await transfer(files, client)
+        return encrypted["parts"]
+
+    def check(parts: int) -> None:
+        assert parts / (len(CONTENT) / MIB) < 11.5
+
+    await check_again(measure, check)
 
 
 async def several_at_once(files: FileClient, folder: Path) -> None:
