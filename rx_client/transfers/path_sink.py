@@ -147,7 +147,8 @@ class PathSink(Sink):
     async def suspend(self) -> None:
         if self._stream is not None:
             await self._stream.suspend()
-        await run_blocking(None, self._close)
+        if self._part is not None or self._file.is_open:  # else it is published
+            await run_blocking(None, self._close)
 
     # In a thread
 

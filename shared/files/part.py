@@ -201,6 +201,11 @@ class PartFile:
         """Makes the bytes survive a crash of the machine."""
         os.fsync(self._open_fd())
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open."""
+        return self._fd is not None
+
     def close(self) -> None:
         """Closes the file; closing twice is fine."""
         fd, self._fd = self._fd, None

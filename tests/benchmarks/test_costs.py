@@ -36,7 +36,7 @@ from shared.files.threads import SocketTurn
 from shared.frames import buffers as reserving
 from shared.transport.tls import Tls
 from tests.security import support as security
-from tests.support import KEEPALIVE, RESPOND, eventually, frame, raw_peer, setup
+from tests.support import KEEPALIVE, PATIENCE, RESPOND, eventually, frame, raw_peer, setup
 from tests.transport.pairs import tls_contexts
 
 T = TypeVar("T")
@@ -356,6 +356,25 @@ async def test_a_small_file_in_a_folder_makes_threads_wait_seldom() -> None:
 
     def check(waits: float) -> None:
         assert waits < 2
+
+    await check_again(measure, check)
+
+
+async def test_a_small_download_to_a_path_takes_few_handoffs(tmp_path: Path) -> None:
+    """At the server to open, send and close it, at the client to look, begin, write and publish."""
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "small").write_bytes(bytes(4096))
+    data = ChatData(DirectoryStore(tmp_path / "server"))
+
+    async def measure() -> int:
+        async with serve(data=data) as running, FileClient.connect(running.uri) as files:
+            with calls() as counted:
+                await files.download_to("small", tmp_path / "copy")
+                await running.work.drain(PATIENCE)
+        return counted["handoff"]
+
+    def check(handoffs: int) -> None:
+        assert handoffs <= 7
 
     await check_again(measure, check)
 
