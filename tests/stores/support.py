@@ -5,11 +5,14 @@ of its own. `partwise.py` is an example of a store that makes less durable than 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from server.stores.base import PAGE_FILES, Store, Upload
 from server.stores.directory.store import DirectoryStore
 from server.stores.memory import MemoryStore
+from server.stores.objects import ObjectStore
+from shared.errors import InvalidName
 from shared.protocol.digest import Digest
 from shared.protocol.wire import FileInfo
 
@@ -21,6 +24,9 @@ STORES: dict[str, Callable[[Path, int | None], Store]] = {
     "partwise": lambda path, limit: PartwiseStore(limit),
 }
 """Makes each store, not started yet, from a path that it may use (nothing is there) and the largest file it takes."""
+
+OBJECTS = "objects"
+"""The store in a bucket, which needs a service; see `conftest.py`."""
 
 ALGORITHM = "xxh3-128"
 
@@ -58,6 +64,32 @@ async def put(store: Store, name: str, content: bytes, *, upload_id: str = "put"
     step = max(3, len(content) // 10)
     await upload.append([content[start : start + step] for start in range(0, len(content), step)])
     return await upload.commit(digest_of(content))
+
+
+def as_listed(store: Store, info: FileInfo, modified: float | None = None) -> FileInfo:
+    """What a listing says of a file; `modified` is the time that it says, where the store doesn't list that."""
+    return info if store.lists_all else replace(info, digest=None, modified=modified)
+
+
+async def check_listed(store: Store, *infos: FileInfo) -> None:
+    """Asserts that these files are there, and no others."""
+    found = await listed(store)
+    assert found == [as_listed(store, info, each.modified) for info, each in zip(infos, found, strict=True)]
+
+
+def names_for(store: Store) -> list[str]:
+    """Those of `NAMES` that the store takes; the others must be invalid ones for it."""
+    return [name for name in NAMES if not isinstance(store, ObjectStore) or is_key(store, name)]
+
+
+def is_key(store: ObjectStore, name: str) -> bool:
+    """Whether a bucket can have a file of this name, on the service that the tests use."""
+    if "\\" in name and ".." in name:
+        return False  # SeaweedFS takes a backslash for a slash
+    try:
+        return max(len(segment.encode()) for segment in store.key_of(name).split("/")) <= 255
+    except InvalidName:
+        return False
 
 
 async def get(store: Store, name: str) -> bytes:
