@@ -26,7 +26,18 @@ from shared.errors import (
 )
 
 from .conftest import OpenStore
-from .support import NAMES, begin, check_listed, digest_of, flushed, get, listed, names_for, names_in, put
+from .support import (
+    begin,
+    check_listed,
+    digest_of,
+    flushed,
+    get,
+    invalid_names_for,
+    listed,
+    names_for,
+    names_in,
+    put,
+)
 
 
 async def test_a_file_goes_in_and_comes_out(store: Store) -> None:
@@ -152,7 +163,8 @@ async def test_a_move_keeps_the_time_and_the_etag(store: Store, algorithm: str |
     upload = await store.begin("u1", "a", size=7, algorithm=algorithm, modified=1_700_000_000.5)
     await upload.append([b"content"])
     info = await upload.commit(None)
-    for source, target in (("a", "b"), ("b", "../c"), ("../c", "a")):
+    other = "../c" if "../c" in names_for(store) else "c"
+    for source, target in (("a", "b"), ("b", other), (other, "a")):
         moved = await store.move(source, target, if_match=info.etag)
         assert moved == await store.stat(target) == replace(info, name=target)
     await store.put("b", b"CONTENT")
@@ -662,7 +674,7 @@ async def test_any_name_comes_back_as_it_was(store: Store) -> None:
     for name in names:
         assert (await store.delete(name)).name == name
     assert not await listed(store)
-    for name in set(NAMES) - set(names):
+    for name in invalid_names_for(store):
         for call in (store.stat(name), store.open(name), store.put(name, b""), store.delete(name), begin(store, name)):
             with pytest.raises(InvalidName):
                 await call

@@ -98,7 +98,7 @@ class Bucket:
 
     def __init__(self, name: str, endpoint: str | None, deadline_seconds: float = DEADLINE_SECONDS) -> None:
         self.name: Final = name
-        self._endpoint = endpoint
+        self.endpoint: Final = endpoint
         self._deadline_seconds = deadline_seconds
         self._stack: AsyncExitStack | None = None
         self._client: object | None = None
@@ -112,12 +112,12 @@ class Bucket:
             max_pool_connections=_CONNECTIONS,
             retries={"total_max_attempts": 1},  # it would take its own success for another's
             # TLS protects the bytes; to hash each of them once more would take longer than to send them.
-            s3={"addressing_style": "path" if self._endpoint else "auto", "payload_signing_enabled": False},
+            s3={"addressing_style": "path" if self.endpoint else "auto", "payload_signing_enabled": False},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
         region = None if session.get_config_variable("region") else _DEFAULT_REGION
-        client = session.create_client("s3", region, endpoint_url=self._endpoint, config=config)
+        client = session.create_client("s3", region, endpoint_url=self.endpoint, config=config)
         stack = AsyncExitStack()
         self._client = await stack.enter_async_context(client)
         self._stack = stack

@@ -3,30 +3,53 @@
 import asyncio
 import io
 from contextlib import suppress
+from typing import Final
 
 from .bucket import Bucket
-from .failures import Missing, Refused
+from .failures import Refused, Unmet
 from .keys import Keys
 from .state import new_token
 
-__all__ = ["lists_in_folders", "probe"]
+__all__ = ["probe"]
 
-_RACERS = 8
+_RACERS: Final = 8
+
+# What this process has tried out: whether each service, by its URL and bucket, lists in folders.
+_known: Final[dict[tuple[str | None, str], bool]] = {}
 
 
-async def probe(bucket: Bucket, keys: Keys) -> None:
-    """Writes and removes some small objects.
+async def probe(bucket: Bucket, keys: Keys) -> bool:
+    """Writes and removes some small objects, once in a process.
+
+    Returns:
+        Whether the service lists what is in a folder before other names that begin with the folder's.
 
     Raises:
         OSError: The service ignores a condition: several servers, and even the uploads of one, would destroy each
             other's files without a word.
     """
-    root = f"{keys.reserved}probe/{new_token()}/"
-    key = f"{root}object"
+    service = (bucket.endpoint, bucket.name)
+    if service not in _known:
+        _, _, in_folders = await asyncio.gather(
+            _probe_race(bucket, keys), _probe_conditions(bucket, keys), _lists_in_folders(bucket, keys)
+        )
+        _known[service] = in_folders
+    return _known[service]
+
+
+async def _probe_race(bucket: Bucket, keys: Keys) -> None:
+    key = f"{keys.reserved}probe/{new_token()}"
     try:
-        results = await asyncio.gather(*(_creates(bucket, f"{root}race", number) for number in range(_RACERS)))
+        results = await asyncio.gather(*(_creates(bucket, key, number) for number in range(_RACERS)))
         if sum(results) != 1:
             raise _unfit(f"of {_RACERS} requests at once to create one object, {sum(results)} succeeded")
+    finally:
+        await bucket.delete(key)
+
+
+async def _probe_conditions(bucket: Bucket, keys: Keys) -> None:
+    key = f"{keys.reserved}probe/{new_token()}"
+    try:
         etag = await bucket.put(key, b"first", only_new=True)
         other = "0" * 32
         for what, request in (
@@ -36,20 +59,15 @@ async def probe(bucket: Bucket, keys: Keys) -> None:
             ("to read another version of an object", lambda: bucket.content(key, if_match=other)),
             ("to complete an upload in parts over an object", lambda: _completes(bucket, key)),
         ):
-            try:
+            with suppress(Unmet):
                 await request()
-            except (Refused, Missing):
-                continue
-            raise _unfit(f"a request {what} succeeded")
+                raise _unfit(f"a request {what} succeeded")
         await bucket.put(key, b"second", if_match=etag)
     finally:
-        for each in (key, f"{root}race"):
-            with suppress(Missing, Refused):
-                await bucket.delete(each)
+        await bucket.delete(key)
 
 
-async def lists_in_folders(bucket: Bucket, keys: Keys) -> bool:
-    """Whether the service lists what is in a folder before other names that begin with the folder's."""
+async def _lists_in_folders(bucket: Bucket, keys: Keys) -> bool:
     root = f"{keys.reserved}probe/{new_token()}/"
     names = [f"{root}a-b", f"{root}a/b"]
     try:

@@ -4,6 +4,7 @@ The state says before that it is being published. So where the answer is lost, o
 finds out by the object's token whether it was.
 """
 
+import asyncio
 import io
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from shared.protocol.wire import FileInfo
 from ..parts import already_exists
 from .bucket import Bucket, Object
 from .facts import Facts, Published, etag_of_parts, md5_of, metadata_of, token_of
-from .failures import Missing, Refused
+from .failures import Missing, Refused, Unmet
 from .keys import Keys
 from .state import State, StateObject, remove_upload
 
@@ -24,6 +25,8 @@ __all__ = ["Publishable", "Publisher", "md5_in_thread"]
 
 # MD5 of as much takes a millisecond or two.
 _INLINE_MD5_BYTES: Final = 256 * 1024
+# Where a file can't be made and isn't there, either: it was just removed, or SeaweedFS has a folder of that name.
+_DELAYS: Final = (0.0, 0.1, 0.5)
 
 
 class Publishable(Protocol):
@@ -86,12 +89,14 @@ class Publisher:
         key = self._keys.of(name)
         in_hex, in_base64 = await md5_in_thread(content if isinstance(content, bytes) else content.getbuffer())
         metadata = metadata_of(published, in_hex, upload_id, token)
-        try:
-            return await self._bucket.put(key, content, metadata, only_new=not overwrite, md5=in_base64, name=name)
-        except Refused:
-            if (found := await self._written(name, token)) is not None:
-                return found.etag  # the answer to the first attempt was lost
-            raise already_exists(name) from None
+        for delay in _DELAYS:
+            try:
+                return await self._bucket.put(key, content, metadata, only_new=not overwrite, md5=in_base64, name=name)
+            except Refused:
+                if (found := await self._written(name, token)) is not None:
+                    return found.etag  # the answer to the first attempt was lost
+            await self._make_free(key, delay)
+        raise already_exists(name)
 
     async def in_parts(
         self, upload: Publishable, digest: str | None, *, overwrite: bool, modified: float | None
@@ -127,22 +132,37 @@ class Publisher:
 
     async def _complete(self, value: State, parts_id: str, parts: Sequence[tuple[int, str]], *, overwrite: bool) -> str:
         name, key = value.name, self._keys.of(value.name)
-        try:
-            return await self._bucket.complete_parts(key, parts_id, parts, only_new=not overwrite, name=name)
-        except (Refused, Missing) as error:
-            if (found := await self._written(name, value.token)) is not None:
-                return found.etag  # the answer to the first attempt was lost, or an older owner was faster
-            if isinstance(error, Missing):
-                raise
-            raise already_exists(name) from None
+        for delay in _DELAYS:
+            try:
+                return await self._bucket.complete_parts(key, parts_id, parts, only_new=not overwrite, name=name)
+            except Unmet as error:
+                if (found := await self._written(name, value.token)) is not None:
+                    return found.etag  # the answer to the first attempt was lost, or an older owner was faster
+                if isinstance(error, Missing):
+                    raise
+            await self._make_free(key, delay)
+        raise already_exists(name)
+
+    async def _make_free(self, key: str, delay: float) -> None:
+        """Removes the empty folder that a service may have in the place of an object, and waits."""
+        folder = f"{key}/"
+        if not (await self._bucket.list(folder, limit=1)).objects:
+            await self._bucket.delete(folder)
+        await asyncio.sleep(delay)
 
     async def _written(self, name: str, token: str) -> Object | None:
-        """The file, if the request with that token has written it."""
+        """The file, if the request with that token has written it; None if there is none.
+
+        Raises:
+            AlreadyExists: Another request has.
+        """
         try:
             found = await self._bucket.head(self._keys.of(name), name)
         except Missing:
             return None
-        return found if token_of(found) == token else None
+        if token_of(found) != token:
+            raise already_exists(name)
+        return found
 
 
 async def md5_in_thread(content: bytes | memoryview) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from .keys import Keys
 from .listing import Lister
 from .moving import Mover
 from .part import ObjectPart, ObjectUpload
-from .probing import lists_in_folders, probe
+from .probing import probe
 from .publishing import Publisher
 from .reading import ObjectReader, OpenBodies
 from .room import Room
@@ -111,8 +111,7 @@ class ObjectStore(Store):
             self._bucket, self._keys, self._facts, self._room, asyncio.Lock(), self._on_closed
         )
         try:
-            await probe(self._bucket, self._keys)
-            self._lister.is_in_folders = await lists_in_folders(self._bucket, self._keys)
+            self._lister.is_in_folders = await probe(self._bucket, self._keys)
         except (TransferError, Missing) as error:
             await self.close()
             raise OSError(f"the bucket {self._bucket.name!r} can't be used: {error}") from None

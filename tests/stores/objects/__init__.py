@@ -1,1 +1,1 @@
-"""Tests of the store in a bucket, with a real object store on this machine; `python -m tests.stores.objects` is long."""
+"""Tests of the store in a bucket, on a real object store; all of them with `python -m tests.stores.objects`."""

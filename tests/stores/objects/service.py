@@ -53,7 +53,7 @@ def shared_service(folder: Path) -> Iterator[str]:
         with _locked(folder) as record:
             record["users"] -= 1
             if not record["users"]:
-                stop(record["pid"])
+                stop(record["pid"], signal.SIGKILL)  # nothing of it is kept
                 shutil.rmtree(folder / "data", ignore_errors=True)
                 record.clear()
 
@@ -140,7 +140,7 @@ async def make_bucket(endpoint: str) -> None:
         await s3.delete_object(Bucket=BUCKET, Key="ready")
 
 
-def client(endpoint: str):  # noqa: ANN201
+def client(endpoint: str):
     """Another S3 client."""
     os.environ.update(CREDENTIALS)
     config = AioConfig(s3={"addressing_style": "path"}, retries={"total_max_attempts": 3})
