@@ -6,7 +6,6 @@ and its ETag. Both hold for that very content only, also where another program h
 metadata.
 """
 
-import base64
 import hashlib
 import json
 import time
@@ -147,10 +146,9 @@ def is_of_upload(found: Object, upload_id: str) -> bool:
     return found.metadata.get(_UPLOAD) == fingerprint(upload_id)
 
 
-def md5_of(content: bytes | memoryview) -> tuple[str, str]:
-    """In hex, as in an ETag, and in base64, as in a request."""
-    digest = hashlib.md5(content, usedforsecurity=False)
-    return digest.hexdigest(), base64.b64encode(digest.digest()).decode()
+def md5_of(content: bytes | memoryview) -> str:
+    """In hex, as in an ETag."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def etag_of_parts(etags: list[str]) -> str | None:

@@ -87,11 +87,11 @@ class Publisher:
     ) -> str:
         """Writes a file in one request; returns its ETag. Raises AlreadyExists."""
         key = self._keys.of(name)
-        in_hex, in_base64 = await md5_in_thread(content if isinstance(content, bytes) else content.getbuffer())
-        metadata = metadata_of(published, in_hex, upload_id, token)
+        md5 = await md5_in_thread(content if isinstance(content, bytes) else content.getbuffer())
+        metadata = metadata_of(published, md5, upload_id, token)
         for delay in _DELAYS:
             try:
-                return await self._bucket.put(key, content, metadata, only_new=not overwrite, md5=in_base64, name=name)
+                return await self._bucket.put(key, content, metadata, only_new=not overwrite, name=name)
             except Refused:
                 if (found := await self._written(name, token)) is not None:
                     return found.etag  # the answer to the first attempt was lost
@@ -165,7 +165,7 @@ class Publisher:
         return found
 
 
-async def md5_in_thread(content: bytes | memoryview) -> tuple[str, str]:
+async def md5_in_thread(content: bytes | memoryview) -> str:
     """As `md5_of`, without holding up the event loop."""
     try:
         return md5_of(content) if len(content) <= _INLINE_MD5_BYTES else await run_blocking(None, md5_of, content)
