@@ -265,7 +265,7 @@ class Bucket:
     async def retried(self, request: Callable[[], Awaitable[T]], name: str | None = None) -> T:
         """What `request` returns, once it succeeds; raises as the methods above."""
         loop = asyncio.get_running_loop()
-        deadline, delay, is_repeated = loop.time() + self._deadline_seconds, _FIRST_DELAY, False
+        deadline, delay = loop.time() + self._deadline_seconds, _FIRST_DELAY
         while True:
             try:
                 async with asyncio.timeout_at(deadline):
@@ -273,14 +273,11 @@ class Bucket:
             except FAILURES as error:
                 failure = typed(error, name)
                 if not isinstance(failure, Retryable):
-                    if isinstance(failure, Unmet):
-                        failure.is_repeated = is_repeated
                     if isinstance(failure, Unmet | TransferError):
                         raise failure from None
                     raise
                 if loop.time() + delay >= deadline:
                     raise gave_up(failure, name) from None
-            is_repeated = True
             await asyncio.sleep(delay * random.uniform(0.5, 1))
             delay = min(2 * delay, _MOST_DELAY)
 

@@ -43,11 +43,9 @@ _NOT_ALLOWED: Final = frozenset({"AccessDenied", "AllAccessDisabled", "AccountPr
 class Unmet(Exception):
     """What the request was about isn't there, or isn't what its condition says.
 
-    Attributes:
-        is_repeated: Whether an earlier attempt wasn't answered; it may be what did that.
+    The request may have been sent before, here or by the HTTP client, and not been answered: then it may be what did
+    that. So the caller looks what is there.
     """
-
-    is_repeated = False
 
 
 class Missing(Unmet):

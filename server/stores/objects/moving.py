@@ -8,7 +8,7 @@ from shared.protocol.wire import FileInfo
 from ..parts import already_exists
 from .bucket import Bucket, Object
 from .facts import Facts, Published, metadata_in_parts, token_of
-from .failures import Missing, Refused
+from .failures import Missing, Refused, Unmet
 from .keys import Keys
 from .publishing import Publisher
 from .state import new_token
@@ -47,7 +47,7 @@ class Mover:
                 published = Published(info.digest, info.modified if info.modified is not None else found.modified)
                 copy = self._copy_small if found.size <= _SMALL_BYTES else self._copy_large
                 etag = await copy(found, target, published, overwrite=overwrite)
-                await self._bucket.delete(key, found.etag, source)
+                await self._remove(found, source)
             except Refused:
                 continue  # another one is there by now
             except Missing:
@@ -55,6 +55,16 @@ class Mover:
             await self._facts.forget(source, found)
             return FileInfo(target, found.size, etag, published.modified, published.digest)
         raise StorageUnavailable(f"{source!r} changes all the time; try again later", name=source)
+
+    async def _remove(self, found: Object, name: str) -> None:
+        try:
+            await self._bucket.delete(found.key, found.etag, name)
+        except Unmet:
+            try:
+                await self._bucket.head(found.key, name)
+            except Missing:
+                return  # most likely, the answer to the first attempt was lost
+            raise
 
     async def _check_free(self, target: str) -> None:
         try:

@@ -188,11 +188,11 @@ class StateObject:
         self.value = value
 
     async def remove(self) -> None:
-        """Removes it; raises Taken if another server has changed or removed it."""
+        """Removes it, if it is there; raises Taken if another server has changed it."""
         try:
             await self._bucket.delete(self._key, self._etag)
-        except Unmet as error:
-            if not error.is_repeated or await self._find(self._bucket, self._key, None) is not None:
+        except Unmet:
+            if await self._find(self._bucket, self._key, None) is not None:
                 raise Taken from None
 
     def superseded(self) -> Superseded:

@@ -197,21 +197,20 @@ class ObjectStore(Store):
 
     async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
         async with self._locks[f"file {name}"]:
-            info, is_done = None, False
+            info = None
             while True:
                 try:
                     found = await self._head(name)
                 except NotFound:
-                    if info is None or not is_done:
+                    if info is None:
                         raise
-                    return info
+                    return info  # most likely, the answer to the first attempt was lost
                 if if_match is not None and found.etag != if_match:
                     raise Changed(f"{name!r} has changed", name=name)
                 info = await self._facts.info(name, found)
                 try:
                     await self._bucket.delete(found.key, found.etag, name)
-                except Unmet as error:
-                    is_done = error.is_repeated  # else it was replaced or removed meanwhile
+                except Unmet:
                     continue
                 await self._facts.forget(name, found)
                 return info

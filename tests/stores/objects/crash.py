@@ -46,9 +46,11 @@ class Bucket(Subject):
         return [f"plain-{worker}", f"docs/{worker % 2}/plain-{worker}", f"{'x' * 200}/{'y' * 200}-{worker}"]
 
     async def check_left(self, files: Collection[str]) -> None:
-        """What a process had published, and wasn't able to remove any more, goes with the next sweep."""
+        """What a process had published, or written, and didn't come to remove or to note goes with the next sweep."""
         async with client(self.endpoint) as s3:
             for found in await self._uploads(s3):
+                if not found.endswith(".json"):
+                    continue
                 answer = await s3.get_object(Bucket=BUCKET, Key=found)
                 assert json.loads(await answer["Body"].read())["is_publishing"], found
             store = self.make()
