@@ -38,7 +38,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if os.environ.get(ALL_OF_IT):
         return
     left_out = [
-        item for item in items if f"[{OBJECTS}" in item.name and item.name.partition("[")[0] not in SOME_FOR_OBJECTS
+        item
+        for item in items
+        if item.get_closest_marker("objects_long")
+        or (f"[{OBJECTS}" in item.name and item.name.partition("[")[0] not in SOME_FOR_OBJECTS)
     ]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]

@@ -30,6 +30,9 @@ CREDENTIALS: Final = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 
+WITH_MOTO: Final = "OBJECT_STORE_TESTS_WITH_MOTO"
+"""An environment variable: whether the tests use moto."""
+
 _START_SECONDS: Final = 40.0
 
 
@@ -40,11 +43,12 @@ def new_prefix() -> str:
 
 @contextmanager
 def shared_service(folder: Path) -> Iterator[str]:
-    """SeaweedFS, for all processes that give the same folder: the first one starts it, the last one stops it."""
+    """A service for all processes that give the same folder: the first one starts it, the last one stops it."""
+    start = start_moto if os.environ.get(WITH_MOTO) else start_seaweedfs
     folder.mkdir(exist_ok=True)
     with _locked(folder) as record:
         if not record:
-            record.update(zip(("pid", "endpoint"), start_seaweedfs(folder / "data"), strict=True))
+            record.update(zip(("pid", "endpoint"), start(folder / "data"), strict=True))
         record["users"] = record.get("users", 0) + 1
         endpoint = str(record["endpoint"])
     try:

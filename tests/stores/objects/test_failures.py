@@ -31,7 +31,12 @@ async def opened(service: FaultyService, prefix: str, deadline_seconds: float = 
     return store
 
 
-@pytest.mark.parametrize("fault", [(503, "SlowDown"), "cut", "lost"])
+LONG = pytest.mark.objects_long
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param((503, "SlowDown"), marks=LONG), pytest.param("cut", marks=LONG), "lost"]
+)
 async def test_every_request_fails_once(service: FaultyService, prefix: str, fault: Fault) -> None:
     """An answer that is lost isn't taken for another's: what the store has done itself is no conflict."""
     store = await opened(service, prefix)
@@ -118,6 +123,7 @@ async def test_errors_of_the_service(
     await store.close()
 
 
+@LONG
 async def test_a_service_that_ignores_conditions_is_refused(service: FaultyService, prefix: str) -> None:
     probing._known.clear()
     service.fault = lambda *_: "unconditional"
@@ -146,6 +152,7 @@ async def test_a_download_survives_lost_connections_and_notices_another_file(
     await other.close()
 
 
+@LONG
 async def test_memory_is_bounded_for_any_number_of_uploads(store: ObjectStore, prefix: str, endpoint: str) -> None:
     """Where there are more than fit, those with the most in memory are written in smaller pieces."""
     small = ObjectStore(BUCKET, prefix, endpoint=endpoint, max_upload_bytes=128 * 1024 * 1024)

@@ -19,7 +19,7 @@ from tests.transfers.helpers import QUICK, connected, content
 from .conftest import OpenServer
 
 PART = 8 * 1024 * 1024
-SOURCES = ["path", "bytes"]
+SOURCES = ["path", pytest.param("bytes", marks=pytest.mark.objects_long)]
 
 
 def source_of(kind: str, folder: Path, data: bytes) -> Path | bytes:
@@ -107,6 +107,7 @@ async def test_a_source_that_is_another_one_starts_over(open_server: OpenServer,
             assert await files.download("n") == new
 
 
+@pytest.mark.objects_long
 async def test_a_client_that_compares_nothing_starts_over(
     open_server: OpenServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +122,7 @@ async def test_a_client_that_compares_nothing_starts_over(
         assert (start, end.info.digest) == (0, digest_of(data))
 
 
+@pytest.mark.objects_long
 async def test_without_a_digest_an_upload_goes_on_at_another_server(open_server: OpenServer, tmp_path: Path) -> None:
     data = content(PART + 6_000_000)
     (tmp_path / "source").write_bytes(data)
