@@ -14,12 +14,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from shared.errors import UnknownRoute
 from shared.files.part import FileTarget
 from shared.protocol.digest import DigestLink
 from shared.protocol.wire import FileInfo
+
+from .at_once import AtOnceStore
 
 __all__ = ["PAGE_FILES", "AtOnceStore", "OpenFile", "Page", "Reader", "Reservation", "Store", "Upload"]
 
@@ -188,26 +190,6 @@ class Reservation(ABC):
     @abstractmethod
     def release(self) -> None:
         """Gives the room back. Fine after `put`, too."""
-
-
-class AtOnceStore(Protocol):
-    """What a store can do within one event-loop callback. What these don't do, the store's coroutines do."""
-
-    def known(self, name: str) -> FileInfo | None:
-        """What `Store.stat` returns; None if there is no such file, or its digest isn't known yet."""
-        ...
-
-    def content(self, name: str) -> bytes:
-        """The whole file.
-
-        Raises:
-            NotFound: There is none of that name.
-        """
-        ...
-
-    def put_at_once(self, name: str, content: bytes) -> bool:
-        """As `Store.put`, if it is certain that there is room; returns whether it was done."""
-        ...
 
 
 class Store(ABC):

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from shared.errors import Changed, NotFound, TransferError
+from shared.errors import Changed, NotFound, StorageUnavailable, TransferError
 from shared.protocol.digest import Digest
 from shared.protocol.wire import FileInfo
 
 from ..base import Page, Reader, Store
-from ..parts import KeyedLocks, Part, UploadSpec, already_exists, check_file_size
+from ..parts import KeyedLocks, Part, UploadSpec, already_exists, check_file_size, no_upload
 from .bucket import Bucket, Object
 from .context import UploadContext
 from .facts import Facts, Published, is_of_upload, token_of
@@ -189,11 +189,26 @@ class ObjectStore(Store):
 
     async def uploaded(self, upload_id: str, name: str) -> int:
         state = await StateObject.load(self._bucket, self._keys, upload_id, name)
-        value = None if state is None else state.value
-        has_ended = value is None or value.is_dropped or (value.is_publishing and await self._is_published(value))
-        if value is None or has_ended or value.name != name:
-            raise NotFound(f"no unfinished upload {upload_id!r} of {name!r}", name=name)
-        return value.durable
+        if state is None or state.value.name != name or await self._has_ended(state.value):
+            raise no_upload(upload_id, name)
+        return state.value.durable
+
+    async def discard(self, upload_id: str) -> int:
+        key = self._keys.state(upload_id)
+        async with self._locks[key]:
+            part = self._open.get(key)
+            if part is not None:
+                durable = part.durable
+                await part.evict()
+                return durable
+            state = await StateObject.at(self._bucket, key)
+            if state is None or await self._has_ended(state.value):
+                raise no_upload(upload_id)
+            try:
+                await remove_upload(self._bucket, self._keys, state)
+            except Taken:
+                raise StorageUnavailable("the upload is going on at another server; try again") from None
+            return state.value.durable
 
     async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
         async with self._locks[f"file {name}"]:
@@ -226,8 +241,7 @@ class ObjectStore(Store):
                 if self._open.get(key) is not part:
                     continue
                 if max_age_seconds < 0:
-                    part.owner = None
-                    await part.drop()
+                    await part.evict()
                     dropped += 1
                     continue
                 try:
@@ -289,6 +303,9 @@ class ObjectStore(Store):
             except Taken:
                 continue
             return state, digest if is_ours else None
+
+    async def _has_ended(self, value: State) -> bool:
+        return value.is_dropped or (value.is_publishing and await self._is_published(value))
 
     async def _is_published(self, value: State) -> bool:
         try:

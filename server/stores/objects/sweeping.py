@@ -64,9 +64,10 @@ class Sweeper:
             return False
         if state.etag != found.etag:
             return False  # it has gone on
+        was_dropped = state.value.is_dropped  # by another server, which counts it
         with suppress(Taken):
             await remove_upload(self._bucket, self._keys, state)
-            return True
+            return not was_dropped
         return False
 
     async def _sweep_facts(self, max_age_seconds: float) -> None:
