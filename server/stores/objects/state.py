@@ -212,7 +212,8 @@ async def remove_upload(bucket: Bucket, keys: Keys, state: StateObject, *, has_e
     value = state.value
     try:
         if not has_ended and not value.is_dropped and (value.parts_id is not None or value.pieces):
-            await state.change(replace(value, is_dropped=True))  # others see from now on that its parts may be missing
+            # Others see from now on that its parts may be missing. As its owner: else two that do so wouldn't differ.
+            await state.change(replace(value, is_dropped=True, owner=new_token()))
         if not has_ended and value.parts_id is not None:
             await bucket.abort_parts(keys.of(value.name), value.parts_id)
         if value.pieces or value.parts_id is not None:
