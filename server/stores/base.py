@@ -61,7 +61,12 @@ class Reader(ABC):
     """One file as it was when it was opened: an overwrite or a delete doesn't change what it reads.
 
     It is never a mixture; but not every store can go on with the old content (`Store.keeps_opened`).
+
+    Attributes:
+        is_streaming: Whether the next bytes are on their way, so that few can be read at a time.
     """
+
+    is_streaming: bool = False
 
     @property
     @abstractmethod

@@ -63,6 +63,8 @@ class ObjectReader(Reader):
         self._is_reading = self._is_closed = False
         bodies.use(self)
 
+    is_streaming = True
+
     @property
     def info(self) -> FileInfo:
         return self._info
