@@ -1,6 +1,5 @@
 """The stores under test, started and closed."""
 
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from server.stores.directory.store import DirectoryStore
 from server.stores.objects import ObjectStore
 
 from .objects.service import BUCKET, CREDENTIALS, new_prefix, shared_service
-from .support import ALL_OF_IT, OBJECTS, SOME_FOR_OBJECTS, STORES
+from .support import OBJECTS, STORES
 
 OpenStore = Callable[..., AbstractAsyncContextManager[Store]]
 
@@ -31,20 +30,6 @@ def endpoint(object_service: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     return object_service
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Has few of the contract's tests use the object store, since each request takes it milliseconds."""
-    if os.environ.get(ALL_OF_IT):
-        return
-    left_out = [
-        item
-        for item in items
-        if item.get_closest_marker("objects_long")
-        or (f"[{OBJECTS}" in item.name and item.name.partition("[")[0] not in SOME_FOR_OBJECTS)
-    ]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(params=[*STORES, OBJECTS])

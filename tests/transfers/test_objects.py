@@ -58,7 +58,7 @@ async def test_a_file_there_and_back(files: FileClient, tmp_path: Path, size: in
     assert await files.stat("docs/n") == info
     await files.download_to("docs/n", tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == await files.download("docs/n") == data
-    assert await files.list_files("docs/").pipe(ops.to_list()) == ["docs/n"]
+    assert await files.list_files(prefix="docs/").pipe(ops.to_list()) == ["docs/n"]
     assert await files.move("docs/n", "moved")
     with pytest.raises(NotFound):
         await files.download("docs/n")
