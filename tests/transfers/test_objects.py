@@ -47,7 +47,7 @@ async def files(bucket_server: FileServer) -> AsyncIterator[FileClient]:
         yield files
 
 
-@pytest.mark.parametrize("size", [0, 1, 300_000, pytest.param(2 * PART, marks=pytest.mark.objects_long)])
+@pytest.mark.parametrize("size", [0, 300_000, pytest.param(2 * PART, marks=pytest.mark.objects_long)])
 async def test_a_file_there_and_back(files: FileClient, tmp_path: Path, size: int) -> None:
     data = content(size)
     (tmp_path / "source").write_bytes(data)
@@ -82,6 +82,7 @@ async def test_a_retry_resumes_both_ways(bucket_server: FileServer, tmp_path: Pa
     assert (tmp_path / "target").read_bytes() == data
 
 
+@pytest.mark.objects_long
 async def test_a_slow_consumer_holds_the_store_up(files: FileClient) -> None:
     data = content(3_000_000)
     await files.upload("n", data)

@@ -28,6 +28,8 @@ DEADLINE_SECONDS: Final = 20.0
 _CONNECT_SECONDS: Final = 5.0
 _READ_SECONDS: Final = 15.0
 _CONNECTIONS: Final = 128
+# Bytes in a second: a request may take longer than the deadline by the time that this takes for its content.
+_LEAST_RATE: Final = 1024 * 1024
 _FIRST_DELAY: Final = 0.05
 _MOST_DELAY: Final = 2.0
 _DEFAULT_REGION: Final = "us-east-1"
@@ -262,10 +264,10 @@ class Bucket:
         with suppress(Missing):
             await self._call("abort_multipart_upload", None, Key=key, UploadId=parts_id)
 
-    async def retried(self, request: Callable[[], Awaitable[T]], name: str | None = None) -> T:
-        """What `request` returns, once it succeeds; raises as the methods above."""
+    async def retried(self, request: Callable[[], Awaitable[T]], name: str | None = None, nbytes: int = 0) -> T:
+        """What `request`, which sends so many bytes, returns once it succeeds; raises as the methods above."""
         loop = asyncio.get_running_loop()
-        deadline, delay = loop.time() + self._deadline_seconds, _FIRST_DELAY
+        deadline, delay = loop.time() + self._deadline_seconds + nbytes / _LEAST_RATE, _FIRST_DELAY
         while True:
             try:
                 async with asyncio.timeout_at(deadline):
@@ -291,7 +293,7 @@ class Bucket:
             content.seek(0)
             return self._request(operation, Body=content, **arguments)
 
-        return _etag(await self.retried(send, name))
+        return _etag(await self.retried(send, name, content.getbuffer().nbytes))
 
     def _request(self, operation: str, **arguments: object) -> Awaitable[Response]:
         client = self._client

@@ -17,7 +17,7 @@ _MOST_OPEN: Final = 64
 
 
 class OpenBodies:
-    """The readers with an answer on its way. Of more than 64, the one that was read longest ago asks again later."""
+    """The readers with an answer on its way. Of more than 64, those that were read longest ago ask again later."""
 
     def __init__(self) -> None:
         self._readers: OrderedDict[ObjectReader, None] = OrderedDict()
@@ -26,10 +26,10 @@ class OpenBodies:
         """A reader has an answer, and is being read."""
         self._readers[reader] = None
         self._readers.move_to_end(reader)
-        while len(self._readers) > _MOST_OPEN:
-            oldest = next(iter(self._readers))
-            self.leave(oldest)
-            oldest.let_go()
+        if len(self._readers) > _MOST_OPEN:
+            idle = next((each for each in self._readers if not each.is_reading), None)
+            if idle is not None:
+                idle.let_go()
 
     def leave(self, reader: "ObjectReader") -> None:
         """A reader has none any more."""
@@ -38,7 +38,6 @@ class OpenBodies:
     def close(self) -> None:
         """Closes all of them."""
         for reader in list(self._readers):
-            self.leave(reader)
             reader.let_go()
 
 
@@ -51,6 +50,9 @@ class ObjectReader(Reader):
         info: What is known of the file, whose etag is that of the object.
         body: Its content from the start on, on its way.
         bodies: Counts it.
+
+    Attributes:
+        is_reading: Whether a read is under way.
     """
 
     def __init__(self, bucket: Bucket, key: str, info: FileInfo, body: Body, bodies: OpenBodies) -> None:
@@ -60,7 +62,8 @@ class ObjectReader(Reader):
         self._body: Body | None = body
         self._at = 0
         self._bodies = bodies
-        self._is_reading = self._is_closed = False
+        self._is_closed = False
+        self.is_reading = False
         bodies.use(self)
 
     is_streaming = True
@@ -76,7 +79,7 @@ class ObjectReader(Reader):
         if offset != self._at:
             self.let_go()
             self._at = offset
-        self._is_reading = True
+        self.is_reading = True
         blocks: list[bytes] = []
         try:
             while self._at < end:
@@ -84,10 +87,10 @@ class ObjectReader(Reader):
                 blocks.append(block)
                 self._at += len(block)
         except BaseException:
-            self._is_reading = False
             self.let_go()
             raise
-        self._is_reading = False
+        finally:
+            self.is_reading = False
         if self._at == self._info.size:
             self.let_go()
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
@@ -99,8 +102,8 @@ class ObjectReader(Reader):
     def let_go(self) -> None:
         """Closes the answer that is on its way; the next read asks for one from where it goes on."""
         body, self._body = self._body, None
-        if body is not None and not self._is_reading:
-            self._bodies.leave(self)
+        self._bodies.leave(self)
+        if body is not None:
             body.close()
 
     async def _read_some(self, most: int) -> bytes:

@@ -36,7 +36,7 @@ class Sweeper:
         """Removes what is older; returns how many uploads that were. `is_owned` says which keys this server has."""
         bucket, seen, dropped = self._bucket, dict[str, tuple[str, float]](), 0
         token: str | None = ""
-        states = set[str]()
+        states, pieces = set[str](), list[str]()
         while token is not None:
             page = await bucket.list(self._keys.uploads, token=token or None)
             for found in page.objects:
@@ -51,10 +51,13 @@ class Sweeper:
                     continue
                 if is_state:
                     dropped += await self._drop(found)
-                elif f"{found.key.rpartition('/')[0]}.json" not in states:
-                    await bucket.delete(found.key)  # a server was killed before its upload's state had it
+                else:
+                    pieces.append(found.key)
             token = page.token
         self._seen = seen
+        for piece in pieces:
+            if f"{piece.rpartition('/')[0]}.json" not in states:
+                await bucket.delete(piece)  # a server was killed before its upload's state had it
         await self._sweep_facts(max_age_seconds)
         return dropped
 

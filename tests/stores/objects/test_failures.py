@@ -98,11 +98,11 @@ async def test_a_service_that_is_down_and_comes_back(service: FaultyService, pre
     [
         (400, "ExpiredToken", StorageUnavailable),
         (403, "AccessDenied", Forbidden),
-        (403, "SignatureDoesNotMatch", StorageUnavailable),
-        (404, "NoSuchBucket", StorageUnavailable),
         (507, "InsufficientStorage", StorageFull),
-        (503, "ServiceUnavailable", StorageUnavailable),
-        (429, "TooManyRequests", StorageUnavailable),
+        pytest.param(403, "SignatureDoesNotMatch", StorageUnavailable, marks=LONG),
+        pytest.param(404, "NoSuchBucket", StorageUnavailable, marks=LONG),
+        pytest.param(503, "ServiceUnavailable", StorageUnavailable, marks=LONG),
+        pytest.param(429, "TooManyRequests", StorageUnavailable, marks=LONG),
     ],
 )
 async def test_errors_of_the_service(

@@ -63,6 +63,7 @@ async def test_an_upload_goes_on_at_another_server(open_server: OpenServer, tmp_
             assert await files.list_files().pipe(ops.to_list()) == ["n"]
 
 
+@pytest.mark.objects_long
 async def test_one_transfer_goes_on_at_server_after_server(open_server: OpenServer) -> None:
     """Nothing is read twice, but for less than an item, and each server's digest is compared with what was sent."""
     data = content(2 * PART + 5_000_000)
@@ -95,6 +96,7 @@ async def test_one_transfer_goes_on_at_server_after_server(open_server: OpenServ
         assert (await files.stat("n")).digest == digest_of(data)
 
 
+@pytest.mark.objects_long
 @pytest.mark.parametrize("kind", SOURCES)
 async def test_a_source_that_is_another_one_starts_over(open_server: OpenServer, tmp_path: Path, kind: str) -> None:
     old, new = content(PART + 6_000_000), content(PART + 6_000_000)[::-1]
