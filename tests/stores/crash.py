@@ -42,11 +42,13 @@ class Subject:
         least_seconds: When a process is killed at the earliest.
         most_seconds: When at the latest.
         step_bytes: The most that an upload gets at a time.
+        settling_seconds: How long after a kill what it had sent may still be done elsewhere.
     """
 
     least_seconds = 0.0
     most_seconds = 0.1
     step_bytes = 50_000
+    settling_seconds = 0.0
     max_bytes = 200_000
 
     def __init__(self, path: str) -> None:
@@ -283,6 +285,7 @@ async def crash(subject: Subject, rounds: int, seed: int = 0) -> Survey:
         process.send_signal(signal.SIGKILL)
         lines += (await reading).splitlines()
         await process.wait()
+        await asyncio.sleep(subject.settling_seconds)
         assert lines[0], "the process ended by itself"
         await survey.look(lines)
     return survey

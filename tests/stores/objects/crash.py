@@ -28,6 +28,7 @@ class Bucket(Subject):
     least_seconds = 0.1
     most_seconds = 2.0
     step_bytes = 6 * MIB
+    settling_seconds = 1.0
 
     def __init__(self, endpoint: str, prefix: str) -> None:
         self.endpoint = endpoint

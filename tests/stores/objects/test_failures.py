@@ -69,7 +69,7 @@ async def test_every_request_fails_once(service: FaultyService, prefix: str, fau
 
 
 async def test_a_service_that_is_down_and_comes_back(service: FaultyService, prefix: str) -> None:
-    store = ObjectStore(BUCKET, prefix, endpoint=service.endpoint, deadline_seconds=0.5)
+    store = ObjectStore(BUCKET, prefix, endpoint=service.endpoint, deadline_seconds=30)
     data = content(PART + 1_000_000)
     async with serve(data=ChatData(store)) as server, connected(server.uri) as files:
         await files.upload("small", b"content")
@@ -77,6 +77,7 @@ async def test_a_service_that_is_down_and_comes_back(service: FaultyService, pre
         await upload.append([data[:PART]])
         assert await upload.flush() == PART
         service.fault = lambda *_: "cut"
+        store._bucket._deadline_seconds = 0.3
         await upload.append([data[PART:]])
         calls = (files.download("small"), files.stat("small"), files.upload("other", b""), files.delete("small"))
         for call in (*calls, files.list_files()):
@@ -85,6 +86,7 @@ async def test_a_service_that_is_down_and_comes_back(service: FaultyService, pre
         with pytest.raises(StorageUnavailable):
             await upload.commit(digest_of(data))
         service.fault = lambda *_: None
+        store._bucket._deadline_seconds = 30
         assert await files.download("small") == b"content"
         upload = await begin(store, "large", size=len(data))
         assert upload.received >= PART
@@ -108,7 +110,7 @@ async def test_a_service_that_is_down_and_comes_back(service: FaultyService, pre
 async def test_errors_of_the_service(
     service: FaultyService, prefix: str, status: int, code: str, error: type[Exception]
 ) -> None:
-    store = await opened(service, prefix, deadline_seconds=0.3)
+    store = await opened(service, prefix, deadline_seconds=0.3 if error is StorageUnavailable else 30)
     service.fault = lambda *_: (status, code)
     calls: list[Callable[[], object]] = [
         lambda: store.put("a", b"content"),
