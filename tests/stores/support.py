@@ -113,8 +113,13 @@ def is_key(store: ObjectStore, name: str) -> bool:
 
 
 def is_odd(name: str) -> bool:
-    """Whether SeaweedFS can't have an object of this name: it has segments of 255 bytes, and folds backslashes."""
-    return max(len(segment.encode()) for segment in name.split("/")) > 255 or name.startswith("..\\")
+    """Whether a service can't have an object of this name.
+
+    SeaweedFS has segments of 255 bytes, and folds backslashes; moto doesn't list what XML doesn't have.
+    """
+    return (
+        max(len(segment.encode()) for segment in name.split("/")) > 255 or name.startswith("..\\") or "\uffff" in name
+    )
 
 
 async def get(store: Store, name: str) -> bytes:

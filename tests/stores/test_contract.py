@@ -196,7 +196,7 @@ async def test_an_upload_is_discarded(store: Store) -> None:
     await upload.append([b"one"])
     durable = await flushed(upload)
     await upload.suspend()
-    assert await store.discard("u1") == durable
+    assert durable <= await store.discard("u1") <= 3
     for gone in (store.discard("u1"), store.uploaded("u1", "a"), store.discard("never")):
         with pytest.raises(NotFound):
             await gone

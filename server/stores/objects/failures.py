@@ -74,7 +74,7 @@ def typed(error: Exception, name: str | None) -> Exception:
     if code in _FULL or status == 507:
         return StorageFull("the server's object store is full", name=name)
     if code in _RETRYABLE or status >= 500 or status in {408, 409, 429}:
-        return Retryable(f"{code} ({status})")
+        return Retryable(str(error))
     if code == "EntityTooLarge":
         return TooLarge("the object store takes no object of this size", name=name)
     if code in _UNNAMEABLE or (name is not None and code in {"InvalidRequest", "InvalidArgument", "400"}):
