@@ -38,7 +38,7 @@ class Keys:
                 empty, `.` or `..`, which some services take for another name.
         """
         key = f"{self.prefix}{name}"
-        if name.startswith(RESERVED):
+        if f"{name}/".startswith(RESERVED):
             raise InvalidName(f"names that begin with {RESERVED!r} are the server's own", name=name)
         if not _has_segments(name):
             raise InvalidName("in this server's object store no segment of a name is empty, '.' or '..'", name=name)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from shared.aio import run_blocking
-from shared.errors import StorageUnavailable
+from shared.errors import AlreadyExists, StorageUnavailable
 from shared.protocol.wire import FileInfo
 
 from ..parts import already_exists
@@ -96,7 +96,7 @@ class Publisher:
                 if (found := await self._written(name, token)) is not None:
                     return found.etag  # the answer to the first attempt was lost
             await self._make_free(key, delay)
-        raise already_exists(name)
+        raise AlreadyExists(f"the object store has a folder in the place of {name!r}; allow to overwrite", name=name)
 
     async def in_parts(
         self, upload: Publishable, digest: str | None, *, overwrite: bool, modified: float | None
@@ -141,7 +141,7 @@ class Publisher:
                 if isinstance(error, Missing):
                     raise
             await self._make_free(key, delay)
-        raise already_exists(name)
+        raise AlreadyExists(f"the object store has a folder in the place of {name!r}; allow to overwrite", name=name)
 
     async def _make_free(self, key: str, delay: float) -> None:
         """Removes the empty folder that a service may have in the place of an object, and waits."""
