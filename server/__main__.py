@@ -23,6 +23,7 @@ from .data import ChatData
 from .heap import map_large_blocks
 from .limits import Limits
 from .logs import log_to_stderr
+from .stores.base import Store
 from .stores.directory.store import DirectoryStore
 from .tls import server_tls
 from .users import Users
@@ -31,6 +32,7 @@ _log = logging.getLogger("server")
 
 _PROG: Final = "python -m server"
 _SWITCH_SECONDS: Final = 0.0001
+_S3: Final = "s3://"
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -38,7 +40,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=DEFAULT_PORT, help="TCP port; 0 picks a free one (default: %(default)s)")
-    add("--store", metavar="PATH", help="folder to keep the files in (default: memory)")
+    where = "folder to keep the files in, or s3://BUCKET/PREFIX (default: memory)"
+    add("--store", metavar="PATH", help=where)
+    add("--s3-endpoint", metavar="URL", help="the object store's URL, if it isn't AWS; with --store s3://…")
     links = "serve what links in --store lead to, if it is below it, too (default: links are as nothing)"
     add("--follow-links", action="store_true", help=links)
     add("--read-only", action="store_true", help="write nothing to --store, not even a lock; it may be unwritable")
@@ -75,10 +79,13 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argp
         parser.error("--tls-cert and --tls-key go together, and --tls-client-ca with them")
     if options.auth_file is None and not options.insecure and not _is_loopback(options.host):
         parser.error(f"{options.host} can be reached by others: give --auth-file, or --insecure to serve every peer")
-    if options.follow_links and options.store is None:
-        parser.error("--follow-links goes with --store")
-    if options.read_only and options.store is None:
-        parser.error("--read-only goes with --store")
+    is_folder = options.store is not None and not options.store.startswith(_S3)
+    if options.follow_links and not is_folder:
+        parser.error("--follow-links goes with --store PATH")
+    if options.read_only and not is_folder:
+        parser.error("--read-only goes with --store PATH")
+    if options.s3_endpoint is not None and (is_folder or options.store is None):
+        parser.error("--s3-endpoint goes with --store s3://BUCKET/PREFIX")
     return options
 
 
@@ -99,17 +106,28 @@ def _server(arguments: list[str] | None, prog: str = _PROG) -> tuple[FileServer,
         users, tls = _secrets(options)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    data = None
-    if options.store is not None:
-        store = DirectoryStore(
-            options.store, limits.max_file_bytes, follow_links=options.follow_links, read_only=options.read_only
-        )
-        data = ChatData(store)
+    data = None if options.store is None else ChatData(_store(options, limits, parser))
     expiry = options.upload_expiry
     server = serve(
         options.host, options.port, data=data, upload_expiry_seconds=expiry, limits=limits, users=users, tls=tls
     )
     return server, options
+
+
+def _store(options: argparse.Namespace, limits: Limits, parser: argparse.ArgumentParser) -> Store:
+    """The store that `--store` names; exits with status 2 if it can't be one."""
+    if not options.store.startswith(_S3):
+        return DirectoryStore(
+            options.store, limits.max_file_bytes, follow_links=options.follow_links, read_only=options.read_only
+        )
+    bucket, _, prefix = options.store.removeprefix(_S3).partition("/")
+    if not bucket:
+        parser.error("--store s3://BUCKET/PREFIX has no bucket")
+    try:
+        from .stores.objects import ObjectStore  # noqa: PLC0415 (it needs an extra)
+    except ImportError:
+        parser.error("--store s3://… needs the client of object stores: pip install 'rxfiles[s3]'")
+    return ObjectStore(bucket, prefix, endpoint=options.s3_endpoint, max_file_bytes=limits.max_file_bytes)
 
 
 def _limits(settings: list[str]) -> Limits:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.stores.support import ALL_OF_IT, OBJECTS, SOME_FOR_OBJECTS
 from tests.support import HAS_UVLOOP, on_uvloop
 
 _SETTLE_SECONDS = 10.0
@@ -41,6 +42,20 @@ def pytest_runtest_logstart() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Has few tests use an object store, since each request takes it milliseconds."""
+    if os.environ.get(ALL_OF_IT):
+        return
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker("objects_long")
+        or (f"[{OBJECTS}" in item.name and item.name.partition("[")[0] not in SOME_FOR_OBJECTS)
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """The request-channel of one upload attempt."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
 
 from rsocket.frame import CancelFrame, FragmentableFrame, Frame, PayloadFrame, RequestNFrame
@@ -13,7 +13,7 @@ from shared.aio import wait_uncancelled
 from shared.engine import RSocketEngine
 from shared.errors import ProtocolError
 from shared.files.sending import FileRange, SendJob
-from shared.protocol.digest import Digest
+from shared.protocol.digest import Digest, DigestLink
 from shared.protocol.flow import DEFAULT_WINDOW, MAX_WINDOW_BYTES, WIDEST_WINDOW, UploadSender
 from shared.protocol.messages import (
     CHUNK_BYTES,
@@ -29,6 +29,7 @@ from shared.protocol.wire import FileInfo, Route
 
 from ..events import Progress, Started, TransferEvent
 from ..requests.base import GAVE_UP, MAX_ITEM_BYTES, MAX_REQUEST_N, Request
+from .compared import check_links
 from .limit import Share
 
 __all__ = ["UploadChannel"]
@@ -79,6 +80,7 @@ class UploadChannel(Request):
         self._upload = request
         self._emit = emit
         self._on_committed = on_committed
+        self.links: Sequence[DigestLink] = ()  # what the server knows of the bytes before the start
         self._start: int | None = None
         self._failure: Exception | None = None
         self._wake = asyncio.Event()
@@ -161,7 +163,7 @@ class UploadChannel(Request):
     async def spoil(self, digest: str | None) -> None:
         """Sends a last item that can't be right, so that the server drops the upload."""
         start, sent = self._start or 0, self._sender.credit.sent_bytes
-        await self.send_chunk(b"", lambda: UploadEnd(start + sent + 1, digest))
+        await self.send_chunk(b"", lambda: UploadEnd(start + sent + 1, digest, digest if self.links else None))
 
     @property
     def sent_bytes(self) -> int:
@@ -209,6 +211,7 @@ class UploadChannel(Request):
         before = self._sender.committed
         start = self._sender.on_receipt(receipt)
         if start is not None:
+            self.links = check_links(receipt, self._upload.digest, self._name)
             self._start = start
             self._emit(Started(self._upload.upload_id, self._upload.size, start, name=self._name))
         elif receipt.committed > before:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import count
@@ -12,14 +12,15 @@ from uuid import uuid4
 
 from shared.errors import IntegrityError, InvalidRequest, SourceChanged, SourceExhausted
 from shared.files.sending import FileChanged
-from shared.protocol.digest import DEFAULT_ALGORITHM, Digest
+from shared.protocol.digest import DEFAULT_ALGORITHM, Digest, DigestLink
 from shared.protocol.messages import CHUNK_BYTES, UploadEnd, UploadRequest, transfer_metadata
 from shared.protocol.wire import FileInfo, check_modified
 
 from ..events import Completed, TransferEvent
 from ..requests.cold import ColdReactiveXClient
 from .channel import UploadChannel
-from .content import Content, FileContent, Source, Version, add_expected
+from .compared import ComparedDigest
+from .content import Content, FileContent, Source, Version
 from .limit import RateLimit
 from .remembered import UploadRecord
 
@@ -40,9 +41,10 @@ class UploadTransfer:
     The fields are the arguments of `FileClient.upload_from`; `chunk_bytes` is None where the caller leaves it open, and
     `record` what remembers the upload, if it is to be remembered: the id is what that says then.
 
-    What the server has of an earlier attempt is gone on with if the source still has it: as the system says (see
-    `Version`), or as its digest proves when it is read again. If not, the part at the server is spoilt: it is finished
-    with a length that it doesn't have, so that the server drops it, and the upload starts over.
+    What the server has of an earlier attempt, or another server has received, is gone on with if the source still has
+    it: as the system says (see `Version`), or as its digest proves when it is read again. If not, the part at the
+    server is spoilt: it is finished with a length that it doesn't have, so that the server drops it, and the upload
+    starts over.
     """
 
     name: str
@@ -58,7 +60,7 @@ class UploadTransfer:
     record: UploadRecord | None = None
     # Running digests at offsets that the server may name on the next attempt, oldest first. Without an algorithm, they
     # are for this process alone.
-    _digests: deque[Digest] = field(default_factory=deque[Digest])
+    _digests: deque[ComparedDigest] = field(default_factory=deque[ComparedDigest])
     # Of the upload that is unfinished: its length, the content it is of, and whether that has changed since.
     _announced: int | None = None
     _version: Version | None = None
@@ -99,7 +101,15 @@ class UploadTransfer:
             self._announced = known if self.size is None else self.size
         size = self._announced  # of a source that has grown since the first attempt, too
         request = UploadRequest(
-            self.upload_id, size, self.algorithm, self.overwrite, self._has_sent_all, client, attempt, self._time()
+            self.upload_id,
+            size,
+            self.algorithm,
+            self.overwrite,
+            self._has_sent_all,
+            client,
+            attempt,
+            self._time(),
+            compares=True,
         )
 
         channel = await requests.open(
@@ -173,19 +183,21 @@ class UploadTransfer:
             self._is_spoilt = True
             await channel.spoil(None if self.algorithm is None else Digest(self.algorithm).text())
 
-    def _begin(self, content: Content, start: int, algorithm: str | None) -> tuple[Digest | None, Digest | None]:
-        """How an attempt begins that goes on from `start`.
+    def _begin(
+        self, content: Content, start: int, algorithm: str | None, links: Sequence[DigestLink]
+    ) -> ComparedDigest | None:
+        """How an attempt begins that goes on from `start`, where the server knows `links` of the bytes before.
 
         Returns:
-            The running digest to go on with, which may be of fewer bytes than the server has; None for none. And the
-            one of the bytes that the content must begin with, if that isn't known.
+            The running digest to go on with, which may be of fewer bytes than the server has, and compares these with
+            what is known; None for none.
 
         Raises:
             SourceChanged: What the server has isn't of this content, or it can't be known.
         """
         version, has_begun = self._version, self._has_begun
         known = self._digest_before(start)
-        fresh = None if algorithm is None else Digest(algorithm)
+        fresh = None if algorithm is None else ComparedDigest(algorithm)
         if not start:
             self._digests.clear()
         elif self._is_spoilt:
@@ -194,20 +206,22 @@ class UploadTransfer:
             # With an algorithm, the server verifies what no digest of this process covers.
             if fresh is None or (self.algorithm is None and (known is None or known.length != start)):
                 raise SourceChanged("the source may have changed between two attempts, and there is no digest")
-            self._version = content.version
-            return fresh, known
-        elif fresh is not None and known is not None:
-            fresh = known.copy()
+            fresh.expected = known
+        elif fresh is not None:
+            following = (digest for digest in reversed(self._digests) if digest.may_follow(links))
+            fresh = next((digest.copy() for digest in following), fresh)
         self._version, self._has_begun = content.version, True
-        return fresh, None
+        if fresh is not None:
+            fresh.follow(links)
+        return fresh
 
     async def _send_file(self, channel: UploadChannel, content: FileContent, start: int) -> None:
         """Sends the file as it was when it was opened, in a thread."""
-        digest, expected = self._begin(content, start, self.algorithm)
+        digest = self._begin(content, start, self.algorithm, channel.links)
         if digest is not None and digest.length < start:
             async with aclosing(content.read(digest.length, CHUNK_BYTES)) as chunks:
                 async for chunk in chunks:
-                    expected = add_expected(digest, memoryview(chunk)[: start - digest.length], expected)
+                    digest.update(memoryview(chunk)[: start - digest.length])
                     if digest.length == start:
                         break
 
@@ -226,13 +240,13 @@ class UploadTransfer:
         """Sends what the content has from `start` on, a chunk at a time."""
         is_checked = content.starts_over or content.version is not None
         algorithm = self.algorithm or (DEFAULT_ALGORITHM if is_checked else None)
-        digest, expected = self._begin(content, start, algorithm)
+        digest = self._begin(content, start, algorithm, channel.links)
         offset = start if digest is None else digest.length
         async with aclosing(content.read(offset, channel.chunk_bytes)) as chunks:
             async for chunk in chunks:
                 data = chunk
                 if digest is not None:
-                    expected = add_expected(digest, memoryview(data), expected)
+                    digest.update(data)
                 if offset < start:
                     # What the server has, but no digest of this process covers.
                     skipped = min(len(data), start - offset)
@@ -243,17 +257,19 @@ class UploadTransfer:
                 await channel.send_chunk(data)
                 if digest is not None:
                     self._digests.append(digest.copy())
-        if offset < start or expected is not None:
+        if offset < start or not (digest is None or digest.is_compared):
             raise SourceExhausted(f"the source has {offset} bytes; the server has {start} already", name=self.name)
         await content.check(digest)
         await channel.send_chunk(b"", lambda: self._end(offset, digest))
 
-    def _end(self, size: int, digest: Digest | None) -> UploadEnd:
+    def _end(self, size: int, digest: ComparedDigest | None) -> UploadEnd:
         """What the last item says; everything has been sent with it."""
         self._has_sent_all = True
-        return UploadEnd(size, None if digest is None or self.algorithm is None else digest.text())
+        if digest is None or self.algorithm is None:
+            return UploadEnd(size, None)
+        return UploadEnd(size, digest.text(), digest.rest_digest)
 
-    def _digest_before(self, start: int) -> Digest | None:
+    def _digest_before(self, start: int) -> ComparedDigest | None:
         """The latest running digest that isn't beyond `start`; later ones are dropped."""
         while self._digests and self._digests[-1].length > start:
             self._digests.pop()

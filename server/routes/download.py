@@ -120,7 +120,8 @@ class _ReadAhead:
     async def fill(self, offset: int, end: int) -> None:
         """Reads on from `offset` if nothing is here."""
         if not self._block and offset < end:
-            items = 1 if self._window.is_crowded else max(_READ_BYTES // self._item_bytes, 1)
+            is_single = self._reader.is_streaming or self._window.is_crowded
+            items = 1 if is_single else max(_READ_BYTES // self._item_bytes, 1)
             self._counted_bytes = self._window.room.take(min(items * self._item_bytes, end - offset))
             self._block = await self._reader.read(offset, self._counted_bytes)
 

@@ -101,7 +101,7 @@ async def _list(request: Request[ListRequest]) -> Items:
     for prefix in request.session.user.prefixes(Right.READ, asked.prefix):
         after: str | None = ""
         while after is not None:
-            page = await store.list(prefix, after)
+            page = await store.list(prefix, after, store.page_files)
             after = page.after
             for info in page.files:
                 if held is not None:

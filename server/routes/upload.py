@@ -142,14 +142,10 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
                 if published is not None:
                     self._finish(published)
                     return
-            upload = await self._store.begin(
-                self._upload_id,
-                self._name,
-                size=message.size,
-                algorithm=message.digest,
-                overwrite=message.overwrite,
-                modified=message.modified,
-            )
+            upload = await self._begin()
+            if upload.links and not message.compares:
+                await upload.abort()  # neither side could verify it
+                upload = await self._begin()
             try:
                 await self._receive(upload)
             except IntegrityError:
@@ -163,6 +159,17 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
                 finally:  # it raises if the channel is ended once more meanwhile
                     await upload.suspend()
 
+    async def _begin(self) -> Upload:
+        message = self._message
+        return await self._store.begin(
+            self._upload_id,
+            self._name,
+            size=message.size,
+            algorithm=message.digest,
+            overwrite=message.overwrite,
+            modified=message.modified,
+        )
+
     def _supersede(self, error: Superseded) -> None:
         """A newer channel takes over, or the upload is dropped."""
         if self._failure is None:
@@ -175,7 +182,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         if self._has_first and upload.received:
             raise InvalidRequest(f"the upload goes on at {upload.received}; its request can't carry the first bytes")
         receiver = self._receiver = UploadReceiver(upload.received, self._message.size, self._message.digest)
-        self._put_receipt(Receipt(upload.durable, window=upload.window_bytes))
+        self._put_receipt(Receipt(upload.durable, window=upload.window_bytes, digests=tuple(upload.links) or None))
         file = upload.as_file()
         job.open(upload.append, file, receiver.on_bytes)
         if file is not None and self._engine is not None and self._stream_id is not None:
@@ -203,7 +210,8 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
                 inbound.request(more)
         end = receiver.complete()
         await job.stop()
-        self._finish(await upload.commit(end.digest))
+        digests = (end.digest, end.rest_digest) if upload.links else (end.digest,)
+        self._finish(await upload.commit(*digests))
 
     def _end_lane(self) -> None:
         if self._lane is not None and self._stream_id is not None:

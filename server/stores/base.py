@@ -14,11 +14,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from shared.errors import UnknownRoute
 from shared.files.part import FileTarget
+from shared.protocol.digest import DigestLink
 from shared.protocol.wire import FileInfo
+
+from .at_once import AtOnceStore
 
 __all__ = ["PAGE_FILES", "AtOnceStore", "OpenFile", "Page", "Reader", "Reservation", "Store", "Upload"]
 
@@ -55,7 +58,15 @@ class OpenFile:
 
 
 class Reader(ABC):
-    """One file as it was when it was opened: an overwrite or a delete doesn't change what it reads."""
+    """One file as it was when it was opened: an overwrite or a delete doesn't change what it reads.
+
+    It is never a mixture; but not every store can go on with the old content (`Store.keeps_opened`).
+
+    Attributes:
+        is_streaming: Whether the next bytes are on their way, so that few can be read at a time.
+    """
+
+    is_streaming: bool = False
 
     @property
     @abstractmethod
@@ -67,7 +78,7 @@ class Reader(ABC):
         """Up to `length` bytes from `offset`; fewer only at the end of the file.
 
         Raises:
-            Changed: The file was overwritten in place, or truncated, by another program.
+            Changed: The file was overwritten in place, or truncated, by another program; or see `Store.keeps_opened`.
         """
 
     @abstractmethod
@@ -91,9 +102,13 @@ class Upload(ABC):
     Attributes:
         window_bytes: How many bytes beyond the durable ones a sender must be able to send for the store to make
             progress; None where every `flush` makes everything durable.
+        links: Where another process has received the durable bytes, what it knew of them: the digests of ranges that
+            follow each other from the start on. This process can't go on with them: the sender compares each with its
+            own content, and `commit` gets the digest of the rest. Empty where this process knows the whole digest.
     """
 
     window_bytes: int | None = None
+    links: Sequence[DigestLink] = ()
 
     @property
     @abstractmethod
@@ -125,19 +140,20 @@ class Upload(ABC):
         """
 
     @abstractmethod
-    async def commit(self, digest: str | None) -> FileInfo:
+    async def commit(self, digest: str | None, rest_digest: str | None = None) -> FileInfo:
         """Verifies, makes durable (fsync of file and folder where there is a disk) and publishes, in this order.
 
         It closes the upload, however it ends.
 
         Args:
             digest: The whole content's, as `algorithm:hex`; None if the sender didn't compute one.
+            rest_digest: That of the bytes behind the last of `links`; only given if there are any.
 
         Raises:
             IntegrityError: The digest or the size isn't the announced one. The part is dropped, nothing is published.
             AlreadyExists: `overwrite` was False and the name has come into use. The part is kept.
             StorageFull: No room for what is to be kept beside the content. The part is kept.
-            InvalidRequest: The digest isn't of the algorithm that `begin` got; the upload stays open.
+            InvalidRequest: A digest isn't of the algorithm that `begin` got, or is missing; the upload stays open.
             Superseded: It has another owner by now.
         """
 
@@ -181,26 +197,6 @@ class Reservation(ABC):
         """Gives the room back. Fine after `put`, too."""
 
 
-class AtOnceStore(Protocol):
-    """What a store can do within one event-loop callback. What these don't do, the store's coroutines do."""
-
-    def known(self, name: str) -> FileInfo | None:
-        """What `Store.stat` returns; None if there is no such file, or its digest isn't known yet."""
-        ...
-
-    def content(self, name: str) -> bytes:
-        """The whole file.
-
-        Raises:
-            NotFound: There is none of that name.
-        """
-        ...
-
-    def put_at_once(self, name: str, content: bytes) -> bool:
-        """As `Store.put`, if it is certain that there is room; returns whether it was done."""
-        ...
-
-
 class Store(ABC):
     """Files by name, used between its `start` and its `close`.
 
@@ -209,10 +205,18 @@ class Store(ABC):
             it while it is sent; else both are handed over as one `bytes` object.
         queues_calls: Whether one connection may only have a few calls under way, so that others get a share of the
             store's threads or connections.
+        keeps_opened: Whether a reader reads on what it was opened for, though the file was overwritten or deleted; else
+            it raises Changed.
+        lists_all: Whether a page has all that is known of a file; else not its digest, and as its time when it was
+            published.
+        page_files: The files of a page of its listings.
     """
 
     spools: bool = True
     queues_calls: bool = True
+    keeps_opened: bool = True
+    lists_all: bool = True
+    page_files: int = PAGE_FILES
 
     @property
     def is_short_of_files(self) -> bool:
@@ -303,7 +307,8 @@ class Store(ABC):
         What uploads under way have announced is reserved for them. Where room is short, here, in `put` and wherever an
         upload grows, uploads without an owner are dropped, the oldest first; one that goes on later begins anew.
 
-        Where another process has left the part, its content is read here for the running digest, which may take long.
+        Where another process has left the part, its content is read here for the running digest, which may take long;
+        or it isn't, and the sender has to compare (`Upload.links`).
 
         Args:
             upload_id: 1 to 128 characters of `A-Z a-z 0-9 . _ -`, not starting with a dot; the caller has checked.

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from shared.errors import AlreadyExists, IntegrityError, InvalidRequest, NotFound, Superseded, TooLarge
 from shared.files.part import FileTarget
-from shared.protocol.digest import Count, Digest, algorithm_of, check_algorithm
+from shared.protocol.digest import Count, Digest, DigestLink, algorithm_of, check_algorithm
 from shared.protocol.wire import FileInfo
 
 from .base import Upload
@@ -50,16 +50,20 @@ class Part(ABC):
 
     Attributes:
         spec: What the upload got when it began.
-        digest: Of the content so far.
+        digest: Of the content so far; of the bytes behind the last of `links`, if there are any.
+        links: See `Upload`.
+        claimed: The whole content's, as the sender said, where the rest of it was verified. None before.
         owner: The upload that may add to it; None while it is suspended.
         window_bytes: See `Upload`.
     """
 
     window_bytes: int | None = None
+    links: Sequence[DigestLink] = ()
+    claimed: str | None = None
 
     def __init__(self, spec: UploadSpec, digest: Digest | None = None) -> None:
         self.spec: Final = spec
-        self.digest: Final = digest or (Count() if spec.algorithm is None else Digest(spec.algorithm))
+        self.digest = digest or (Count() if spec.algorithm is None else Digest(spec.algorithm))
         self.owner: PartUpload | None = None
 
     @property
@@ -126,6 +130,7 @@ class PartUpload(Upload):
         max_bytes: int | None = None,
     ) -> None:
         self.window_bytes = part.window_bytes
+        self.links = part.links
         self._part = part
         self._lock = lock
         self._overwrite = overwrite
@@ -160,22 +165,18 @@ class PartUpload(Upload):
             await self._part.flush()
             return self.durable
 
-    async def commit(self, digest: str | None) -> FileInfo:
+    async def commit(self, digest: str | None, rest_digest: str | None = None) -> FileInfo:
         async with self._lock:
             self._check_owned()
-            spec = self._part.spec
-            if digest is not None and algorithm_of(digest) != spec.algorithm:
-                wanted = (
-                    "the upload began without a digest" if spec.algorithm is None else f"a {spec.algorithm} one is due"
-                )
-                raise InvalidRequest(f"the digest is a {algorithm_of(digest)} one; {wanted}", name=spec.name)
+            self._check_digests(digest, rest_digest)
             self._release()
             try:
-                self._verify(digest)
+                self._verify(digest if not self.links else rest_digest)
             except IntegrityError:
                 await self._part.drop()
                 raise
             self._is_unpublished = True
+            self._part.claimed = digest
             info = await self._part.publish(overwrite=self._overwrite, modified=self._modified)
             self._is_unpublished = False
             return info
@@ -215,6 +216,18 @@ class PartUpload(Upload):
             return False
         self._part.owner = None
         return True
+
+    def _check_digests(self, digest: str | None, rest_digest: str | None) -> None:
+        """Raises InvalidRequest unless they are what is due."""
+        spec = self._part.spec
+        for each in (digest, rest_digest):
+            if each is not None and algorithm_of(each) != spec.algorithm:
+                wanted = (
+                    "the upload began without a digest" if spec.algorithm is None else f"a {spec.algorithm} one is due"
+                )
+                raise InvalidRequest(f"the digest is a {algorithm_of(each)} one; {wanted}", name=spec.name)
+        if self.links and (digest is None) != (rest_digest is None):
+            raise InvalidRequest("the digest of the bytes behind the known ones is due, too", name=spec.name)
 
     def _verify(self, digest: str | None) -> None:
         spec = self._part.spec

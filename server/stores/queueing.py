@@ -51,7 +51,8 @@ class QueuedStore(Store):
     queues_calls = False
 
     def __init__(self, store: Store) -> None:
-        self.spools = store.spools
+        self.spools, self.keeps_opened, self.lists_all = store.spools, store.keeps_opened, store.lists_all
+        self.page_files = store.page_files
         self.store: Final = store
         self.calls: Final = asyncio.Semaphore(_CALLS)
         self.opened: Final[WeakSet[Reader | Upload]] = WeakSet()

@@ -1,16 +1,23 @@
 """Digests of a file's content, updated as its bytes are moved."""
 
 import hashlib
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import xxhash
 
 from ..errors import InvalidRequest
 
-__all__ = ["DEFAULT_ALGORITHM", "Count", "Digest", "algorithm_of", "check_algorithm"]
+__all__ = ["DEFAULT_ALGORITHM", "Count", "Digest", "DigestLink", "algorithm_of", "check_algorithm"]
 
 DEFAULT_ALGORITHM: Final = "xxh3-128"
 """Detects accidental changes, and is about 15 times faster than SHA-256, which detects deliberate ones as well."""
+
+
+class DigestLink(NamedTuple):
+    """The digest of one of several ranges that follow each other from a content's start on, and where it ends."""
+
+    end: int
+    digest: str
 
 
 class _Hasher(Protocol):
@@ -23,13 +30,21 @@ _ALGORITHMS: Final = {"xxh3-128": xxhash.xxh3_128, "sha-256": hashlib.sha256}
 
 
 class Digest:
-    """A running digest; raises InvalidRequest for another algorithm than `xxh3-128` or `sha-256`."""
+    """A running digest; raises InvalidRequest for another algorithm than `xxh3-128` or `sha-256`.
 
-    __slots__ = ("_hasher", "algorithm", "length")
+    Args:
+        algorithm: See above.
+        start: Where in the content its first byte is.
 
-    def __init__(self, algorithm: str = DEFAULT_ALGORITHM) -> None:
+    Attributes:
+        length: Where its last byte ends.
+    """
+
+    __slots__ = ("_hasher", "algorithm", "length", "start")
+
+    def __init__(self, algorithm: str = DEFAULT_ALGORITHM, start: int = 0) -> None:
         self.algorithm = check_algorithm(algorithm)
-        self.length = 0
+        self.start = self.length = start
         self._hasher: _Hasher = _ALGORITHMS[algorithm]()
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
@@ -39,7 +54,7 @@ class Digest:
 
     def copy(self) -> "Digest":
         """An independent digest of the same bytes so far."""
-        copied = Digest(self.algorithm)
+        copied = Digest(self.algorithm, self.start)
         copied.length, copied._hasher = self.length, self._hasher.copy()
         return copied
 
@@ -58,9 +73,9 @@ class Count(Digest):
 
     __slots__ = ()
 
-    def __init__(self) -> None:
+    def __init__(self, length: int = 0) -> None:
         self.algorithm = ""  # and no hasher
-        self.length = 0
+        self.start, self.length = 0, length
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
         self.length += len(data)
@@ -70,9 +85,7 @@ class Count(Digest):
         self.length += nbytes
 
     def copy(self) -> "Count":
-        copied = Count()
-        copied.length = self.length
-        return copied
+        return Count(self.length)
 
 
 def check_algorithm(algorithm: str) -> str:

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Annotated, Any, Final, NamedTuple, Self, cast, get_args, get_type_hints
 
 from ..errors import InvalidRequest
-from .digest import DEFAULT_ALGORITHM, algorithm_of, check_algorithm
+from .digest import DEFAULT_ALGORITHM, DigestLink, algorithm_of, check_algorithm
 from .metadata import MetadataItem, build_metadata, parse_metadata
 from .wire import FileInfo, check_modified, check_name, request_metadata
 
@@ -169,6 +169,7 @@ class UploadRequest(_Message):
             and client is a late arrival of a lost connection, and ends with Superseded. Without `client` and `attempt`
             the last one to arrive counts as the newest.
         modified: When the content was last changed, in seconds since the epoch; None for when it is published.
+        compares: Whether the sender does what `Receipt.digests` asks for; else the upload starts over in that case.
     """
 
     upload_id: Annotated[str, check_upload_id]
@@ -179,6 +180,7 @@ class UploadRequest(_Message):
     client: Annotated[str | None, check_upload_id] = None
     attempt: int | None = None
     modified: Annotated[float | None, check_modified] = None
+    compares: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +190,12 @@ class UploadEnd(_Message):
     Attributes:
         size: The whole content's length in bytes.
         digest: The whole content's, as `algorithm:hex`; None if the request had none.
+        rest_digest: That of the bytes behind the last of `Receipt.digests`; None if there were none.
     """
 
     size: int
     digest: Annotated[str | None, algorithm_of]
+    rest_digest: Annotated[str | None, algorithm_of] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +207,14 @@ class Receipt(_Message):
         info: The file's, when it is verified and published; only in the last receipt.
         window: In the first receipt: how many bytes the server must be able to receive before it can make any of them
             durable; None if it makes each item durable.
+        digests: In the first receipt, where the server can't go on with the digest of what another one has received:
+            those of ranges from the content's start on, for the sender to compare with what it has.
     """
 
     committed: int
     info: FileInfo | None = None
     window: int | None = None
+    digests: tuple[DigestLink, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +368,18 @@ def _flag(fields: Json, key: str) -> bool:
     return value
 
 
+def _links(fields: Json, key: str) -> tuple[DigestLink, ...]:
+    links: list[DigestLink] = []
+    for link in cast(list[object], fields[key]) if isinstance(fields[key], list) else [None]:
+        match link:
+            case [int(end), str(digest)] if (links[-1].end if links else 0) < end <= _MAX_OFFSET:
+                algorithm_of(digest)
+                links.append(DigestLink(end, digest))
+            case _:
+                raise _wrong(key, "a list of offsets, each higher than the one before, and digests")
+    return tuple(links)
+
+
 def _wrong(key: str, kind: str) -> InvalidRequest:
     return InvalidRequest(f"{key!r} in {_ITEM} must be {kind}")
 
@@ -371,4 +390,5 @@ _READERS: Final[Mapping[object, Callable[[Json, str], object]]] = {
     str: _text,
     bool: _flag,
     FileInfo: lambda fields, _: _info(fields),
+    tuple[DigestLink, ...]: _links,
 }

@@ -1,9 +1,9 @@
-"""Kills a process that uses a directory store, at any moment, again and again.
+"""Kills a process that uses a store, at any moment, again and again: a directory store here, see `Subject`.
 
 The long run is `python -m tests.stores.crash --rounds 100`.
 
 The process reports on its standard output what it is about to do, and what is done. After the kill the test opens the
-folder and looks: every file is the old one or the new one, whole; every upload goes on at an offset that isn't before
+store and looks: every file is the old one or the new one, whole; every upload goes on at an offset that isn't before
 the last one that was reported; nothing else is there.
 """
 
@@ -15,47 +15,84 @@ import random
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.stores.base import Store
 from server.stores.directory.names import fingerprint
 from server.stores.directory.store import DirectoryStore
 from shared.errors import AlreadyExists, NotFound
+from shared.protocol.wire import FileInfo
 
 from .support import begin, digest_of, get, listed
 
 _WORKERS = 3
-_MAX_BYTES = 200_000
 
 
-def content_of(upload_id: str) -> bytes:
-    """What the upload of that id carries."""
-    source = random.Random(upload_id)
-    return source.randbytes(source.choice([0, 10, 5000, source.randrange(_MAX_BYTES)]))
+class Subject:
+    """A directory store; a derived class is another one.
 
+    Args:
+        path: The folder.
 
-def names_of(worker: int) -> list[str]:
-    return [f"plain-{worker}", f"docs/{worker % 2}/plain-{worker}", f"../encoded-{worker}", f"{'x' * 900}-{worker}"]
+    Attributes:
+        command: What runs the process that is killed; the number of the round is added.
+        least_seconds: When a process is killed at the earliest.
+        most_seconds: When at the latest.
+        step_bytes: The most that an upload gets at a time.
+        settling_seconds: How long after a kill what it had sent may still be done elsewhere.
+    """
+
+    least_seconds = 0.0
+    most_seconds = 0.1
+    step_bytes = 50_000
+    settling_seconds = 0.0
+    max_bytes = 200_000
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.command = [sys.executable, "-m", "tests.stores.crash", "--work", path]
+
+    def make(self) -> Store:
+        """The store, not started yet."""
+        return DirectoryStore(self.path)
+
+    def content_of(self, upload_id: str) -> bytes:
+        """What the upload of that id carries."""
+        source = random.Random(upload_id)
+        return source.randbytes(source.choice([0, 10, 5000, source.randrange(self.max_bytes)]))
+
+    def names_of(self, worker: int) -> list[str]:
+        """The names of a worker's files."""
+        return [f"plain-{worker}", f"docs/{worker % 2}/plain-{worker}", f"../encoded-{worker}", f"{'x' * 900}-{worker}"]
+
+    async def check_left(self, files: Collection[str]) -> None:
+        """Asserts that nothing else is left, when there are these files and no uploads."""
+        assert not list((self.path / ".rxfiles" / "parts").iterdir())
+        assert not list((self.path / ".rxfiles" / "tmp").iterdir())
+        records = {path.stem for path in (self.path / ".rxfiles" / "records").iterdir()}
+        assert records <= set(map(fingerprint, files))
 
 
 # The process that is killed
 
 
-async def work(path: Path, round_number: int) -> None:
+async def work(subject: Subject, round_number: int) -> None:
     """Stores, moves and deletes files until it is killed."""
-    store = DirectoryStore(path)
+    store = subject.make()
     await store.start()
-    await asyncio.gather(*(_work(store, worker, round_number) for worker in range(_WORKERS)))
+    await asyncio.gather(*(_work(subject, store, worker, round_number) for worker in range(_WORKERS)))
 
 
-async def _work(store: DirectoryStore, worker: int, round_number: int) -> None:
+async def _work(subject: Subject, store: Store, worker: int, round_number: int) -> None:
     choose = random.Random(f"{round_number}/{worker}")
+    names = subject.names_of(worker)
     for number in range(1_000_000):
-        name = choose.choice(names_of(worker))
+        name = choose.choice(names)
         if choose.random() < 0.4:
-            target = choose.choice(names_of(worker)) + choose.choice(["", "-moved"])
+            target = choose.choice(names) + choose.choice(["", "-moved"])
             _say(worker, "move", name, target)
             try:
                 await store.move(name, target, overwrite=choose.random() < 0.5)
@@ -64,9 +101,9 @@ async def _work(store: DirectoryStore, worker: int, round_number: int) -> None:
             _say(worker, "moved", name, target)
             continue
         if choose.random() < 0.3:
-            ids = {each: f"{round_number}-{worker}-{number}-{index}" for index, each in enumerate(names_of(worker))}
+            ids = {each: f"{round_number}-{worker}-{number}-{index}" for index, each in enumerate(names)}
             _say(worker, "put together", ids)
-            await asyncio.gather(*(store.put(each, content_of(put_id)) for each, put_id in ids.items()))
+            await asyncio.gather(*(store.put(each, subject.content_of(put_id)) for each, put_id in ids.items()))
             _say(worker, "stored together", ids)
             continue
         if choose.random() < 0.2:
@@ -78,14 +115,14 @@ async def _work(store: DirectoryStore, worker: int, round_number: int) -> None:
             _say(worker, "deleted", name)
             continue
         upload_id = f"{round_number}-{worker}-{number}"
-        content = content_of(upload_id)
+        content = subject.content_of(upload_id)
         overwrite = choose.random() < 0.7
         if not overwrite:
             name += f"-{upload_id}"
         _say(worker, "put", name, upload_id)
         upload = await begin(store, name, upload_id=upload_id, size=len(content), overwrite=overwrite)
         while upload.received < len(content):
-            end = upload.received + choose.randrange(1, 50_000)
+            end = upload.received + choose.randrange(1, subject.step_bytes)
             middle = (upload.received + end) // 2
             await upload.append([content[upload.received : middle], content[middle:end]])
             _say(worker, "at", await upload.flush())
@@ -111,25 +148,21 @@ class _Upload:
 
 
 class Survey:
-    """What must be in a folder whose process was killed.
+    """What must be in a store whose process was killed."""
 
-    Args:
-        path: The folder.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
         self._files: dict[str, str] = {}  # upload ids by name
         self.published = self.resumed = self.moved = self.put = 0
 
     async def look(self, lines: Sequence[bytes]) -> None:
-        """Checks the folder against what the process said; finishes its uploads."""
-        files = self._files
+        """Checks the store against what the process said; finishes its uploads."""
+        files, subject = self._files, self._subject
         uploads, deletes, moves, puts = self._read(lines)
-        store = DirectoryStore(self._path)
+        store = subject.make()
         await store.start()
         try:
-            infos = {info.name: info for info in await listed(store)}
+            infos = await self._infos(store)
             for name in deletes.values():
                 if name not in infos:
                     files.pop(name, None)
@@ -137,24 +170,25 @@ class Survey:
                 if name in files and name != target:
                     self._take_move(name, target, infos)
             for name, put_id in (each for together in puts.values() for each in together.items()):
-                if name in infos and infos[name].digest == digest_of(content_of(put_id)):
+                if name in infos and infos[name].digest == digest_of(subject.content_of(put_id)):
                     files[name] = put_id
                     self.put += 1
             for upload in uploads.values():
                 await self._finish(store, upload, infos)
-            infos = {info.name: info for info in await listed(store)}
+            infos = await self._infos(store)
             assert infos.keys() == files.keys(), infos.keys() ^ files.keys()
             for name, upload_id in files.items():
-                content = content_of(upload_id)
+                content = subject.content_of(upload_id)
                 assert await get(store, name) == content, (name, upload_id)
                 assert infos[name].digest == digest_of(content)
             await self._forget_some(store)
         finally:
             await store.close()
-        assert not list((self._path / ".rxfiles" / "parts").iterdir())
-        assert not list((self._path / ".rxfiles" / "tmp").iterdir())
-        records = {path.stem for path in (self._path / ".rxfiles" / "records").iterdir()}
-        assert records <= set(map(fingerprint, files))
+        await subject.check_left(files)
+
+    async def _infos(self, store: Store) -> dict[str, FileInfo]:
+        infos = [info if store.lists_all else await store.stat(info.name) for info in await listed(store)]
+        return {info.name: info for info in infos}
 
     def _read(
         self, lines: Sequence[bytes]
@@ -196,7 +230,7 @@ class Survey:
 
     def _take_move(self, name: str, target: str, infos: dict[str, Any]) -> None:
         """The file is under its old name, or its new one, or both."""
-        files, digest = self._files, digest_of(content_of(self._files[name]))
+        files, digest = self._files, digest_of(self._subject.content_of(self._files[name]))
         is_moved = target in infos and infos[target].digest == digest
         if name not in infos:
             assert is_moved, "a file that was being moved is lost"
@@ -205,8 +239,8 @@ class Survey:
         elif is_moved:
             files[target] = files[name]
 
-    async def _finish(self, store: DirectoryStore, upload: _Upload, infos: dict[str, Any]) -> None:
-        content = content_of(upload.upload_id)
+    async def _finish(self, store: Store, upload: _Upload, infos: dict[str, Any]) -> None:
+        content = self._subject.content_of(upload.upload_id)
         name, upload_id = upload.name, upload.upload_id
         try:
             offset = await store.uploaded(upload_id, name)
@@ -223,31 +257,35 @@ class Survey:
         assert again.received == offset
         if offset < len(content):
             await again.append([content[offset:]])
-        await again.commit(digest_of(content))
+        start = 0
+        for end, digest in again.links:
+            assert digest == digest_of(content[start:end])
+            start = end
+        digests = [digest_of(content), digest_of(content[start:])] if again.links else [digest_of(content)]
+        await again.commit(*digests)
         self._files[name] = upload_id
         self.resumed += 1
 
-    async def _forget_some(self, store: DirectoryStore) -> None:
+    async def _forget_some(self, store: Store) -> None:
         for name in list(self._files)[: -4 * _WORKERS]:
             await store.delete(name)
             del self._files[name]
 
 
-async def crash(path: Path, rounds: int, seed: int = 0) -> Survey:
+async def crash(subject: Subject, rounds: int, seed: int = 0) -> Survey:
     """Kills `rounds` processes, each at another moment, and looks after each."""
-    survey = Survey(path)
+    survey = Survey(subject)
     choose = random.Random(seed)
     for number in range(rounds):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.stores.crash", "--work", str(path), str(number), stdout=asyncio.subprocess.PIPE
-        )
+        process = await asyncio.create_subprocess_exec(*subject.command, str(number), stdout=asyncio.subprocess.PIPE)
         assert process.stdout is not None
         lines = [await process.stdout.readline()]  # it has begun to work
         reading = asyncio.create_task(process.stdout.read())
-        await asyncio.sleep(choose.uniform(0, 0.1))
+        await asyncio.sleep(choose.uniform(subject.least_seconds, subject.most_seconds))
         process.send_signal(signal.SIGKILL)
         lines += (await reading).splitlines()
         await process.wait()
+        await asyncio.sleep(subject.settling_seconds)
         assert lines[0], "the process ended by itself"
         await survey.look(lines)
     return survey
@@ -260,12 +298,17 @@ def main() -> None:
     parser.add_argument("--work", nargs=2, metavar=("PATH", "ROUND"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        asyncio.run(work(Path(options.work[0]), int(options.work[1])))
+        asyncio.run(work(Subject(options.work[0]), int(options.work[1])))
         return
     with tempfile.TemporaryDirectory() as folder:
-        survey = asyncio.run(crash(Path(folder) / "files", options.rounds, options.seed))
+        survey = asyncio.run(crash(Subject(str(Path(folder) / "files")), options.rounds, options.seed))
+    report(survey, options.rounds)
+
+
+def report(survey: Survey, rounds: int) -> None:
+    """Prints what a long run has seen."""
     print(
-        f"{options.rounds} processes killed; of the uploads under way {survey.resumed} were resumed and "
+        f"{rounds} processes killed; of the uploads under way {survey.resumed} were resumed and "
         f"{survey.published} had been published, {survey.moved} moves and {survey.put} puts were done; "
         "nothing was lost or doubled"
     )

@@ -5,11 +5,14 @@ of its own. `partwise.py` is an example of a store that makes less durable than 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from server.stores.base import PAGE_FILES, Store, Upload
 from server.stores.directory.store import DirectoryStore
 from server.stores.memory import MemoryStore
+from server.stores.objects import ObjectStore
+from shared.errors import InvalidName
 from shared.protocol.digest import Digest
 from shared.protocol.wire import FileInfo
 
@@ -21,6 +24,24 @@ STORES: dict[str, Callable[[Path, int | None], Store]] = {
     "partwise": lambda path, limit: PartwiseStore(limit),
 }
 """Makes each store, not started yet, from a path that it may use (nothing is there) and the largest file it takes."""
+
+OBJECTS = "objects"
+"""The store in a bucket, which needs a service; see `conftest.py`."""
+
+ALL_OF_IT = "ALL_OBJECT_STORE_TESTS"
+"""An environment variable: whether all tests of the contract run on an object store."""
+
+SOME_FOR_OBJECTS = {
+    "test_a_file_goes_in_and_comes_out",
+    "test_an_open_file_stays_as_it_was",
+    "test_an_upload_goes_on_where_it_stopped",
+    "test_the_newest_upload_takes_over",
+    "test_a_wrong_digest_publishes_nothing",
+    "test_without_overwrite",
+    "test_move",
+    "test_sweep_drops_uploads_that_got_no_bytes",
+}
+"""Those that always do."""
 
 ALGORITHM = "xxh3-128"
 
@@ -58,6 +79,47 @@ async def put(store: Store, name: str, content: bytes, *, upload_id: str = "put"
     step = max(3, len(content) // 10)
     await upload.append([content[start : start + step] for start in range(0, len(content), step)])
     return await upload.commit(digest_of(content))
+
+
+def as_listed(store: Store, info: FileInfo, modified: float | None = None) -> FileInfo:
+    """What a listing says of a file; `modified` is the time that it says, where the store doesn't list that."""
+    return info if store.lists_all else replace(info, digest=None, modified=modified)
+
+
+async def check_listed(store: Store, *infos: FileInfo) -> None:
+    """Asserts that these files are there, and no others."""
+    found = await listed(store)
+    assert found == [as_listed(store, info, each.modified) for info, each in zip(infos, found, strict=True)]
+
+
+def names_for(store: Store) -> list[str]:
+    """Those of `NAMES` that the store takes; the others must be invalid ones for it."""
+    invalid = invalid_names_for(store)
+    return [name for name in NAMES if name not in invalid and not (isinstance(store, ObjectStore) and is_odd(name))]
+
+
+def invalid_names_for(store: Store) -> set[str]:
+    """Those of `NAMES` that the store doesn't take."""
+    return {name for name in NAMES if isinstance(store, ObjectStore) and not is_key(store, name)}
+
+
+def is_key(store: ObjectStore, name: str) -> bool:
+    """Whether an object can have this name."""
+    try:
+        store.key_of(name)
+    except InvalidName:
+        return False
+    return True
+
+
+def is_odd(name: str) -> bool:
+    """Whether a service can't have an object of this name.
+
+    SeaweedFS has segments of 255 bytes, and folds backslashes; moto doesn't list what XML doesn't have.
+    """
+    return (
+        max(len(segment.encode()) for segment in name.split("/")) > 255 or name.startswith("..\\") or "\uffff" in name
+    )
 
 
 async def get(store: Store, name: str) -> bytes:

@@ -13,11 +13,32 @@ from typing import Any
 import pytest
 
 from server.stores.base import Store
+from server.stores.objects import ObjectStore
 from server.stores.queueing import QueuedStore
-from shared.errors import AlreadyExists, Changed, IntegrityError, InvalidRequest, NotFound, Superseded, TooLarge
+from shared.errors import (
+    AlreadyExists,
+    Changed,
+    IntegrityError,
+    InvalidName,
+    InvalidRequest,
+    NotFound,
+    Superseded,
+    TooLarge,
+)
 
 from .conftest import OpenStore
-from .support import NAMES, begin, digest_of, flushed, get, listed, names_in, put
+from .support import (
+    begin,
+    check_listed,
+    digest_of,
+    flushed,
+    get,
+    invalid_names_for,
+    listed,
+    names_for,
+    names_in,
+    put,
+)
 
 
 async def test_a_file_goes_in_and_comes_out(store: Store) -> None:
@@ -28,7 +49,7 @@ async def test_a_file_goes_in_and_comes_out(store: Store) -> None:
     assert info.etag
     assert info.modified
     assert await store.stat("a.bin") == info
-    assert await listed(store) == [info]
+    await check_listed(store, info)
     assert await get(store, "a.bin") == content
 
 
@@ -68,10 +89,12 @@ async def test_an_open_file_stays_as_it_was(store: Store) -> None:
     deleted = await store.open("a")
     await store.delete("a")
 
-    assert await overwritten.read(0, 5000) == b"old" * 1000
-    assert await deleted.read(0, 5000) == b"new"
-    await overwritten.close()
-    await deleted.close()
+    for reader, content in ((overwritten, b"old" * 1000), (deleted, b"new")):
+        try:
+            assert await reader.read(0, 5000) == content
+        except Changed:
+            assert not store.keeps_opened
+        await reader.close()
 
 
 async def test_unfinished_uploads_are_invisible(store: Store) -> None:
@@ -117,7 +140,7 @@ async def test_a_file_has_the_time_that_its_uploader_says(store: Store, modified
     info = await upload.commit(None)
     assert info.modified == modified
     assert await store.stat("a") == info
-    assert [file.modified for file in await listed(store)] == [modified]
+    assert [file.modified for file in await listed(store)] == [modified] or not store.lists_all
     before = time.time()
     await store.put("a", b"new")
     now = (await store.stat("a")).modified
@@ -141,7 +164,8 @@ async def test_a_move_keeps_the_time_and_the_etag(store: Store, algorithm: str |
     upload = await store.begin("u1", "a", size=7, algorithm=algorithm, modified=1_700_000_000.5)
     await upload.append([b"content"])
     info = await upload.commit(None)
-    for source, target in (("a", "b"), ("b", "../c"), ("../c", "a")):
+    other = "../c" if "../c" in names_for(store) else "c"
+    for source, target in (("a", "b"), ("b", other), (other, "a")):
         moved = await store.move(source, target, if_match=info.etag)
         assert moved == await store.stat(target) == replace(info, name=target)
     await store.put("b", b"CONTENT")
@@ -152,9 +176,10 @@ async def test_an_upload_goes_on_where_it_stopped(store: Store) -> None:
     upload = await begin(store, "a", size=9)
     await upload.append([b"one"])
     assert upload.received == 3
-    durable = await flushed(upload)
+    flushed_bytes = await flushed(upload)
     await upload.suspend()
-    assert await store.uploaded("u1", "a") == durable
+    durable = await store.uploaded("u1", "a")
+    assert flushed_bytes <= durable <= 3  # a store may keep more of one that is suspended
 
     upload = await begin(store, "a", size=9)
     assert upload.received == upload.durable == durable
@@ -172,7 +197,7 @@ async def test_an_upload_is_discarded(store: Store) -> None:
     await upload.append([b"one"])
     durable = await flushed(upload)
     await upload.suspend()
-    assert await store.discard("u1") == durable
+    assert durable <= await store.discard("u1") <= 3
     for gone in (store.discard("u1"), store.uploaded("u1", "a"), store.discard("never")):
         with pytest.raises(NotFound):
             await gone
@@ -198,11 +223,12 @@ async def test_a_window_of_bytes_is_enough_for_progress(store: Store) -> None:
         await upload.append([content])
         assert await flushed(upload) == upload.received == count * len(content)
     await upload.append([b"end"])
-    durable = await flushed(upload)
+    flushed_bytes = await flushed(upload)
     await upload.suspend()
 
     upload = await begin(store, "a")
-    assert upload.received == durable >= 2 * len(content)
+    durable = upload.received
+    assert durable >= flushed_bytes >= 2 * len(content)
     await upload.append([b"end"[durable - 2 * len(content) :]])
     await upload.commit(digest_of(content * 2 + b"end"))
 
@@ -294,7 +320,7 @@ async def test_another_upload_of_that_id_is_refused(store: Store, other: dict[st
             await begin(store, **wanted)
     with pytest.raises(NotFound):
         await store.uploaded("u1", "b")
-    assert await store.uploaded("u1", "a") == durable
+    assert durable <= await store.uploaded("u1", "a") <= 4
 
 
 async def test_unknown_algorithm(store: Store) -> None:
@@ -343,12 +369,14 @@ async def test_a_cancelled_append_leaves_no_write_behind(store: Store) -> None:
     assert append.cancelled() or (upload.window_bytes and not append.exception()), (
         "a partwise store may take it at once"
     )
-    offset = await flushed(upload)
+    durable = await flushed(upload)
 
-    assert await store.uploaded("u1", "a") == offset
+    assert await store.uploaded("u1", "a") == durable
+    received = upload.received
     await upload.suspend()
     upload = await begin(store, "a")
-    assert upload.received == offset
+    offset = upload.received
+    assert durable <= offset <= received
     await upload.append([b"end"])
     content = (chunk * 40)[:offset] + b"end"
     await upload.commit(digest_of(content))
@@ -487,7 +515,7 @@ async def test_move(store: Store) -> None:
     assert moved == replace(info, name="b")
     assert await store.stat("b") == moved
     assert await get(store, "b") == b"content"
-    assert await listed(store) == [moved]
+    await check_listed(store, moved)
     for name, target in (("a", "c"), ("a", "a"), ("a", "b")):
         with pytest.raises(NotFound):
             await store.move(name, target)
@@ -506,8 +534,11 @@ async def test_a_move_over_a_file(store: Store) -> None:
     assert (await get(store, "a"), await get(store, "b")) == (b"content", b"old")
 
     assert await store.move("a", "b") == replace(info, name="b")
-    assert await listed(store) == [replace(info, name="b")]
-    assert await reader.read(0, 10) == b"old"
+    await check_listed(store, replace(info, name="b"))
+    try:
+        assert await reader.read(0, 10) == b"old"
+    except Changed:
+        assert not store.keeps_opened
     await reader.close()
 
 
@@ -523,12 +554,15 @@ async def test_a_move_to_the_same_name_does_nothing(store: Store) -> None:
 
 
 async def test_a_file_can_be_moved_to_any_name(store: Store) -> None:
-    info = await put(store, NAMES[-1], b"content")
-    for before, name in zip(NAMES[-1:] + NAMES, NAMES, strict=False):
+    names = names_for(store)
+    if isinstance(store, ObjectStore):  # SeaweedFS makes no new file in the place of a folder
+        names = [name for name in names if not any(other.startswith(f"{name}/") for other in names)]
+    info = await put(store, names[-1], b"content")
+    for before, name in zip(names[-1:] + names, names, strict=False):
         info = replace(info, name=name)
         assert await store.move(before, name, overwrite=False, if_match=info.etag) == info
-        assert await listed(store) == [info]
-    assert await get(store, NAMES[-1]) == b"content"
+        await check_listed(store, info)
+    assert await get(store, names[-1]) == b"content"
 
 
 async def test_moves_and_uploads_at_once_lose_nothing(store: Store) -> None:
@@ -572,7 +606,7 @@ async def test_list_by_prefix(store: Store) -> None:
 
 async def test_a_listing_is_in_order_whatever_its_pages(store: Store) -> None:
     names = [
-        *NAMES,
+        *names_for(store),
         "a-b",
         "a.txt/b",
         "a/b/c",
@@ -632,16 +666,21 @@ async def test_a_new_listing_has_what_is_there(store: Store) -> None:
 
 
 async def test_any_name_comes_back_as_it_was(store: Store) -> None:
-    for number, name in enumerate(NAMES):
+    names = names_for(store)
+    for number, name in enumerate(names):
         await put(store, name, b"%d" % number)
 
-    assert len(set(NAMES)) == len(NAMES)
-    assert sorted(info.name for info in await listed(store)) == sorted(NAMES)
-    for number, name in enumerate(NAMES):
+    assert len(set(names)) == len(names)
+    assert sorted(info.name for info in await listed(store)) == sorted(names)
+    for number, name in enumerate(names):
         assert await get(store, name) == b"%d" % number
-    for name in NAMES:
+    for name in names:
         assert (await store.delete(name)).name == name
     assert not await listed(store)
+    for name in invalid_names_for(store):
+        for call in (store.stat(name), store.open(name), store.put(name, b""), store.delete(name), begin(store, name)):
+            with pytest.raises(InvalidName):
+                await call
 
 
 async def test_any_upload_id_of_the_protocol(store: Store) -> None:
@@ -664,7 +703,7 @@ async def test_sweep_drops_uploads_that_got_no_bytes(store: Store) -> None:
         durable = await flushed(upload)
     await uploads[0].suspend()
     assert await store.sweep(3600) == 0
-    assert await store.uploaded("u0", "a") == durable
+    assert durable <= await store.uploaded("u0", "a") <= 4
 
     assert await store.sweep(-1) == 3
     for number in range(3):
