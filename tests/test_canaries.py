@@ -698,7 +698,7 @@ async def test_trap_20_an_error_of_the_uploads_source_is_not_reported() -> None:
     async with plain_pair(Handler(connect=lambda: (Silent(), collector))) as (client, _):
         failing = reactivex.throw(OSError("the disk"))
         await assert_hangs(ReactiveXClient(client).request_channel(Payload(b"x"), observable=failing))
-        assert collector.calls == ["on_error"]
+        await eventually(lambda: collector.calls == ["on_error"])
 
 
 async def test_trap_21_the_subscriber_of_an_upload_is_not_notified_of_a_lost_connection() -> None:
