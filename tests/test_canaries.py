@@ -590,6 +590,7 @@ async def test_trap_17_an_answer_that_is_no_payload_hangs_the_client(answer: obj
     with errors_of_the_loop() as errors:
         async with plain_pair(Handler(respond=lambda _: answer)) as (client, _):
             await assert_hangs(client.request_response(Payload(b"x")))
+            await eventually(lambda: errors)
     assert isinstance(errors[0]["exception"], AttributeError)
 
 
