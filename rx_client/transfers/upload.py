@@ -40,7 +40,7 @@ class UploadTransfer:
     The fields are the arguments of `FileClient.upload_from`; `chunk_bytes` is None where the caller leaves it open, and
     `record` what remembers the upload, if it is to be remembered: the id is what that says then.
 
-    What the server has of an earlier attempt is gone on with if the source still has it: as the system says (see
+    An upload continues what the server has of an earlier attempt if the source still has it: as the system says (see
     `Version`), or as its digest proves when it is read again. If not, the part at the server is spoilt: it is finished
     with a length that it doesn't have, so that the server drops it, and the upload starts over.
     """
