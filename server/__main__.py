@@ -6,13 +6,15 @@
 import argparse
 import asyncio
 import dataclasses
+import errno
 import gc
 import ipaddress
 import logging
 import signal
+import socket
 import ssl
 import sys
-from typing import Final
+from typing import Final, NoReturn
 
 from shared.aio import run_blocking
 from shared.files import disk
@@ -35,15 +37,22 @@ _SWITCH_SECONDS: Final = 0.0001
 _S3: Final = "s3://"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage, which would hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; --help shows the usage\n")
+
+
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="Serves files over RSocket, until it is interrupted.")
+    parser = _Parser(prog=prog, description="Serves files over RSocket, until it is interrupted.")
     add = parser.add_argument
     add("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=DEFAULT_PORT, help="TCP port; 0 picks a free one (default: %(default)s)")
     where = "folder to keep the files in, or s3://BUCKET/PREFIX (default: memory)"
     add("--store", metavar="PATH", help=where)
     add("--s3-endpoint", metavar="URL", help="the object store's URL, if it isn't AWS; with --store s3://…")
-    links = "serve what links in --store lead to, if it is below it, too (default: links are as nothing)"
+    links = "also serve the targets of links in --store that are inside it (default: links aren't served)"
     add("--follow-links", action="store_true", help=links)
     add("--read-only", action="store_true", help="write nothing to --store, not even a lock; it may be unwritable")
     day = 24 * 60 * 60.0
@@ -105,7 +114,7 @@ def _server(arguments: list[str] | None, prog: str = _PROG) -> tuple[FileServer,
         limits = _limits(options.limit)
         users, tls = _secrets(options)
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        parser.error(_text(error))
     data = None if options.store is None else ChatData(_store(options, limits, parser))
     expiry = options.upload_expiry
     server = serve(
@@ -142,6 +151,22 @@ def _limits(settings: list[str]) -> Limits:
         except ValueError:
             raise ValueError(f"--limit {name}={number} has no number") from None
     return dataclasses.replace(Limits(), **numbers)
+
+
+def _text(error: OSError | ValueError) -> str:
+    """The error's text, of a file with its name in front, and without a number."""
+    if isinstance(error, ssl.SSLError) or not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
+def _failure(error: OSError, host: str) -> str:
+    """Why the server can't begin, and what to do."""
+    if isinstance(error, socket.gaierror):
+        return f"--host {host}: {_text(error)}"
+    if isinstance(error, BlockingIOError):
+        return f"{_text(error)}; end that one, or give another --store"
+    return _text(error) + ("; give another --port" if error.errno == errno.EADDRINUSE else "")
 
 
 def _is_loopback(host: str) -> bool:
@@ -195,7 +220,7 @@ def main(arguments: list[str] | None = None, prog: str = _PROG) -> int:
     try:
         asyncio.run(_serve(server, options))
     except OSError as error:
-        print(f"can't serve: {error}", file=sys.stderr)
+        print(f"can't serve: {_failure(error, options.host)}", file=sys.stderr)
         return 1
     return 0
 

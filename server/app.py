@@ -245,7 +245,7 @@ def serve(
     Args:
         host: The address to listen on.
         port: The TCP port; 0 picks a free one.
-        data: What to serve; empty, and in memory, if None.
+        data: What to serve: `ChatData(contents_by_name)`, or `ChatData(DirectoryStore(path))`; empty if None.
         upload_expiry_seconds: How long an unfinished upload is kept that no client goes on with; a day by default.
         limits: What peers may make the server hold and do; the defaults of `Limits` if None.
         users: The users that may connect, see `Users`; None to accept every peer.
@@ -254,12 +254,15 @@ def serve(
             whose `router_factory` adds routes in rsocket's way.
 
     Raises:
+        TypeError: `data` is no ChatData.
         ValueError: A route has the name and the interaction model of another one, or of ours.
 
     Returns:
         The server, which listens from the block's start to its end. Entering the block raises OSError if the address
         can't be bound.
     """
+    if data is not None and not isinstance(data, ChatData):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"data must be a ChatData, which takes a dictionary or a store, not {type(data).__name__}")
     make_session = routes if callable(routes) else partial(ChatUserSession, routes=tuple(routes))
     if not callable(routes):
         ChatUserSession(routes=routes).router_factory()  # raises now, rather than for the first connection

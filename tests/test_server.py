@@ -80,6 +80,12 @@ async def expect(peer: RawPeer) -> RawFrame:
 # The tutorial's routes
 
 
+@pytest.mark.parametrize("data", [{"a": b"content"}, MemoryStore({})])
+def test_data_that_is_no_chat_data_is_a_type_error_at_the_call(data: object) -> None:
+    with pytest.raises(TypeError, match="must be a ChatData"):
+        serve(data=data)  # type: ignore[arg-type]  # pyright: ignore
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_small_frames_do_not_wait_for_each_other(host: str) -> None:
     async with serve(host) as server, raw_peer(server.uri.replace("[::1]", "localhost")):

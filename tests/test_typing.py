@@ -20,6 +20,7 @@ import pytest
 
 _ROOT = Path(__file__).parent.parent
 _STUBS = Path(__file__).parent / "typings"
+_PINNED = ("reactivestreams", "rsocket")
 
 
 def test_precise_types_reach_strict_code_without_stubs_of_rsocket(tmp_path: Path) -> None:
@@ -46,7 +47,8 @@ def test_precise_types_reach_strict_code_without_stubs_of_rsocket(tmp_path: Path
 
 
 def _stub_modules() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(_STUBS.rglob("*.pyi")):
+    # Those of the libraries whose version is pinned; aiobotocore makes most of its interface at run time.
+    for path in sorted(path for library in _PINNED for path in (_STUBS / library).rglob("*.pyi")):
         parts = path.relative_to(_STUBS).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         yield name, ast.parse(path.read_text())

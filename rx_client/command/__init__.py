@@ -6,7 +6,7 @@ stays as it is from version to version, so that scripts can rely on it.
 Exit codes:
 
 ====  =================================================================================================================
-0     everything was done; what was skipped on purpose counts as done
+0     everything was done; that links, devices, and existing files with `--ignore-existing` are skipped is no failure
 1     failed
 2     wrong usage: nothing was done
 3     some files failed, others didn't; if all have failed in the same way, it is the code of that

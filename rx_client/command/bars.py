@@ -29,9 +29,9 @@ class Bars(Lines):
         self._console = console
         name = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True))
         numbers = [TextColumn(f"{{task.fields[{each}]}}", justify="right") for each in ("share", "rate", "left")]
-        self._bars = Progress(
-            name, BarColumn(24), *numbers, console=console, transient=True, auto_refresh=False, expand=True
-        )
+        # The numbers take some 34 columns; on a narrow terminal the bar leaves the name room.
+        bar = BarColumn(max(4, min(24, (console.width - 40) // 2)))
+        self._bars = Progress(name, bar, *numbers, console=console, transient=True, auto_refresh=False, expand=True)
         self._rows: dict[str, TaskID] = {}
         self._total_row: TaskID | None = None
         self._refreshed_at = 0.0

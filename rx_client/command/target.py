@@ -50,6 +50,7 @@ class Target:
         print("This server wants a user. User name: ", end="", file=sys.stderr, flush=True)
         user = sys.stdin.readline().rstrip("\r\n")
         if not user:
+            print(file=sys.stderr)
             raise UsageError(f"no user name was typed: {_SET_BOTH}")
         return Target(self.uris, (user, _ask_password(user)), self.tls)
 

@@ -22,6 +22,8 @@ Dial = Callable[[Callable[[Transport], Reassembler], Callable[[Exception | None]
 """Makes one connection, and returns when it is made. The first argument is called with the transport then, the second
 when the connection has ended; see `TcpTransport`. Raises OSError if there is none."""
 
+# X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of OpenSSL, which Python has no names for.
+_OTHER_HOST: Final = frozenset({62, 64})
 # What OpenSSL says of bytes that aren't TLS.
 _NOT_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "UNKNOWN_PROTOCOL"})
 # It says this of a connection that ended, too: nothing is wrong with TLS then.
@@ -88,7 +90,9 @@ def to_failure(uri: str, error: Exception | None, *, is_connected: bool) -> Conn
 
 def _tls_reason(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the server's certificate isn't accepted: {_text(error)}; tls=... says which authorities to trust"
+        is_other_host = error.verify_code in _OTHER_HOST
+        advice = "connect to the host that it is for" if is_other_host else "tls=... says which authorities to trust"
+        return f"the server's certificate isn't accepted: {_text(error)}; {advice}"
     if error.reason in _NOT_TLS:
         return "the server isn't encrypted on this port: use tcp://"
     if "ALERT" in error.reason:

@@ -265,6 +265,10 @@ async def _bind(host: str, port: int) -> list[_ListeningSocket]:
     raise AssertionError("the last attempt returns or raises")
 
 
+def _show(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _bind_all(addresses: list[tuple[socket.AddressFamily, Any]], port: int) -> list[_ListeningSocket]:
     bound: list[_ListeningSocket] = []
     failure = OSError("the host has no address")
@@ -273,7 +277,7 @@ def _bind_all(addresses: list[tuple[socket.AddressFamily, Any]], port: int) -> l
             made = socket.create_server((address[0], port, *address[2:]), family=family, backlog=_BACKLOG)
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
-            failure = OSError(error.errno, f"can't listen on {address[:2]}: {reason}")
+            failure = OSError(error.errno, f"can't listen on {_show(address[0], port)}: {reason}")
             if error.errno in _NOT_HERE:
                 continue
             for listening in bound:

@@ -146,6 +146,16 @@ def test_bars(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert capsys.readouterr().err == "1 file transferred, 1 failed, 1 skipped\n"
 
 
+def test_bars_on_a_narrow_terminal_keep_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bars, "_REFRESH_SECONDS", -1)
+    screen = io.StringIO()
+    display = Bars("put", Outcome(), Console(file=screen, force_terminal=True, width=56))
+    feed(display, Started(None, 500_000_000, 0, name="photos/video.mp4"))
+    feed(display, Progress(5, 500_000_000, name="photos/video.mp4", bytes_per_second=31.5e6, seconds_left=15.0))
+    display.close()
+    assert "photos/vi" in next(line for line in screen.getvalue().splitlines() if "31.5 MB/s" in line)
+
+
 def test_json_of_what_a_healthy_server_does_not_cause(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,8 +105,9 @@ async def test_a_certificate_for_another_host_is_refused(
     ca: trustme.CA, trusting: ssl.SSLContext, tmp_path: Path
 ) -> None:
     async with tls_server(ca, tmp_path, "elsewhere.example") as server:
-        with pytest.raises(ConnectionFailed, match="certificate verify failed"):
+        with pytest.raises(ConnectionFailed, match="certificate verify failed") as failed:
             await connects(server.uri, trusting)
+        assert str(failed.value).endswith("; connect to the host that it is for")
 
 
 async def test_a_context_without_tls_is_a_value_error(trusting: ssl.SSLContext) -> None:

@@ -1,8 +1,9 @@
 """`python -m tests.transfers.kill`: either end is killed with SIGKILL in the middle of transfers, and comes back.
 
 Each round sends another version of a real file up, or brings it down, and kills the server or the client at a random
-moment. What must hold, round after round: the bytes are right, at both ends; what was durable when the process died is
-gone on with, to the byte; the server's file is the old or the new one, whole, at any time; nothing is left over.
+moment. What must hold, round after round: the bytes are right, at both ends; the transfer continues, to
+the byte, from what was durable when the process died; the server's file is the old or the new one, whole, at any time;
+nothing is left over.
 """
 
 import argparse

@@ -126,7 +126,7 @@ async def test_a_file_object_that_two_attempts_read_is_not_torn_in_silence(
     await heard.ended()
     if heard.error is not None:
         assert isinstance(heard.error, TransferError)
-        await upload  # as `ops.retry` does: what went wrong mustn't be gone on with
+        await upload  # as `ops.retry` does: what went wrong mustn't be continued
     assert await store.content("n") == data
 
 

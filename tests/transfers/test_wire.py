@@ -636,7 +636,7 @@ async def test_a_server_that_sends_wrong_downloads(tmp_path: Path, case: str) ->
     assert len(streams) == 2
     assert got.read_bytes() == b"what was there"
     if error is IntegrityError:
-        assert parts(tmp_path) == []  # what is wrong isn't gone on with
+        assert parts(tmp_path) == []  # what is wrong isn't continued
 
 
 async def test_a_server_that_sends_more_than_was_asked_for() -> None:
