@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from .requests.cold import ColdReactiveXClient
     from .transfers.limit import RateLimit, rate_limit
     from .transfers.sinks import AsyncWriter
+    from .watch import WatchEvent
 
 __all__ = [
     "AlreadyExists",
@@ -120,6 +121,7 @@ __all__ = [
     "TreeEvent",
     "Unauthenticated",
     "UnknownRoute",
+    "WatchEvent",
     "WrongLoop",
     "is_retryable",
     "is_transient",
@@ -141,6 +143,7 @@ _HOMES: Final = {
     "requests.cold": ("ColdReactiveXClient",),
     "transfers.limit": ("RateLimit", "rate_limit"),
     "transfers.sinks": ("AsyncWriter",),
+    "watch": ("WatchEvent",),
 }
 """The modules, and what is exported from each; all else is from `errors`."""
 

@@ -47,6 +47,7 @@ from .connection.states import ConnectionState
 from .events import TransferEvent, TreeEvent
 from .requests.base import MAX_REQUEST_N, MAX_SMALL_BYTES
 from .requests.cold import ColdReactiveXClient
+from .requests.watching import watch_event
 from .rx.deadlines import within
 from .rx.loops import LoopScheduler, required_loop
 from .rx.observables import on_loop
@@ -58,6 +59,7 @@ from .transfers.sinks import SinkLike, to_sink
 from .transfers.sources import SourceLike, to_source
 from .transfers.trees import EachTransfer, NameFilter, TreeOptions, as_prefix, download_tree, upload_tree
 from .transfers.upload import UploadTransfer
+from .watch import WatchEvent
 
 __all__ = ["Client", "Content"]
 
@@ -212,6 +214,37 @@ class Client:
             return items.pipe(ops.map(_listed_info), within(deadline))
         # A tutorial's server doesn't know prefixes, and sends every name.
         return items.pipe(ops.map(_listed_name), ops.filter(lambda name: name.startswith(prefix)), within(deadline))
+
+    def watch_files(self, prefix: str = "", *, request_n: int = _LIST_REQUEST_N) -> Observable[WatchEvent]:
+        """Emits the server's files, and then their changes as they happen, without end.
+
+        What is emitted is what is there when the server gets to it: a subscriber that is slow, or that holds items back
+        with `map_async` and the like, gets the newest state of each name, once. A file that comes and goes meanwhile
+        isn't emitted. Changes made through the server are noticed at once, those that other programs make to a folder
+        within a second, where the system reports them; else by a listing every two seconds.
+
+        After a failure, `retry` begins with what is there again: what isn't `Present` before `Ready` has gone.
+
+        Args:
+            prefix: Only files whose names start with it.
+            request_n: The demand: the server is never more than this many events ahead of the subscriber.
+
+        Returns:
+            Emits Present for each file, in the server's order; Ready; then Added, Changed and Removed, all of
+            `rx_client.watch`. A user sees the files that they may read. It doesn't complete.
+
+        Raises (through `on_error`):
+            ServerFull: The server watches too many files.
+            StorageUnavailable: The server's files can't be reached.
+            UnknownRoute: The server can't do this.
+        """
+        _check_type(prefix)
+        metadata = transfer_request(Route.WATCH, None, ListRequest(prefix=prefix))
+        items = self._requests.request_stream(
+            Payload(b"", metadata), request_n, max_item_bytes=MAX_SMALL_BYTES, progress_timeout=math.inf
+        )
+        events = items.pipe(ops.map(watch_event), ops.filter(lambda event: event is not None))
+        return cast(Observable[WatchEvent], events)
 
     def upload_from(
         self,

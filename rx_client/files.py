@@ -16,6 +16,7 @@ from .transfers.limit import RateLimit
 from .transfers.sinks import SinkLike
 from .transfers.sources import SourceLike
 from .transfers.trees import EachTransfer, NameFilter
+from .watch import WatchEvent
 
 __all__ = ["Files"]
 
@@ -54,6 +55,10 @@ class Files(Protocol):
     def list_files(
         self, request_n: int = ..., *, prefix: str = ..., details: Literal[True], deadline: float | None = ...
     ) -> Observable[FileInfo]: ...
+
+    def watch_files(self, prefix: str = "", *, request_n: int = 256) -> Observable[WatchEvent]:
+        """Emits the server's files, and then their changes as they happen, without end."""
+        ...
 
     def upload_from(
         self,

@@ -27,7 +27,7 @@ class Work:
         completed: Those whose whole answer was handed to the connection.
         failed: Those that ended with an error.
         cancelled: Those that the client cancelled, or whose connection ended, before that.
-        idle: Set while no operation is under way.
+        idle: Set while no operation is under way but those without end.
         unstored_bytes: What has arrived of uploads in chunks and isn't stored yet.
     """
 
@@ -37,6 +37,7 @@ class Work:
         self.failed = 0
         self.cancelled = 0
         self.unstored_bytes = 0
+        self._endless = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cleaning: set[asyncio.Task[None]] = set()
         self.idle = asyncio.Event()
@@ -52,6 +53,12 @@ class Work:
         self.started += 1
         self.idle.clear()
         return Operation(self, what)
+
+    def count_endless(self, change: int) -> None:
+        """So many more, or fewer, of those under way end only when the client wants it."""
+        self._endless += change
+        if self.active == self._endless:
+            self.idle.set()
 
     def spawn(
         self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
@@ -93,8 +100,15 @@ class Operation:
     def __init__(self, work: Work, what: str) -> None:
         self.what = what
         self.nbytes = 0
+        self._is_endless = False
         self._work: Work | None = work
         self._started_at = time.monotonic()
+
+    def set_endless(self) -> None:
+        """Only the client ends it: a server that closes doesn't wait for that."""
+        if self._work is not None and not self._is_endless:
+            self._is_endless = True
+            self._work.count_endless(1)
 
     def end(self, outcome: BaseException | None) -> None:
         """Counts the operation as completed (None), cancelled (CancelledError) or failed (anything else).
@@ -117,8 +131,7 @@ class Operation:
             if not is_said:
                 _log.error("a request failed: %s", self.what, exc_info=outcome)
         _log.info("%s: %d bytes in %.3f s, %s", self.what, self.nbytes, time.monotonic() - self._started_at, result)
-        if not work.active:
-            work.idle.set()
+        work.count_endless(-1 if self._is_endless else 0)
 
 
 async def _clean_up(function: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -12,7 +12,7 @@ EXPORTED = {
         *("AsyncWriter", "BlockingFileClient", "Chunk", "ColdReactiveXClient", "FileClient", "Files", "parse_uri"),
         *("ConnectOptions", "Connected", "Connecting", "ConnectionState", "Disconnected"),
         *("Completed", "FileInfo", "Progress", "Retrying", "Started", "TransferEvent"),
-        *("Failed", "Skipped", "TotalProgress", "TreeEvent"),
+        *("Failed", "Skipped", "TotalProgress", "TreeEvent", "WatchEvent"),
         *("RateLimit", "rate_limit", "is_transient", "is_retryable"),
         *(name for name in errors.__all__ if name[0].isupper()),
     },

@@ -102,6 +102,10 @@ class PullStream(Publisher, Subscription, Disposable):
             raise asyncio.CancelledError("the connection ended before the file was sent")
         engine.finish_stream(stream_id)  # its last item has completed it
 
+    def wait_without_room(self) -> None:
+        """Gives back the room for the next item, which others may need: the generator is going to wait for long."""
+        self._settle()
+
     async def demanded(self) -> None:
         """Returns when an item is requested."""
         while not self._credit.available:

@@ -11,6 +11,7 @@ from .dispatch import TableRouter
 from .files import FILES
 from .table import Route
 from .tutorial import TUTORIAL
+from .watch import WATCH
 
 __all__ = ["ChatUserSession", "SessionFactory"]
 
@@ -42,7 +43,7 @@ class ChatUserSession(Session):
         Raises:
             ValueError: Two routes have the same name and interaction model.
         """
-        return TableRouter(self, (*TUTORIAL, *FILES, *self._routes))
+        return TableRouter(self, (*TUTORIAL, *FILES, *WATCH, *self._routes))
 
 
 SessionFactory = Callable[[ChatData, ConnectionContext], ChatUserSession]

@@ -20,6 +20,8 @@ from shared.errors import UnknownRoute
 from shared.files.part import FileTarget
 from shared.protocol.wire import FileInfo
 
+from .changes import Watchable
+
 __all__ = ["PAGE_FILES", "AtOnceStore", "OpenFile", "Page", "Reader", "Reservation", "Store", "Upload"]
 
 PAGE_FILES: Final = 64
@@ -201,7 +203,7 @@ class AtOnceStore(Protocol):
         ...
 
 
-class Store(ABC):
+class Store(Watchable, ABC):
     """Files by name, used between its `start` and its `close`.
 
     Attributes:

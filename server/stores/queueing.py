@@ -53,6 +53,7 @@ class QueuedStore(Store):
     def __init__(self, store: Store) -> None:
         self.spools = store.spools
         self.store: Final = store
+        self.changes = store.changes
         self.calls: Final = asyncio.Semaphore(_CALLS)
         self.opened: Final[WeakSet[Reader | Upload]] = WeakSet()
         # One at a time, since a page may be a large folder's.
