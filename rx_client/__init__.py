@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from .file_client import FileClient
     from .files import Files
     from .requests.cold import ColdReactiveXClient
+    from .stats import RouteStats, ServerStats, TransferStats
     from .transfers.limit import RateLimit, rate_limit
     from .transfers.sinks import AsyncWriter
     from .watch import WatchEvent
@@ -102,8 +103,10 @@ __all__ = [
     "RemoteError",
     "RequestRefused",
     "Retrying",
+    "RouteStats",
     "ServerError",
     "ServerFull",
+    "ServerStats",
     "Skipped",
     "SourceChanged",
     "SourceExhausted",
@@ -118,6 +121,7 @@ __all__ = [
     "TotalProgress",
     "TransferError",
     "TransferEvent",
+    "TransferStats",
     "TreeEvent",
     "Unauthenticated",
     "UnknownRoute",
@@ -141,6 +145,7 @@ _HOMES: Final = {
     "file_client": ("FileClient",),
     "files": ("Files",),
     "requests.cold": ("ColdReactiveXClient",),
+    "stats": ("RouteStats", "ServerStats", "TransferStats"),
     "transfers.limit": ("RateLimit", "rate_limit"),
     "transfers.sinks": ("AsyncWriter",),
     "watch": ("WatchEvent",),

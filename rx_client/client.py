@@ -39,6 +39,7 @@ from shared.protocol.messages import (
     parse_info,
     transfer_request,
 )
+from shared.protocol.stats import ServerStats, StatsRequest
 from shared.protocol.wire import FileInfo, Route, check_modified, check_name, decode_name, encode_name, request_metadata
 
 from .chunks import Chunk
@@ -71,6 +72,9 @@ Content = bytes | bytearray | memoryview
 # Names that a listing's server may be ahead: a few kilobytes, and no round trip is waited for.
 _LIST_REQUEST_N: Final = 256
 _SETTLE_SECONDS: Final = 5.0
+# Between two statistics.
+_LEAST_SECONDS: Final = 0.1
+_MOST_SECONDS: Final = 86_400
 
 
 class Client:
@@ -245,6 +249,28 @@ class Client:
         )
         events = items.pipe(ops.map(watch_event), ops.filter(lambda event: event is not None))
         return cast(Observable[WatchEvent], events)
+
+    def server_stats(self, every: float = 1.0) -> Observable[ServerStats]:
+        """Emits the server's statistics now, and then every so many seconds, without end.
+
+        Args:
+            every: Seconds, 0.1 to a day.
+
+        Returns:
+            Emits a `ServerStats` each time, and doesn't complete; a slow subscriber gets fewer.
+
+        Raises:
+            ValueError: `every` is out of its range.
+
+        Raises (through `on_error`):
+            PermissionDenied: The user hasn't the right, which is `s@` in the server's file of users.
+            UnknownRoute: The server can't do this.
+        """
+        if not _LEAST_SECONDS <= every <= _MOST_SECONDS:
+            raise ValueError(f"every must be {_LEAST_SECONDS} to {_MOST_SECONDS} seconds, not {every!r}")
+        request = Payload(b"", transfer_request(Route.STATS, None, StatsRequest(every)))
+        items = self._requests.request_stream(request, 1, max_item_bytes=MAX_SMALL_BYTES, progress_timeout=math.inf)
+        return items.pipe(ops.map(_stats))
 
     def upload_from(
         self,
@@ -779,6 +805,13 @@ def _content(answer: Payload) -> bytes:
 
 def _committed(answer: Payload) -> int:
     return Receipt.from_json(find_transfer(bytes(answer.metadata or b"")) or {}).committed
+
+
+def _stats(item: Payload) -> ServerStats:
+    try:
+        return ServerStats.from_bytes(bytes(item.data or b""))
+    except InvalidRequest as error:
+        raise ProtocolError(f"the server's answer: {error.message}") from None
 
 
 def _listed_info(item: Payload) -> FileInfo:

@@ -211,12 +211,14 @@ class FileServer:
             transport.abort()
             return Reassembler()
         self._connections[transport] = connection
+        self.work.connections = len(self._connections)
         self._peers.add(connection)
         return connection.reassembler
 
     def on_lost(self, transport: Transport) -> None:
         """A connection has ended."""
         connection = self._connections.pop(transport, None)
+        self.work.connections = len(self._connections)
         if connection is not None:  # else it was refused
             self._peers.remove(connection)
             connection.on_lost()

@@ -13,6 +13,7 @@ EXPORTED = {
         *("ConnectOptions", "Connected", "Connecting", "ConnectionState", "Disconnected"),
         *("Completed", "FileInfo", "Progress", "Retrying", "Started", "TransferEvent"),
         *("Failed", "Skipped", "TotalProgress", "TreeEvent", "WatchEvent"),
+        *("RouteStats", "ServerStats", "TransferStats"),
         *("RateLimit", "rate_limit", "is_transient", "is_retryable"),
         *(name for name in errors.__all__ if name[0].isupper()),
     },

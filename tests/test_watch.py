@@ -167,7 +167,7 @@ async def test_what_other_programs_do_to_a_folder_is_noticed(
 ) -> None:
     if not is_reported:
         hide_module(monkeypatch, "watchfiles")
-        monkeypatch.setattr("server.stores.directory.store._POLL_SECONDS", 0.01)
+        monkeypatch.setattr("server.stores.directory.notifier._POLL_SECONDS", 0.01)
     root = tmp_path / "root"
     (root / "sub").mkdir(parents=True)
     (root / "sub" / "old").write_text("1")

@@ -125,7 +125,7 @@ class Changes:
 
 
 class Watchable:
-    """What a store has for its watchers.
+    """What a store has for those that look on: its watchers, and the statistics.
 
     Attributes:
         relist_seconds: How often what is watched is listed, to find what others have changed and `observe` hasn't
@@ -145,3 +145,7 @@ class Watchable:
         Returns at once, as by default, where the store can't hear of that.
         """
         return
+
+    async def count_unfinished(self) -> int | None:
+        """How many uploads there are that aren't published; None, as by default, where that takes too long."""
+        return None

@@ -162,6 +162,9 @@ class MemoryStore(Store):
             raise no_upload(upload_id, name)
         return part.durable
 
+    async def count_unfinished(self) -> int | None:
+        return len(self._parts)
+
     async def discard(self, upload_id: str) -> int:
         async with self._locks[upload_id]:
             part = self._parts.get(upload_id)

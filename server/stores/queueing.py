@@ -103,6 +103,7 @@ class QueuedStore(Store):
         if len(self.opened) >= _OWN_FILES and self.store.is_short_of_files:
             raise too_many_files()
 
+    count_unfinished = _queued(Store.count_unfinished)
     start = _queued(Store.start)
     close = _queued(Store.close)
     stat = _queued(Store.stat)

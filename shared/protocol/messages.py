@@ -258,7 +258,7 @@ def transfer_metadata(message: JsonMessage | FileInfo) -> bytes:
     return build_metadata([MetadataItem(chat_transfer_mimetype, _encode(fields).encode())])
 
 
-def transfer_request(route: str, name: str | None, message: Message) -> bytes:
+def transfer_request(route: str, name: str | None, message: JsonMessage) -> bytes:
     """The composite metadata of a request; raises InvalidName as `check_name` does."""
     return request_metadata(route, name) + transfer_metadata(message)
 

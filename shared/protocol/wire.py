@@ -53,6 +53,7 @@ class Route:
     DOWNLOAD: Final = "file.download"
     FILES: Final = "files"
     WATCH: Final = "files.watch"
+    STATS: Final = "server.stats"
     UPLOAD_STATUS: Final = "file.upload.status"
     UPLOAD_DISCARD: Final = "file.upload.discard"
     STAT: Final = "file.stat"

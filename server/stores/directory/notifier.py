@@ -34,6 +34,10 @@ _LOOK_MS: Final = 1000
 _FIRST_LOOK_MS: Final = 100
 _RETRY_SECONDS: Final = 1.0
 
+# How often watched files are listed, where the system reports changes, and where it doesn't.
+_RELIST_SECONDS: Final = 60.0
+_POLL_SECONDS: Final = 2.0
+
 
 class FolderNotifier:
     """Notes in `changes` what the system reports while `run` does.
@@ -42,14 +46,17 @@ class FolderNotifier:
         root: The served folder, as an absolute path without links.
         changes: Of its store; used in the event loop.
 
-    Attributes:
-        is_working: Whether all changes are reported that the system reports.
     """
 
     def __init__(self, root: str, changes: Changes) -> None:
-        self.is_working = False
+        self._is_working = False
         self._root = root
         self._changes = changes
+
+    @property
+    def relist_seconds(self) -> float:
+        """How often to look for what isn't reported."""
+        return _RELIST_SECONDS if self._is_working else _POLL_SECONDS
 
     async def run(self) -> None:
         """Returns when it is cancelled, or at once where nothing is reported."""
@@ -72,7 +79,7 @@ class FolderNotifier:
                         _log.warning("%s: changes by other programs are found by listings: %s", self._root, error)
                     has_failed = True
                 finally:
-                    self.is_working = False
+                    self._is_working = False
                 await asyncio.sleep(_RETRY_SECONDS)
 
     def _watch(self, stop: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
@@ -119,7 +126,7 @@ class FolderNotifier:
         return names, folders
 
     def _note(self, names: Iterable[str], folders: Iterable[str], is_first: bool) -> None:
-        self.is_working = True
+        self._is_working = True
         if is_first:
             self._changes.note_below("")  # what has changed since the watchers began
         for name in names:

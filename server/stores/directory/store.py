@@ -37,10 +37,6 @@ _MIN_OPEN: Final = 16
 # How long `start` waits for the count of what isn't served.
 _SURVEY_SECONDS: Final = 1.0
 
-# How often watched files are listed, where the system reports changes, and where it doesn't.
-_RELIST_SECONDS: Final = 60.0
-_POLL_SECONDS: Final = 2.0
-
 # Suspended uploads whose running digests are kept, about a kilobyte each; a part beyond them is read again to go on.
 _MAX_SUSPENDED: Final = 1024
 
@@ -102,10 +98,13 @@ class DirectoryStore(Store):
 
     @property
     def relist_seconds(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return _RELIST_SECONDS if self._notifier.is_working else _POLL_SECONDS
+        return self._notifier.relist_seconds
 
     async def observe(self) -> None:
         await self._notifier.run()
+
+    async def count_unfinished(self) -> int | None:
+        return 0 if self._read_only else await self.run(self._folder.uploads.count)
 
     def _has_open(self, share: float) -> bool:
         """Whether that share of the files that may be open is."""
