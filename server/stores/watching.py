@@ -20,7 +20,7 @@ __all__ = ["Change", "KnownFiles", "watched"]
 _log = logging.getLogger(__name__)
 
 # The most of the time that listings may take which look for what others have changed.
-_LISTING_SHARE: Final = 0.05
+_LISTING_SHARE: Final = 0.1
 # How long it may take until a store's new `relist_seconds` are heeded.
 _LOOK_SECONDS: Final = 0.25
 _NAMES_A_SLICE: Final = 2048
@@ -194,6 +194,7 @@ async def _relist(store: Store) -> None:
         began, changes = time.monotonic(), store.changes
         prefixes = changes.prefixes()
         known = {prefix: files for prefix, files in known.items() if prefix in prefixes}
+        has_new = any(prefix not in known for prefix in prefixes)
         for prefix in prefixes:
             is_first = prefix not in known
             files = known.setdefault(prefix, KnownFiles(store, [prefix]))
@@ -207,4 +208,4 @@ async def _relist(store: Store) -> None:
             if is_first:
                 # They began before this listing, and may have missed what changed meanwhile.
                 changes.note_below(prefix)
-        took = time.monotonic() - began
+        took = 0.0 if has_new else time.monotonic() - began  # the watchers list as well at their start
