@@ -197,7 +197,10 @@ async def _serve(server: FileServer, options: argparse.Namespace) -> None:
         await stack.enter_async_context(server)
         if options.metrics_port is not None:
             host = options.metrics_host
-            port = await stack.enter_async_context(serve_metrics(server, host, options.metrics_port))
+            try:
+                port = await stack.enter_async_context(serve_metrics(server, host, options.metrics_port))
+            except OSError as error:
+                raise OSError(f"--metrics-port {options.metrics_port} of {host}: {_text(error)}") from error
             print(f"metrics on http://{f'[{host}]' if ':' in host else host}:{port}/metrics", flush=True)
         print(f"listening on {server.uri}", flush=True)
         renewing = loop.create_task(renew_when_asked())
