@@ -64,8 +64,10 @@ if TYPE_CHECKING:
     from .file_client import FileClient
     from .files import Files
     from .requests.cold import ColdReactiveXClient
+    from .stats import RouteStats, ServerStats, TransferStats
     from .transfers.limit import RateLimit, rate_limit
     from .transfers.sinks import AsyncWriter
+    from .watch import WatchEvent
 
 __all__ = [
     "AlreadyExists",
@@ -101,8 +103,10 @@ __all__ = [
     "RemoteError",
     "RequestRefused",
     "Retrying",
+    "RouteStats",
     "ServerError",
     "ServerFull",
+    "ServerStats",
     "Skipped",
     "SourceChanged",
     "SourceExhausted",
@@ -117,9 +121,11 @@ __all__ = [
     "TotalProgress",
     "TransferError",
     "TransferEvent",
+    "TransferStats",
     "TreeEvent",
     "Unauthenticated",
     "UnknownRoute",
+    "WatchEvent",
     "WrongLoop",
     "is_retryable",
     "is_transient",
@@ -139,8 +145,10 @@ _HOMES: Final = {
     "file_client": ("FileClient",),
     "files": ("Files",),
     "requests.cold": ("ColdReactiveXClient",),
+    "stats": ("RouteStats", "ServerStats", "TransferStats"),
     "transfers.limit": ("RateLimit", "rate_limit"),
     "transfers.sinks": ("AsyncWriter",),
+    "watch": ("WatchEvent",),
 }
 """The modules, and what is exported from each; all else is from `errors`."""
 

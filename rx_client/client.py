@@ -39,6 +39,7 @@ from shared.protocol.messages import (
     parse_info,
     transfer_request,
 )
+from shared.protocol.stats import ServerStats, StatsRequest
 from shared.protocol.wire import FileInfo, Route, check_modified, check_name, decode_name, encode_name, request_metadata
 
 from .chunks import Chunk
@@ -47,6 +48,7 @@ from .connection.states import ConnectionState
 from .events import TransferEvent, TreeEvent
 from .requests.base import MAX_REQUEST_N, MAX_SMALL_BYTES
 from .requests.cold import ColdReactiveXClient
+from .requests.watching import watch_event
 from .rx.deadlines import within
 from .rx.loops import LoopScheduler, required_loop
 from .rx.observables import on_loop
@@ -58,6 +60,7 @@ from .transfers.sinks import SinkLike, to_sink
 from .transfers.sources import SourceLike, to_source
 from .transfers.trees import EachTransfer, NameFilter, TreeOptions, as_prefix, download_tree, upload_tree
 from .transfers.upload import UploadTransfer
+from .watch import WatchEvent
 
 __all__ = ["Client", "Content"]
 
@@ -69,6 +72,9 @@ Content = bytes | bytearray | memoryview
 # Names that a listing's server may be ahead: a few kilobytes, and no round trip is waited for.
 _LIST_REQUEST_N: Final = 256
 _SETTLE_SECONDS: Final = 5.0
+# Between two statistics.
+_LEAST_SECONDS: Final = 0.1
+_MOST_SECONDS: Final = 86_400
 
 
 class Client:
@@ -212,6 +218,59 @@ class Client:
             return items.pipe(ops.map(_listed_info), within(deadline))
         # A tutorial's server doesn't know prefixes, and sends every name.
         return items.pipe(ops.map(_listed_name), ops.filter(lambda name: name.startswith(prefix)), within(deadline))
+
+    def watch_files(self, prefix: str = "", *, request_n: int = _LIST_REQUEST_N) -> Observable[WatchEvent]:
+        """Emits the server's files, and then their changes as they happen, without end.
+
+        What is emitted is what is there when the server gets to it: a subscriber that is slow, or that holds items back
+        with `map_async` and the like, gets the newest state of each name, once. A file that comes and goes meanwhile
+        isn't emitted. Changes made through the server are noticed at once, those that other programs make to a folder
+        within a second, where the system reports them; else by a listing every two seconds.
+
+        After a failure, `retry` begins with what is there again: what isn't `Present` before `Ready` has gone.
+
+        Args:
+            prefix: Only files whose names start with it.
+            request_n: The demand: the server is never more than this many events ahead of the subscriber.
+
+        Returns:
+            Emits Present for each file, in the server's order; Ready; then Added, Changed and Removed, all of
+            `rx_client.watch`. A user sees the files that they may read. It doesn't complete.
+
+        Raises (through `on_error`):
+            ServerFull: The server watches too many files.
+            StorageUnavailable: The server's files can't be reached.
+            UnknownRoute: The server can't do this.
+        """
+        _check_type(prefix)
+        metadata = transfer_request(Route.WATCH, None, ListRequest(prefix=prefix))
+        items = self._requests.request_stream(
+            Payload(b"", metadata), request_n, max_item_bytes=MAX_SMALL_BYTES, progress_timeout=math.inf
+        )
+        events = items.pipe(ops.map(watch_event), ops.filter(lambda event: event is not None))
+        return cast(Observable[WatchEvent], events)
+
+    def server_stats(self, every: float = 1.0) -> Observable[ServerStats]:
+        """Emits the server's statistics now, and then every so many seconds, without end.
+
+        Args:
+            every: Seconds, 0.1 to a day.
+
+        Returns:
+            Emits a `ServerStats` each time, and doesn't complete; a slow subscriber gets fewer.
+
+        Raises:
+            ValueError: `every` is out of its range.
+
+        Raises (through `on_error`):
+            PermissionDenied: The user hasn't the right, which is `s@` in the server's file of users.
+            UnknownRoute: The server can't do this.
+        """
+        if not _LEAST_SECONDS <= every <= _MOST_SECONDS:
+            raise ValueError(f"every must be {_LEAST_SECONDS} to {_MOST_SECONDS} seconds, not {every!r}")
+        request = Payload(b"", transfer_request(Route.STATS, None, StatsRequest(every)))
+        items = self._requests.request_stream(request, 1, max_item_bytes=MAX_SMALL_BYTES, progress_timeout=math.inf)
+        return items.pipe(ops.map(_stats))
 
     def upload_from(
         self,
@@ -746,6 +805,13 @@ def _content(answer: Payload) -> bytes:
 
 def _committed(answer: Payload) -> int:
     return Receipt.from_json(find_transfer(bytes(answer.metadata or b"")) or {}).committed
+
+
+def _stats(item: Payload) -> ServerStats:
+    try:
+        return ServerStats.from_bytes(bytes(item.data or b""))
+    except InvalidRequest as error:
+        raise ProtocolError(f"the server's answer: {error.message}") from None
 
 
 def _listed_info(item: Payload) -> FileInfo:

@@ -7,6 +7,7 @@ from reactivex import Observable, abc
 
 from shared.protocol.digest import DEFAULT_ALGORITHM
 from shared.protocol.messages import CHUNK_BYTES
+from shared.protocol.stats import ServerStats
 from shared.protocol.wire import FileInfo
 
 from .chunks import Chunk
@@ -16,6 +17,7 @@ from .transfers.limit import RateLimit
 from .transfers.sinks import SinkLike
 from .transfers.sources import SourceLike
 from .transfers.trees import EachTransfer, NameFilter
+from .watch import WatchEvent
 
 __all__ = ["Files"]
 
@@ -54,6 +56,14 @@ class Files(Protocol):
     def list_files(
         self, request_n: int = ..., *, prefix: str = ..., details: Literal[True], deadline: float | None = ...
     ) -> Observable[FileInfo]: ...
+
+    def watch_files(self, prefix: str = "", *, request_n: int = 256) -> Observable[WatchEvent]:
+        """Emits the server's files, and then their changes as they happen, without end."""
+        ...
+
+    def server_stats(self, every: float = 1.0) -> Observable[ServerStats]:
+        """Emits the server's statistics now, and then every so many seconds, without end."""
+        ...
 
     def upload_from(
         self,

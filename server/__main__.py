@@ -14,6 +14,8 @@ import signal
 import socket
 import ssl
 import sys
+from contextlib import AsyncExitStack
+from importlib.util import find_spec
 from typing import Final, NoReturn
 
 from shared.aio import run_blocking
@@ -25,6 +27,7 @@ from .data import ChatData
 from .heap import map_large_blocks
 from .limits import Limits
 from .logs import log_to_stderr
+from .metrics import serve_metrics
 from .stores.base import Store
 from .stores.directory.store import DirectoryStore
 from .tls import server_tls
@@ -66,6 +69,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--tls-client-ca", metavar="FILE", help="authorities whose certificates clients must show (PEM)")
     limits = "may be repeated; NAME is one of " + ", ".join(field.name for field in dataclasses.fields(Limits))
     add("--limit", metavar="NAME=NUMBER", action="append", default=[], help=limits)
+    metrics = "answer Prometheus there, at /metrics of --metrics-host; with the extra rxfiles[metrics]"
+    add("--metrics-port", metavar="PORT", type=int, help=metrics)
+    metrics_host = "address for --metrics-port, which asks for no password (default: %(default)s)"
+    add("--metrics-host", metavar="HOST", default=DEFAULT_HOST, help=metrics_host)
     levels = ["debug", "info", "warning", "error"]
     info = "info has a line for each connection and each transfer (default: %(default)s)"
     add("--log-level", default="warning", choices=levels, help=info)
@@ -79,6 +86,10 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argp
     options = parser.parse_args(arguments)
     if not 0 <= options.port <= 65535:
         parser.error(f"--port must be 0 to 65535, not {options.port}")
+    if options.metrics_port is not None and not 0 <= options.metrics_port <= 65535:
+        parser.error(f"--metrics-port must be 0 to 65535, not {options.metrics_port}")
+    if options.metrics_port is not None and find_spec("prometheus_client") is None:
+        parser.error("--metrics-port needs the package prometheus-client: install rxfiles[metrics]")
     if not options.upload_expiry > 0:
         parser.error(f"--upload-expiry must be more than 0 seconds, not {options.upload_expiry}")
     for name in ("store", "auth_file", "tls_cert", "tls_key", "tls_client_ca"):
@@ -200,7 +211,15 @@ async def _serve(server: FileServer, options: argparse.Namespace) -> None:
             hang_up.clear()
             await _renew(server, options)
 
-    async with server:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(server)
+        if options.metrics_port is not None:
+            host = options.metrics_host
+            try:
+                port = await stack.enter_async_context(serve_metrics(server, host, options.metrics_port))
+            except OSError as error:
+                raise OSError(f"--metrics-port {options.metrics_port} of {host}: {_text(error)}") from error
+            print(f"metrics on http://{f'[{host}]' if ':' in host else host}:{port}/metrics", flush=True)
         print(f"listening on {server.uri}", flush=True)
         renewing = loop.create_task(renew_when_asked())
         await stop.wait()

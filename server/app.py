@@ -70,6 +70,7 @@ class FileServer:
         make_session: SessionFactory,
     ) -> None:
         data.store.apply_limits(limits.max_store_bytes, limits.max_file_bytes)
+        data.store.changes.max_known = limits.max_watched_files
         self.data: Final = data
         self.work: Final = Work()
         self._host, self._port = host, port
@@ -140,6 +141,7 @@ class FileServer:
         # One of them may be storing what it has received. It has to end before the tasks are cancelled.
         await asyncio.gather(*(connection.received(_MOST_RECEIVING_SECONDS) for connection in connections))
         await self.work.settle()
+        await self.data.store.changes.close()
         await self.data.store.close()
 
     def renew(self, users: Users | None = None, tls: ssl.SSLContext | None = None) -> None:
@@ -209,12 +211,14 @@ class FileServer:
             transport.abort()
             return Reassembler()
         self._connections[transport] = connection
+        self.work.connections = len(self._connections)
         self._peers.add(connection)
         return connection.reassembler
 
     def on_lost(self, transport: Transport) -> None:
         """A connection has ended."""
         connection = self._connections.pop(transport, None)
+        self.work.connections = len(self._connections)
         if connection is not None:  # else it was refused
             self._peers.remove(connection)
             connection.on_lost()

@@ -36,6 +36,8 @@ class Limits:
         max_store_bytes: Files and unfinished uploads of a memory store together, whole files that arrive in fragments
             included: `storage_full`. Each counts with its content, its name, and 1,024 bytes.
         max_file_bytes: One file: `too_large`.
+        max_watched_files: Files that the consumers of all watches together know of, at some 200 bytes each, and once
+            more for the listings that find what other programs have changed: `server_full`.
         max_streams: Requests under way on one connection, incomplete ones included: `too_many_streams`.
         max_requests: Requests under way on all connections together: `server_full`. Each connection may have 16 in any
             case.
@@ -61,6 +63,7 @@ class Limits:
     max_setup_bytes: int = 16 * 1024
     max_store_bytes: int = 2048 * _MIB
     max_file_bytes: int = 1024 * 1024 * _MIB
+    max_watched_files: int = 1_000_000
     max_streams: int = 1024
     max_requests: int = 8 * 1024
     max_connections: int = 1024

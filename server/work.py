@@ -5,38 +5,94 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from rsocket.exceptions import RSocketProtocolError
 
-from shared.errors import TransferError
+from shared.errors import ServerError, TransferError, is_code
 
-__all__ = ["Operation", "Work"]
+__all__ = ["OTHER", "Operation", "Progress", "RouteCounts", "Transfer", "Work"]
 
 _log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+OTHER: Final = "other"
+"""In place of the route, for requests of routes that aren't in the table: a peer may ask for any."""
+
+
+class Progress(Protocol):
+    """The stream of an operation, for the statistics."""
+
+    @property
+    def is_upload(self) -> bool:
+        """Whether the content comes from the client."""
+        ...
+
+    @property
+    def moved_bytes(self) -> int:
+        """The content that has passed."""
+        ...
+
+    @property
+    def demand(self) -> int:
+        """Items that were requested, and haven't passed."""
+        ...
+
+
+class Transfer(NamedTuple):
+    """What a transfer is, for the statistics."""
+
+    route: str
+    name: str
+    user: str
+    peer: str
+
+
+@dataclass(slots=True)
+class RouteCounts:
+    """The operations of one route. Those that haven't ended are under way."""
+
+    started: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
 
 class Work:
     """Counts the operations of one server and owns the tasks that do them.
 
     Attributes:
+        began_at: When the server was made, by `time.monotonic`.
+        connections: Those that are open.
         started: Requests that were begun.
         completed: Those whose whole answer was handed to the connection.
         failed: Those that ended with an error.
         cancelled: Those that the client cancelled, or whose connection ended, before that.
-        idle: Set while no operation is under way.
+        idle: Set while no operation is under way but those without end.
+        routes: Counts by route.
+        errors: How many failed, by the error's code.
+        received_bytes: Content of uploads, of operations that have ended.
+        sent_bytes: Content of downloads, and all else that answers have, of the same.
+        transfers: Those under way that are streams.
         unstored_bytes: What has arrived of uploads in chunks and isn't stored yet.
     """
 
     def __init__(self) -> None:
+        self.began_at = time.monotonic()
+        self.connections = 0
         self.started = 0
         self.completed = 0
         self.failed = 0
         self.cancelled = 0
         self.unstored_bytes = 0
+        self.routes: dict[str, RouteCounts] = {}
+        self.errors: dict[str, int] = {}
+        self.received_bytes = self.sent_bytes = 0
+        self.transfers: dict[Operation, None] = {}
+        self._endless = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cleaning: set[asyncio.Task[None]] = set()
         self.idle = asyncio.Event()
@@ -47,11 +103,26 @@ class Work:
         """Operations under way."""
         return self.started - self.completed - self.failed - self.cancelled
 
-    def begin(self, what: str) -> "Operation":
-        """Counts an operation as started; `what` is for the log."""
+    def begin(self, what: str, route: str = OTHER) -> "Operation":
+        """Counts an operation of that route as started; `what` is for the log."""
         self.started += 1
         self.idle.clear()
-        return Operation(self, what)
+        try:
+            counts = self.routes[route]
+        except KeyError:
+            counts = self.routes[route] = RouteCounts()
+        counts.started += 1
+        return Operation(self, what, counts)
+
+    def count_error(self, code: str) -> None:
+        """Counts a request that failed."""
+        self.errors[code] = self.errors.get(code, 0) + 1
+
+    def count_endless(self, change: int) -> None:
+        """So many more, or fewer, of those under way end only when the client wants it."""
+        self._endless += change
+        if self.active == self._endless:
+            self.idle.set()
 
     def spawn(
         self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
@@ -87,14 +158,36 @@ class Operation:
 
     Attributes:
         what: The peer, the route and the file, for the log.
-        nbytes: Bytes of content so far, for the log.
+        received: Bytes of content of the request so far.
+        nbytes: The same of the answer.
+        started_at: By `time.monotonic`.
+        transfer: What it is, while it is a transfer under way.
+        stream: How far that has come.
     """
 
-    def __init__(self, work: Work, what: str) -> None:
+    transfer: Transfer | None = None
+    stream: Progress | None = None
+
+    def __init__(self, work: Work, what: str, counts: RouteCounts) -> None:
         self.what = what
+        self.received = 0
         self.nbytes = 0
+        self._counts = counts
+        self._is_endless = False
         self._work: Work | None = work
-        self._started_at = time.monotonic()
+        self.started_at = time.monotonic()
+
+    def set_endless(self) -> None:
+        """Only the client ends it: a server that closes doesn't wait for that."""
+        if self._work is not None and not self._is_endless:
+            self._is_endless = True
+            self._work.count_endless(1)
+
+    def follow(self, stream: Progress, transfer: Transfer) -> None:
+        """It is this transfer, which the statistics show until it ends."""
+        if self._work is not None:
+            self.stream, self.transfer = stream, transfer
+            self._work.transfers[self] = None
 
     def end(self, outcome: BaseException | None) -> None:
         """Counts the operation as completed (None), cancelled (CancelledError) or failed (anything else).
@@ -104,21 +197,32 @@ class Operation:
         work, self._work = self._work, None
         if work is None:
             return
+        if self.stream is not None:
+            self.stream = self.transfer = None  # the first leads back here: a reference cycle
+            del work.transfers[self]
+        work.received_bytes += self.received
+        work.sent_bytes += self.nbytes
+        counts = self._counts
         if outcome is None:
             work.completed += 1
+            counts.completed += 1
             result = "completed"
         elif isinstance(outcome, asyncio.CancelledError):
             work.cancelled += 1
+            counts.cancelled += 1
             result = "cancelled"
         else:
             work.failed += 1
-            result = f"failed: {_code(outcome)}"
+            counts.failed += 1
+            code = _code(outcome)
+            work.count_error(code if is_code(code) else ServerError.code)
+            result = f"failed: {code}"
             is_said = isinstance(outcome, RSocketProtocolError) or (isinstance(outcome, TransferError) and outcome.code)
             if not is_said:
                 _log.error("a request failed: %s", self.what, exc_info=outcome)
-        _log.info("%s: %d bytes in %.3f s, %s", self.what, self.nbytes, time.monotonic() - self._started_at, result)
-        if not work.active:
-            work.idle.set()
+        nbytes, seconds = self.received + self.nbytes, time.monotonic() - self.started_at
+        _log.info("%s: %d bytes in %.3f s, %s", self.what, nbytes, seconds, result)
+        work.count_endless(-1 if self._is_endless else 0)
 
 
 async def _clean_up(function: Callable[[], Coroutine[Any, Any, None]]) -> None:

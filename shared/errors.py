@@ -76,6 +76,7 @@ __all__ = [
     "UnknownRoute",
     "WrongLoop",
     "from_error_frame",
+    "is_code",
     "is_retryable",
     "to_protocol_error",
 ]
@@ -263,6 +264,11 @@ def to_protocol_error(error: BaseException) -> RSocketProtocolError:
         error = ServerError("the server failed to serve this request; its log says why")
     text = f"{error.code}: {_one_line(error.message)}"
     return RSocketProtocolError(error.error_code, data=text)
+
+
+def is_code(text: str) -> bool:
+    """Whether an error on the wire has this code."""
+    return text in _BY_CODE
 
 
 def from_error_frame(error_code: int, data: bytes | bytearray | memoryview, name: str | None = None) -> TransferError:

@@ -422,6 +422,13 @@ async def test_mirror_tree(folder: Path) -> None:
     assert lines[-1] == f"every byte is as on the disk, and a second run skips all {len(paths)} files"
 
 
+async def test_live_mirror() -> None:
+    status, stdout, stderr = await run_examples("live_mirror")
+    assert (status, stderr) == (0, "")
+    assert "ready: 2 files are the same, 1 others were removed" in stdout.splitlines()
+    assert stdout.splitlines()[-1] == "the folder was like the server's at every rest"
+
+
 async def test_racing_fails_if_the_second_server_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ResponseRequest, "cancel", lambda self: None)
     monkeypatch.setattr(racing, "_CANCEL_SECONDS", 0.2)

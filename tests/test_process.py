@@ -79,6 +79,17 @@ async def test_a_port_in_use_is_reported_in_one_line() -> None:
     assert stderr.count("\n") == 1
 
 
+async def test_a_metrics_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with server_process("--port", "0", "--metrics-port", str(port)) as (process, line):
+            assert line == ""
+            code, stderr = await ended(process)
+    assert code == 1
+    assert stderr.startswith(f"can't serve: --metrics-port {port} of 127.0.0.1: ")
+    assert stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "arguments", [["--port", "x"], ["--port", "70000"], ["--nope"], ["--read-only"], ["--auth-file", "missing"]]
 )

@@ -35,6 +35,9 @@ waiting       seconds: how long nothing has moved
 completed     name, size, etag, modified, digest
 skipped       name, reason
 failed        name, error, message, exit_code
+watched       kind (present, ready, added, changed, removed), name, size, etag, modified, digest: of `watch`; of ready
+              and removed only the first two
+statistics    what `rx_client.ServerStats` has, of `top`
 change        action (put, get, move, delete), name, to (of move), reason, dry_run: of `sync`, `mv` and `rm`
 note          message: nothing that a script needs
 error         error, message, exit_code: ends the command

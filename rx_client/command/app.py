@@ -27,8 +27,10 @@ VERBS: Final = {
     "cat": "Writes files to standard output.",
     "ls": "Lists the server's files.",
     "stat": "Shows what the server knows of files.",
+    "watch": "Shows files as they change, until it is interrupted.",
     "mv": "Renames files on the server.",
     "rm": "Deletes files on the server.",
+    "top": "Shows what the server does, until it is interrupted.",
     "serve": "Serves files until it is interrupted.",
     "users": "Adds, lists and removes a server's users.",
 }

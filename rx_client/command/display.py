@@ -15,8 +15,9 @@ from shared import FileInfo
 
 from .exits import Exit
 from .failures import Failure, describe
-from .happenings import Change, Happening, Listed, Note
+from .happenings import Change, Happening, Listed, Note, Statistics, Watched
 from .outcome import Outcome
+from .statistics import show_statistics
 from .words import show_bytes, show_date, show_percent, show_rate, show_seconds
 
 __all__ = ["Display", "JsonLines", "Lines", "harmless"]
@@ -56,6 +57,13 @@ class Display:
                 self.complain(sentence if name in sentence else f"{name}: {sentence}")
             case Change(is_planned=True):
                 self.show(_change(event))
+            case Watched(kind, name) if kind != "ready":
+                self.show(f"{kind:<8} {name}")
+                sys.stdout.flush()
+            case Statistics():
+                # On a terminal in place of the last ones.
+                self.show(("\x1b[H\x1b[2J" if sys.stdout.isatty() else "") + show_statistics(event))
+                sys.stdout.flush()
             case _:
                 pass
 
@@ -166,6 +174,11 @@ class JsonLines(Display):
                 self._emit("file", **asdict(info))
             case Note(message):
                 self._emit("note", message=message)
+            case Watched(kind, name, info):
+                known = {"name": name or None} if info is None else asdict(info)
+                self._emit("watched", kind=kind, **known)
+            case Statistics(stats):
+                self._emit("statistics", **asdict(stats))
             case Change():
                 self._emit("change", **_without("is_planned", asdict(event)), dry_run=event.is_planned)
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rx_client import TotalProgress, TreeEvent
+from rx_client import ServerStats, TotalProgress, TreeEvent
 from shared import FileInfo
 
-__all__ = ["Action", "Change", "Happening", "Listed", "Note"]
+__all__ = ["Action", "Change", "Happening", "Listed", "Note", "Statistics", "Watched"]
 
 Action = Literal["put", "get", "move", "delete"]
 
@@ -50,5 +50,33 @@ class Note:
     message: str
 
 
-Happening = TreeEvent | TotalProgress | Listed | Change | Note
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A file that is watched: it is there, or was added, changed or removed; or all that are there have come.
+
+    Attributes:
+        kind: Which of these.
+        name: The file's; empty for `ready`.
+        info: What is known of it; None if it was removed.
+    """
+
+    kind: Literal["present", "ready", "added", "changed", "removed"]
+    name: str = ""
+    info: FileInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What the server has done, and does.
+
+    Attributes:
+        stats: Now.
+        before: The last time; None at first.
+    """
+
+    stats: ServerStats
+    before: ServerStats | None = None
+
+
+Happening = TreeEvent | TotalProgress | Listed | Change | Note | Watched | Statistics
 """What a verb emits."""

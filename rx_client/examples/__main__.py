@@ -10,7 +10,19 @@ from server import serve
 from shared import TransferError
 
 from ..connection.options import parse_uri
-from . import chat, dashboard, etl, files, mirror_tree, parallel, pipeline, racing, resumable, slow_consumer
+from . import (
+    chat,
+    dashboard,
+    etl,
+    files,
+    live_mirror,
+    mirror_tree,
+    parallel,
+    pipeline,
+    racing,
+    resumable,
+    slow_consumer,
+)
 from .context import Context, WrongResult
 from .real_files import add_file_option
 
@@ -40,6 +52,7 @@ EXAMPLES: Final = {
     "chat": Example(chat.__doc__ or "", chat.run),
     "parallel": Example(parallel.__doc__ or "", parallel.run, parallel.add_options),
     "mirror_tree": Example(mirror_tree.__doc__ or "", mirror_tree.run, mirror_tree.add_options),
+    "live_mirror": Example(live_mirror.__doc__ or "", live_mirror.run),
     "dashboard": Example(dashboard.__doc__ or "", dashboard.run, dashboard.add_options),
     "etl": Example(etl.__doc__ or "", etl.run),
     "racing": Example(racing.__doc__ or "", racing.run),

@@ -38,19 +38,13 @@ _MAX_RESTARTS: Final = 3
 class UploadTransfer:
     """What the subscriptions of one `upload_id` share: the upload's id, and how far its digest has come.
 
-        The fields are the arguments of `FileClient.upload_from`; `chunk_bytes` is None where the caller leaves it open, and
-        `record` what remembers the upload, if it is to be remembered: the id is what that says then.
+    The fields are the arguments of `FileClient.upload_from`; `chunk_bytes` is None where the caller leaves it open, and
+    `record` what remembers the upload, if it is to be remembered: the id is what that says then.
 
-    <<<<<<< HEAD
-        What the server has of an earlier attempt, or another server has received, is gone on with if the source still has
-        it: as the system says (see `Version`), or as its digest proves when it is read again. If not, the part at the
-        server is spoilt: it is finished with a length that it doesn't have, so that the server drops it, and the upload
-        starts over.
-    =======
-        An upload continues what the server has of an earlier attempt if the source still has it: as the system says (see
-        `Version`), or as its digest proves when it is read again. If not, the part at the server is spoilt: it is finished
-        with a length that it doesn't have, so that the server drops it, and the upload starts over.
-    >>>>>>> main
+    An upload continues what the server has of an earlier attempt, or another server has received, if the source still
+    has it: as the system says (see `Version`), or as its digest proves when it is read again. If not, the part at the
+    server is spoilt: it is finished with a length that it doesn't have, so that the server drops it, and the upload
+    starts over.
     """
 
     name: str

@@ -24,6 +24,7 @@ from shared.protocol.metadata import build_routing, parse_metadata, parse_routin
 from shared.protocol.wire import chat_filename_mimetype
 
 from ..data import find_items
+from ..work import OTHER
 from .context import Session
 from .pull import Items, PullStream
 from .table import Model, Request, Route
@@ -98,7 +99,7 @@ class Dispatcher(BaseRequestHandler):
         route = self._routes.get((model, name))
         if route is None:
             label = name if name.isprintable() else ascii(name)
-            route = Route(label, model, partial(_ask_router, self._router), right=None)
+            route = Route(label, model, partial(_ask_router, self._router), right=None, counted_as=OTHER)
         request = Request(self._session, route, items, payload)
         request.admit()
         return request
@@ -168,10 +169,12 @@ async def _publish(request: Request[Any]) -> Any:
             return halves
         items = cast(Items | Callable[[PullStream], Items], given)
         make: Callable[[PullStream], Items] = items if callable(items) else lambda _: items
-        return PullStream(make, request.session.connection, operation)
+        stream = PullStream(make, request.session.connection, operation)
     except Exception as error:
         operation.end(error)
         raise
+    request.follow(stream)
+    return stream
 
 
 def _checked(model: Model, given: Any) -> Any:

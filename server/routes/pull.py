@@ -56,6 +56,22 @@ class PullStream(Publisher, Subscription, Disposable):
         self._wake: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._refusal: InvalidRequest | None = None
+        self._counted_bytes = 0  # of the job's
+
+    @property
+    def is_upload(self) -> bool:
+        """See `server.work.Progress`."""
+        return False
+
+    @property
+    def moved_bytes(self) -> int:
+        """See `server.work.Progress`."""
+        return self._operation.nbytes + (0 if self._job is None else self._job.nbytes - self._counted_bytes)
+
+    @property
+    def demand(self) -> int:
+        """See `server.work.Progress`."""
+        return self._credit.granted - self._credit.taken
 
     @property
     def sends_files(self) -> bool:
@@ -95,12 +111,17 @@ class PullStream(Publisher, Subscription, Disposable):
         finally:
             job.stop()
             await wait_uncancelled(job.finished)  # the file can't be closed before
-            self._operation.nbytes += job.nbytes
+            self._counted_bytes = job.nbytes
+            self._operation.nbytes += self._counted_bytes
         if job.failure is not None:
             raise job.failure
         if not job.is_all_sent:
             raise asyncio.CancelledError("the connection ended before the file was sent")
         engine.finish_stream(stream_id)  # its last item has completed it
+
+    def wait_without_room(self) -> None:
+        """Gives back the room for the next item, which others may need: the generator is going to wait for long."""
+        self._settle()
 
     async def demanded(self) -> None:
         """Returns when an item is requested."""

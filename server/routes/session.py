@@ -9,8 +9,10 @@ from ..data import ChatData
 from .context import ConnectionContext, Session
 from .dispatch import TableRouter
 from .files import FILES
+from .stats import STATS
 from .table import Route
 from .tutorial import TUTORIAL
+from .watch import WATCH
 
 __all__ = ["ChatUserSession", "SessionFactory"]
 
@@ -42,7 +44,7 @@ class ChatUserSession(Session):
         Raises:
             ValueError: Two routes have the same name and interaction model.
         """
-        return TableRouter(self, (*TUTORIAL, *FILES, *self._routes))
+        return TableRouter(self, (*TUTORIAL, *FILES, *WATCH, *STATS, *self._routes))
 
 
 SessionFactory = Callable[[ChatData, ConnectionContext], ChatUserSession]

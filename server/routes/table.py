@@ -16,7 +16,7 @@ from shared.protocol.wire import parse_name
 
 from ..stores.base import AtOnceStore
 from ..users import Right
-from ..work import Operation
+from ..work import Operation, Progress, Transfer
 from .context import Session
 from .pull import Items, PullStream
 from .whole import ReservedUpload, UploadSpool
@@ -49,7 +49,7 @@ class Request(Generic[M]):
         payload: The request as it arrived.
         name: The file that it is about; empty if its route isn't about one.
         message: The `Route.message` of its metadata; None if the route has none.
-        operation: Is counted, and ends with the answer; `nbytes` is for the log.
+        operation: Is counted, and ends with the answer; its `nbytes` are what the answer has so far.
     """
 
     __slots__ = ("items", "message", "name", "operation", "payload", "route", "session")
@@ -89,12 +89,19 @@ class Request(Generic[M]):
             raise
         self._begin()
 
+    def follow(self, stream: Progress) -> None:
+        """The answer is a stream; if it is about a file, the statistics show it."""
+        if self.route.is_about_file:
+            session = self.session
+            transfer = Transfer(self.route.name, self.name, session.user.name, session.connection.peer)
+            self.operation.follow(stream, transfer)
+
     def _begin(self) -> Operation:
         connection = self.session.connection
         user = self.session.user.name
         what = f"{user}@{connection.peer} {self.route.name}" if user else f"{connection.peer} {self.route.name}"
-        self.operation = connection.work.begin(f"{what} {self.name!r}" if self.name else what)
-        self.operation.nbytes = len(self.payload.data or b"")
+        self.operation = connection.work.begin(f"{what} {self.name!r}" if self.name else what, self.route.counted_as)
+        self.operation.received = len(self.payload.data or b"")
         return self.operation
 
 
@@ -133,6 +140,7 @@ class Route(Generic[M]):
         at_once: Answers a request-response without waiting if the store is in memory; or gives what does so, to be
             called in the next event-loop iteration, so that a CANCEL that came with the request is in time. If either
             gives None or raises, `handle` is called.
+        counted_as: What the statistics call it; its name and its model by default.
         spool: Where the data of a request in several frames goes, or what room it needs; None for memory.
     """
 
@@ -145,3 +153,8 @@ class Route(Generic[M]):
     message: Message[M] | None = None
     at_once: Callable[[Request[M], AtOnceStore], Payload | Callable[[], Payload | None] | None] | None = None
     spool: Callable[[Request[M]], UploadSpool | ReservedUpload | None] | None = None
+    counted_as: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.counted_as:
+            object.__setattr__(self, "counted_as", f"{self.name} {self.model}")

@@ -65,6 +65,22 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
         self._subscriber: Subscriber | None = None
         self._credit = Credit()
         self._receipt: Receipt | None = None
+        request.follow(self)
+
+    @property
+    def is_upload(self) -> bool:
+        """See `server.work.Progress`."""
+        return True
+
+    @property
+    def moved_bytes(self) -> int:
+        """See `server.work.Progress`."""
+        return self._operation.received
+
+    @property
+    def demand(self) -> int:
+        """See `server.work.Progress`."""
+        return self._demand.outstanding
 
     # What rsocket calls
 
@@ -197,7 +213,7 @@ class UploadChannel(Publisher, Subscriber, Subscription, Disposable):
             self._wake.clear()
             consumed, items = job.items - items, job.items
             if job.nbytes > nbytes:
-                self._operation.nbytes += job.nbytes - nbytes
+                self._operation.received += job.nbytes - nbytes
                 nbytes = job.nbytes
                 self._put_receipt(Receipt(await upload.flush() if job.is_idle else upload.durable))
             failure = self._failure or job.failure

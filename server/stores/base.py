@@ -22,6 +22,7 @@ from shared.protocol.digest import DigestLink
 from shared.protocol.wire import FileInfo
 
 from .at_once import AtOnceStore
+from .changes import Watchable
 
 __all__ = ["PAGE_FILES", "AtOnceStore", "OpenFile", "Page", "Reader", "Reservation", "Store", "Upload"]
 
@@ -197,7 +198,7 @@ class Reservation(ABC):
         """Gives the room back. Fine after `put`, too."""
 
 
-class Store(ABC):
+class Store(Watchable, ABC):
     """Files by name, used between its `start` and its `close`.
 
     Attributes:
@@ -229,9 +230,8 @@ class Store(ABC):
         return None
 
     def apply_limits(self, max_bytes: int | None, max_file_bytes: int | None) -> None:
-        """Limits all files together, and each one, from now on; None for no limit. The server calls it with its own.
-
-        Does nothing by default: a store on a disk is limited by the disk and by its own options.
+        """Limits all files together, and each one; None for no limit. The server calls it with its own limits.
+        It does nothing by default: a store on a disk is limited by that, and by its own options.
         """
         return
 

@@ -130,6 +130,9 @@ class Catalog:
             await asyncio.sleep(0)  # a listing may need many
         else:
             await run_blocking(None, digest.update, content)
+        known = self._known.get(name)
+        if known is not None and known.content is content:
+            return known  # another call was quicker: there is one time
         known = Known.of(name, content, digest.text())
         if self._files.get(name) is content:
             self.add(name, known)

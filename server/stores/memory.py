@@ -162,6 +162,9 @@ class MemoryStore(Store):
             raise no_upload(upload_id, name)
         return part.durable
 
+    async def count_unfinished(self) -> int | None:
+        return len(self._parts)
+
     async def discard(self, upload_id: str) -> int:
         async with self._locks[upload_id]:
             part = self._parts.get(upload_id)
@@ -178,6 +181,7 @@ class MemoryStore(Store):
         if self._files.pop(name, None) is None:
             raise NotFound.for_name(name)
         self._catalog.see(name)
+        self.changes.note(name)
         return known.info
 
     async def move(self, source: str, target: str, *, overwrite: bool = True, if_match: str | None = None) -> FileInfo:
@@ -197,6 +201,8 @@ class MemoryStore(Store):
         del self._files[source]
         self._catalog.add(target, moved)
         self._catalog.see(source)
+        self.changes.note(source)
+        self.changes.note(target)
         return moved.info
 
     async def sweep(self, max_age_seconds: float) -> int:
@@ -262,6 +268,8 @@ class MemoryStore(Store):
         """As `put`, where there is room."""
         self._files[name] = content
         self._catalog.see(name)
+        if self.changes.watchers:  # a call would be a hundredth of a small request
+            self.changes.note(name)
 
     def forget(self, part: "_MemoryPart") -> None:
         """Notes that a part has ended."""
@@ -280,6 +288,7 @@ class MemoryStore(Store):
         self._files[name] = content
         known = Known.of(name, content, part.digest.text(), part.spec.upload_id, modified)
         self._catalog.add(name, known)
+        self.changes.note(name)
         return known.info
 
 

@@ -54,6 +54,7 @@ class QueuedStore(Store):
         self.spools, self.keeps_opened, self.lists_all = store.spools, store.keeps_opened, store.lists_all
         self.page_files = store.page_files
         self.store: Final = store
+        self.changes = store.changes
         self.calls: Final = asyncio.Semaphore(_CALLS)
         self.opened: Final[WeakSet[Reader | Upload]] = WeakSet()
         # One at a time, since a page may be a large folder's.
@@ -103,6 +104,7 @@ class QueuedStore(Store):
         if len(self.opened) >= _OWN_FILES and self.store.is_short_of_files:
             raise too_many_files()
 
+    count_unfinished = _queued(Store.count_unfinished)
     start = _queued(Store.start)
     close = _queued(Store.close)
     stat = _queued(Store.stat)

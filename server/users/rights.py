@@ -12,11 +12,12 @@ __all__ = ["ANYBODY", "Right", "User", "parse_permissions"]
 
 
 class Right(Enum):
-    """What a user may do with a file."""
+    """What a user may do with a file; MONITOR, which is about all files, asks for the server's statistics."""
 
     READ = "r"
     WRITE = "w"
     DELETE = "d"
+    MONITOR = "s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def parse_permissions(text: str) -> dict[str, frozenset[Right]]:
     for grant in text.split():
         letters, at, prefix = grant.partition("@")
         if not at or not letters or not set(letters) <= {right.value for right in Right}:
-            raise ValueError("a permission has the form r@PREFIX, of the letters r, w and d")
+            raise ValueError("a permission has the form r@PREFIX, of the letters r, w, d and s")
         grants[prefix] = grants.get(prefix, frozenset()) | frozenset(map(Right, letters))
     if not grants:
         raise ValueError("there are no permissions")

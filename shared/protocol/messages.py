@@ -25,6 +25,7 @@ __all__ = [
     "DownloadRequest",
     "FileRequest",
     "Json",
+    "JsonMessage",
     "ListRequest",
     "MoveRequest",
     "Receipt",
@@ -219,7 +220,7 @@ class Receipt(_Message):
 
 @dataclass(frozen=True, slots=True)
 class ListRequest(_Message):
-    """Requests a listing of the names that start with `prefix`; with `details`, each item's metadata has a FileInfo."""
+    """Requests the names that start with `prefix`; with `details`, each has a FileInfo. Also of `files.watch`."""
 
     details: bool = False
     prefix: str = ""
@@ -254,16 +255,17 @@ class MoveRequest(_Message):
     if_match: str | None = None
 
 
+JsonMessage = _Message
 Message = DownloadRequest | ChunkHead | UploadRequest | UploadEnd | Receipt | ListRequest | FileRequest | MoveRequest
 
 
-def transfer_metadata(message: Message | FileInfo) -> bytes:
+def transfer_metadata(message: JsonMessage | FileInfo) -> bytes:
     """The composite metadata of an item that has `message`."""
     fields = _json_of(message) if isinstance(message, FileInfo) else message.to_json()
     return build_metadata([MetadataItem(chat_transfer_mimetype, _encode(fields).encode())])
 
 
-def transfer_request(route: str, name: str | None, message: Message) -> bytes:
+def transfer_request(route: str, name: str | None, message: JsonMessage) -> bytes:
     """The composite metadata of a request; raises InvalidName as `check_name` does."""
     return request_metadata(route, name) + transfer_metadata(message)
 

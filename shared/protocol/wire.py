@@ -52,6 +52,8 @@ class Route:
     UPLOAD: Final = "file.upload"
     DOWNLOAD: Final = "file.download"
     FILES: Final = "files"
+    WATCH: Final = "files.watch"
+    STATS: Final = "server.stats"
     UPLOAD_STATUS: Final = "file.upload.status"
     UPLOAD_DISCARD: Final = "file.upload.discard"
     STAT: Final = "file.stat"
@@ -140,6 +142,6 @@ def request_metadata(route: str, name: str | None = None) -> bytes:
     return _route_metadata(route) + (b"" if name is None else name_metadata(name))
 
 
-@lru_cache(maxsize=16)  # there are six
+@lru_cache(maxsize=16)  # there are ten
 def _route_metadata(route: str) -> bytes:
     return build_metadata([build_routing(route)])

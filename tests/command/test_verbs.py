@@ -1,7 +1,10 @@
 """What the verbs do, against a server: the names and places of files, and what is printed."""
 
 import io
+import json
 import os
+import re
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 
 from server import FileServer
 from tests.command.conftest import Command
+from tests.command.test_process import ended, process
 
 
 def make(home: Path, *names: str) -> None:
@@ -182,3 +186,39 @@ async def test_nothing_to_transfer_is_said(rxfiles: Command, home: Path) -> None
     result = await rxfiles("put", "-r", "empty")
     assert (result.code, result.err) == (0, "there are no files to transfer\n")
     assert (await rxfiles("put", "-r", "empty", "-q")).err == ""
+
+
+async def test_watch_shows_what_is_there_and_what_happens(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RXFILES_SERVER", server.uri)
+    server.data.files.update({"docs/a": b"1", "other": b"1"})
+    async with process("watch", "docs/", "--json") as begun:
+        assert begun.stdout is not None
+        events: list[dict[str, object]] = []
+        while (event := json.loads(await begun.stdout.readline()))["kind"] != "ready":
+            events.append(event)
+        await server.data.store.put("docs/b", b"22")
+        events.append(json.loads(await begun.stdout.readline()))
+        await server.data.store.delete("docs/a")
+        events.append(json.loads(await begun.stdout.readline()))
+        begun.send_signal(signal.SIGINT)
+        result = await ended(begun)
+    assert [(each["event"], each["kind"], each["name"], each.get("size")) for each in events] == [
+        ("watched", "present", "docs/a", 1),
+        ("watched", "added", "docs/b", 2),
+        ("watched", "removed", "docs/a", None),
+    ]
+    assert result.code == 130
+
+
+async def test_top_shows_what_the_server_does(rxfiles: Command, server: FileServer, home: Path) -> None:
+    make(home, "a")
+    await rxfiles("put", "a")
+    result = await rxfiles("top", "--every", "0.1", "-n", "2")
+    assert result.code == 0
+    assert "1 connections, 0 transfers" in result.out
+    assert "received 9 B (0 B/s)" in result.out
+    assert re.search(r"^file.upload request-channel +0 +1 +0 +0$", result.out, re.MULTILINE)
+    (statistics, _summary) = (await rxfiles("top", "-n", "1", "--json")).events
+    assert statistics["event"] == "statistics"
+    assert statistics["connections"] == 1
+    assert statistics["errors"] == {}

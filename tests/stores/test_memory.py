@@ -412,3 +412,9 @@ async def test_the_published_content_is_not_copied() -> None:
     reader = await MemoryStore(files).open("a")
     assert await reader.read(0, 1_000_000) is content
     await reader.close()
+
+
+async def test_a_file_has_one_time_however_many_ask_for_it_at_once() -> None:
+    store = MemoryStore({"a": b"content"})
+    infos = await asyncio.gather(*(store.stat("a") for _ in range(3)))
+    assert infos == [await store.stat("a")] * 3

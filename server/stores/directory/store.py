@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from os import PathLike, fspath
+from os.path import abspath
 from typing import Final, ParamSpec, TypeVar
 
 from shared.aio import run_blocking, wait_uncancelled
@@ -20,6 +21,7 @@ from ..failures import READ_ONLY, too_many_files
 from ..parts import KeyedLocks, Part, PartUpload, UploadSpec, already_exists, check_file_size
 from .folder import Folder
 from .names import fingerprint
+from .notifier import FolderNotifier
 from .reader import DirectoryReader
 from .threads import FolderThreads
 from .unfinished import UploadFile
@@ -75,6 +77,7 @@ class DirectoryStore(Store):
         read_only: bool = False,
     ) -> None:
         self._folder = Folder(fspath(path), follow_links=follow_links, read_only=read_only)
+        self._notifier = FolderNotifier(abspath(path), self.changes)
         self._read_only = read_only
         self._max_file_bytes = max_file_bytes
         self._locks = KeyedLocks()
@@ -92,6 +95,16 @@ class DirectoryStore(Store):
     @property
     def is_short_of_files(self) -> bool:
         return self._has_open(0.75)
+
+    @property
+    def relist_seconds(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._notifier.relist_seconds
+
+    async def observe(self) -> None:
+        await self._notifier.run()
+
+    async def count_unfinished(self) -> int | None:
+        return 0 if self._read_only else await self.run(self._folder.uploads.count)
 
     def _has_open(self, share: float) -> bool:
         """Whether that share of the files that may be open is."""
@@ -192,6 +205,7 @@ class DirectoryStore(Store):
         with self._opening_one():
             async with self.lock_of_file(name):
                 await self.threads.put(name, content)
+        self.changes.note(name)
 
     async def published(self, upload_id: str, name: str) -> FileInfo | None:
         return await self.run(self._folder.published, upload_id, name)
@@ -212,14 +226,19 @@ class DirectoryStore(Store):
     async def delete(self, name: str, if_match: str | None = None) -> FileInfo:
         self._check_writable(name)
         async with self.lock_of_file(name):
-            return await self.run(self._folder.delete, name, if_match)
+            info = await self.run(self._folder.delete, name, if_match)
+        self.changes.note(name)
+        return info
 
     async def move(self, source: str, target: str, *, overwrite: bool = True, if_match: str | None = None) -> FileInfo:
         self._check_writable(source)
         async with AsyncExitStack() as locks:
             for name in sorted({source.casefold(), target.casefold()}):  # in the same order in every call
                 await locks.enter_async_context(self.lock_of_file(name))
-            return await self.run(self._folder.move, source, target, overwrite=overwrite, if_match=if_match)
+            info = await self.run(self._folder.move, source, target, overwrite=overwrite, if_match=if_match)
+        self.changes.note(source)
+        self.changes.note(target)
+        return info
 
     async def sweep(self, max_age_seconds: float) -> int:
         async with self._listing:
@@ -275,7 +294,9 @@ class DirectoryStore(Store):
         """Makes a part the file."""
         await self.run(self._folder.seal, part.file, modified)
         async with self.lock_of_file(part.spec.name):
-            return await self.run(self._folder.publish, part.file, overwrite=overwrite)
+            info = await self.run(self._folder.publish, part.file, overwrite=overwrite)
+        self.changes.note(part.spec.name)
+        return info
 
     def lock_of_file(self, name: str) -> asyncio.Lock:
         """The lock of a file's name, and of every name that some file system takes for the same."""

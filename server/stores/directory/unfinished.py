@@ -70,6 +70,10 @@ class UnfinishedUploads:
             case _:
                 return None
 
+    def count(self) -> int:
+        """How many there are, open or not."""
+        return sum(entry.name.endswith(".part") for entry in os.scandir(self.path))
+
     def durable(self, upload_id: str, name: str | None = None) -> int:
         """How many bytes an upload has, of the file `name` if that is given; raises NotFound if there is none."""
         found = self.find(names.fingerprint(upload_id))
