@@ -1,7 +1,8 @@
 """What may have changed in a store: names for its watchers to look at, and nothing else, so that no queue grows.
 
-Who notes a name needn't know what has become of it: a watcher looks, and compares with what its consumer knows. So it
-does no harm to note a name twice, too early, or for nothing; but a change that is noted before it can be seen is lost.
+The store that notes a name needn't know what has become of it: a watcher looks, and compares with what its consumer
+knows. So it does no harm to note a name twice, or for nothing; but a change that is noted before it can be seen is
+lost.
 """
 
 import asyncio

@@ -164,7 +164,7 @@ class KnownFiles:
 
 @contextmanager
 def watched(store: Store, prefixes: Sequence[str]) -> Generator[Interest, None, None]:
-    """What may change of the files with these prefixes, whoever changes them, while the block lasts."""
+    """What may change of the files with these prefixes, by any writer, while the block lasts."""
     interest, changes = Interest(prefixes), store.changes
     changes.add(interest, partial(_observe, store))
     try:
