@@ -34,6 +34,7 @@ from shared.errors import (
     TransferError,
 )
 from shared.files import disk
+from shared.protocol.wire import FileInfo
 
 from .support import NAMES, begin, digest_of, get, listed, names_in, put
 
@@ -356,6 +357,36 @@ async def test_a_forked_process_does_not_hold_the_lock(tmp_path: Path, end: str)
         finally:
             os.kill(child, signal.SIGKILL)
             first.kill()
+
+
+async def test_a_call_that_was_given_up_does_not_lock_a_closed_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on in its thread, finds nothing, and then looks whether the whole folder is there."""
+    store, gate, is_over = await _opened(tmp_path / "files"), threading.Event(), threading.Event()
+
+    def missing(name: str) -> FileInfo:
+        gate.wait(30)
+        raise NotFound.for_name(name)
+
+    check = store._folder.check
+
+    def noting_check() -> None:
+        try:
+            check()
+        finally:
+            is_over.set()
+
+    monkeypatch.setattr(store._folder, "stat", missing)
+    monkeypatch.setattr(store._folder, "check", noting_check)
+    asking = asyncio.create_task(store.stat("a"))
+    await asyncio.sleep(0.01)
+    asking.cancel()
+    await store.close()
+    gate.set()
+    assert await asyncio.to_thread(is_over.wait, 30)
+    await asyncio.wait([asking])
+    await (await _opened(tmp_path / "files")).close()
 
 
 async def test_a_file_system_without_locks(

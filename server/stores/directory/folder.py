@@ -32,6 +32,7 @@ What a killed process leaves behind is removed by the next `open`, which also mo
 encoded, though their names can be paths.
 """
 
+import errno
 import logging
 import os
 import threading
@@ -92,9 +93,11 @@ class Folder:
         self._lock_path = os.path.join(self._own, "lock")
         self._lock = FolderLock(root, None if read_only else self._lock_path)
         self._reopening = threading.Lock()
+        self._is_closed = False
 
     def open(self) -> None:
         """Locks the folder and removes what a killed process left behind; BlockingIOError if another one uses it."""
+        self._is_closed = False
         if self._read_only:
             self._lock.take()
             return
@@ -115,12 +118,14 @@ class Folder:
             self._places.probe(self._scratch)
             self._clean()
         except BaseException:
-            self.close()
+            self._lock.release()
             raise
 
     def close(self) -> None:
-        """Unlocks it."""
-        self._lock.release()
+        """Unlocks it. A call that was given up, and goes on in its thread, doesn't open it again."""
+        with self._reopening:
+            self._is_closed = True
+            self._lock.release()
 
     def check(self) -> None:
         """Opens the folder that is in the place of the one that was opened, unless that is still there.
@@ -131,10 +136,12 @@ class Folder:
         if self._lock.is_there():
             return
         with self._reopening:
+            if self._is_closed:
+                raise OSError(errno.ESHUTDOWN, "the store is closed", self._root)
             if self._lock.is_there():
                 return  # another thread has done it
             self._lock.check_place()
-            self.close()
+            self._lock.release()
             self.open()
         _log.warning("%s is there again, and served", self._root)
 
