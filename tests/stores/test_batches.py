@@ -111,8 +111,8 @@ async def test_items_that_wait_for_the_disk_together_gather_meanwhile(executor: 
         gate.set()
     assert await asyncio.gather(*tasks) == [2 * number for number in range(60)]
     assert sorted(item for items in batches for item in items) == list(range(60))
-    # Half of what is under way each, which both threads share. In which order they begin is the system's to say.
-    assert all(len(items) in (28, 29, 30) for items in batches[2:])
+    # What has gathered is shared by both threads, half each; if the first is quick, the rest may be cut further.
+    assert max(map(len, batches)) in (28, 29, 30)
 
 
 async def test_what_the_work_raises_is_the_outcome_of_all_items(executor: ThreadPoolExecutor) -> None:
