@@ -11,7 +11,10 @@ from shared import errors
 
 from .exits import Exit
 
-__all__ = ["Failure", "RefusedError", "UnfitError", "UsageError", "describe"]
+__all__ = ["RUN_AGAIN", "Failure", "RefusedError", "UnfitError", "UsageError", "describe"]
+
+RUN_AGAIN: Final = "run the same command again: it goes on where it stopped"
+"""What a user is told after a transfer that was interrupted, or has lost its server."""
 
 
 class UsageError(Exception):
@@ -92,7 +95,7 @@ def _no_room(error: Exception) -> str:
 
 
 _STDOUT: Final = re.compile(r"/proc/\d+/fd/1\b|/dev/(?:stdout|fd/1)\b")
-_AGAIN: Final = _and("run the same command again: it goes on where it stopped")
+_AGAIN: Final = _and(RUN_AGAIN)
 
 _TABLE: Final[list[tuple[type[Exception], Exit, Callable[[Any], str]]]] = [
     (UsageError, Exit.USAGE, _text),

@@ -15,7 +15,7 @@ from .. import TreeEvent, rate_limit
 from ..operators import transfer_all
 from ..transfers.folders import unsafe_reason
 from .expected import bytes_at_server
-from .failures import UsageError
+from .failures import RUN_AGAIN, UsageError
 from .folders import as_folder, is_folder, last_part, or_folder_error
 from .happenings import Happening
 from .options import BwLimit, DigestName, Exclude, IgnoreExisting, Include, NoOverwrite, Recursive, Retries, Transfers
@@ -65,7 +65,7 @@ def get(
         run.use_stdout()
         transfers = 1
     else:
-        run.again = "run the same command again: it goes on where it stopped"
+        run.again = RUN_AGAIN
     if "" in names:
         raise UsageError("a name is empty: `rxfiles ls` lists the names")
     place = _places(names, to)

@@ -17,7 +17,7 @@ from shared.protocol.wire import check_name
 from .. import TreeEvent, rate_limit
 from ..operators import transfer_all
 from .expected import bytes_here
-from .failures import UsageError
+from .failures import RUN_AGAIN, UsageError
 from .folders import as_folder, is_folder
 from .happenings import Happening
 from .options import BwLimit, DigestName, Exclude, IgnoreExisting, Include, NoOverwrite, Recursive, Retries, Transfers
@@ -66,7 +66,7 @@ def put(
     if _STDIN in paths:
         run.again = "standard input can't be read again: start over"
     else:
-        run.again = "run the same command again: it goes on where it stopped"
+        run.again = RUN_AGAIN
 
     def put_file(path: str, name: str) -> Observable[TreeEvent]:
         source, is_path = (sys.stdin.buffer, False) if path == _STDIN else (path, True)

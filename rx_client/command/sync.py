@@ -12,7 +12,7 @@ from ..operators import transfer_all
 from ..transfers.trees import TreeOptions
 from .comparing import Plan, Tree, compare
 from .directions import Direction, FromServer, ToServer
-from .failures import RefusedError, UsageError
+from .failures import RUN_AGAIN, RefusedError, UsageError
 from .folders import as_folder
 from .happenings import Change, Happening, Note
 from .options import BwLimit, DryRun, Exclude, Include, Retries, Transfers
@@ -57,7 +57,7 @@ def sync(
     make, folder, prefix = _direction(source, target)
     each, limit = steady(retries, run.period), rate_limit(parse_rate(bwlimit))
     way = make(run.files, folder, prefix, transfers=transfers, each=each, limit=limit)
-    run.again = "run the same command again: it goes on where it stopped"
+    run.again = RUN_AGAIN
     is_selected = TreeOptions(include, exclude, 1, None, True).selector("")
 
     def carry_out(before: Tree, after: Tree, plan: Plan) -> Observable[Happening]:

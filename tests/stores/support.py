@@ -4,9 +4,14 @@ To have `test_contract.py` check another store, add one line to `STORES`; what i
 of its own. `partwise.py` is an example of a store that makes less durable than it receives.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from server.stores.base import PAGE_FILES, Store, Upload
 from server.stores.directory.store import DirectoryStore
@@ -204,3 +209,28 @@ NAMES = [
     "a" * 126,
 ]
 """Names that some file system can't have, hides, folds or obeys. All differ."""
+
+
+class Killed(BaseException):
+    """The process is killed here."""
+
+
+@contextmanager
+def killed_after(steps: int, functions: Iterable[str], monkeypatch: pytest.MonkeyPatch) -> Generator[None, None, None]:
+    """Inside, the functions of `os` with these names can be called so many times together; then they raise Killed."""
+    steps_left = steps
+
+    def mortal(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal steps_left
+            if steps_left == 0:
+                raise Killed
+            steps_left -= 1
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in filter(lambda name: hasattr(os, name), functions):
+            patch.setattr(os, name, mortal(getattr(os, name)))
+        yield

@@ -36,7 +36,7 @@ from shared.errors import (
 from shared.files import disk
 from shared.protocol.wire import FileInfo
 
-from .support import NAMES, begin, digest_of, get, listed, names_in, put
+from .support import NAMES, Killed, begin, digest_of, get, killed_after, listed, names_in, put
 
 
 async def _opened(path: Path) -> DirectoryStore:
@@ -727,21 +727,7 @@ async def test_a_commit_syncs_in_this_order(
 async def test_a_kill_after_any_step_of_a_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, overwrite: bool
 ) -> None:
-    class Killed(BaseException):
-        pass
-
-    steps_left = 0
-
-    def mortal(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal steps_left
-            if steps_left == 0:
-                raise Killed
-            steps_left -= 1
-            return function(*args, **kwargs)
-
-        return call
-
+    functions = ["utime", "fsync", "lstat", "replace", "link", "unlink", "open", "rename", "mkdir", "rmdir"]
     outcomes: list[bytes | None] = []
     for steps in range(60):
         folder = Folder(str(tmp_path / str(steps)))
@@ -757,27 +743,13 @@ async def test_a_kill_after_any_step_of_a_commit(
         folder.open()
         part = UploadFile(folder.uploads, upload._part.spec)
         assert part.open()
-        steps_left = steps
-        with monkeypatch.context() as patch:
-            for function in (
-                "utime",
-                "fsync",
-                "lstat",
-                "replace",
-                "link",
-                "unlink",
-                "open",
-                "rename",
-                "mkdir",
-                "rmdir",
-            ):
-                patch.setattr(os, function, mortal(getattr(os, function)))
-            try:
+        try:
+            with killed_after(steps, functions, monkeypatch):
                 part.seal()
                 folder.publish(part, overwrite=overwrite)
                 survived = True
-            except Killed:
-                survived = False
+        except Killed:
+            survived = False
         part.content.close()
         folder.close()
 

@@ -5,7 +5,7 @@ import errno
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from server.stores.directory.store import DirectoryStore
 from shared.errors import StorageFull, StorageUnavailable, TransferError
 from shared.files import disk
 
-from .support import digest_of, get, listed, put
+from .support import Killed, digest_of, get, killed_after, listed, put
 
 HAS_ATTRIBUTES = hasattr(os, "setxattr")
 
@@ -144,21 +144,6 @@ async def test_puts_that_come_while_the_disk_is_busy_share_their_syncs(
 
 
 def test_a_kill_after_any_step_of_puts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attaches: bool) -> None:
-    class Killed(BaseException):
-        pass
-
-    steps_left = 0
-
-    def mortal(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal steps_left
-            if steps_left == 0:
-                raise Killed
-            steps_left -= 1
-            return function(*args, **kwargs)
-
-        return call
-
     names, replaced = ["a", "new/b", "../c", "x" * 1000], ["a", "../c"]
     functions = ["open", "utime", "setxattr", "fsync", "lstat", "replace", "unlink", "mkdir", "rmdir", "pwritev"]
     new = 0
@@ -167,15 +152,12 @@ def test_a_kill_after_any_step_of_puts(tmp_path: Path, monkeypatch: pytest.Monke
         folder = Folder(str(path))
         folder.open()
         folder.puts.put([(name, b"old") for name in replaced])
-        steps_left = steps
-        with monkeypatch.context() as patch:
-            for function in filter(lambda name: hasattr(os, name), functions):
-                patch.setattr(os, function, mortal(getattr(os, function)))
-            try:
+        try:
+            with killed_after(steps, functions, monkeypatch):
                 outcomes = folder.puts.put([(name, b"new content") for name in names])
                 survived = list(outcomes) == [(None, None)] * len(names)
-            except Killed:
-                survived = False
+        except Killed:
+            survived = False
         folder.close()
 
         folder.open()
